@@ -1,0 +1,1 @@
+//! Backends: what runs or plays a plan.

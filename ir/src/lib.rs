@@ -1,0 +1,7 @@
+//! The intermediate representation of lxpod.
+#![forbid(unsafe_code)]
+
+mod dtype;
+pub mod ops;
+
+pub use dtype::DType;

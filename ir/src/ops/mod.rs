@@ -1,0 +1,5 @@
+//! The operators.
+
+mod activate;
+
+pub use activate::Activation;

@@ -1,0 +1,2 @@
+//! Passes of the lxpod compiler.
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! The `lxpod` command.
+
+fn main() {}
