@@ -1,0 +1,341 @@
+//! The graph: nodes, values, and the one door to petgraph.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+
+use petgraph::Direction;
+use petgraph::stable_graph::{NodeIndex, StableDiGraph};
+use petgraph::visit::EdgeRef;
+use smallvec::SmallVec;
+
+use crate::ops::{Cost, Infer, Op};
+use crate::rows::Spaces;
+use crate::types::{TensorType, Types};
+
+/// Names a node of one graph. Ordered by age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(u32);
+
+impl NodeId {
+    /// A dense index, smaller than [`Graph::bound`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    fn petgraph(self) -> NodeIndex {
+        NodeIndex::new(self.index())
+    }
+}
+
+impl From<NodeIndex> for NodeId {
+    fn from(index: NodeIndex) -> Self {
+        NodeId(index.index() as u32)
+    }
+}
+
+/// One output of one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Value {
+    /// The node that computes it.
+    pub node: NodeId,
+    /// Which of the node's outputs.
+    pub output: u16,
+}
+
+/// A node: what it computes, of which types, for which part of the model, where.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// What it computes.
+    pub op: Op,
+    /// The types of its outputs.
+    pub types: Types,
+    /// The module of the model it belongs to, such as `lxmert.encoder.layer.0.output`.
+    pub scope: Arc<str>,
+    /// The pipeline stage it runs on; given by partition.
+    pub stage: Option<u32>,
+}
+
+/// A value that leaves the graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// The name the runtime returns it by, unique in the graph.
+    pub name: String,
+    /// The value.
+    pub value: Value,
+}
+
+/// A use of a value: operand `input` of `node`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct User {
+    /// The using node.
+    pub node: NodeId,
+    /// Which of its operands.
+    pub input: u16,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    output: u16,
+    input: u16,
+}
+
+/// A dataflow graph of one model at one set of capacities.
+#[derive(Clone, Debug, Default)]
+pub struct Graph {
+    /// The graph's name.
+    pub name: String,
+    /// The row spaces its types refer to.
+    pub spaces: Spaces,
+    dag: StableDiGraph<Node, Slot>,
+    outputs: Vec<Output>,
+}
+
+impl Graph {
+    /// An empty graph.
+    pub fn new(name: &str, spaces: Spaces) -> Self {
+        Graph {
+            name: name.to_owned(),
+            spaces,
+            ..Graph::default()
+        }
+    }
+
+    /// Adds a node whose output types follow from its operands; `declared` gives the types of a
+    /// leaf and the dtypes of other outputs, and may be empty.
+    ///
+    /// # Errors
+    /// The op's type rule rejects the operands.
+    pub fn add(
+        &mut self,
+        op: Op,
+        inputs: &[Value],
+        declared: &[TensorType],
+        scope: &Arc<str>,
+    ) -> Result<NodeId, String> {
+        let operands: Vec<TensorType> =
+            inputs.iter().map(|&value| self.ty(value).clone()).collect();
+        let cx = Infer {
+            inputs: &operands,
+            declared,
+            spaces: &self.spaces,
+        };
+        let types = op
+            .infer(&cx)
+            .map_err(|error| format!("{}: {error}", op.name()))?;
+        Ok(self.insert(
+            Node {
+                op,
+                types,
+                scope: scope.clone(),
+                stage: None,
+            },
+            inputs,
+        ))
+    }
+
+    /// Adds a node as it is, without asking its type rule; the verifier will.
+    pub(crate) fn insert(&mut self, node: Node, inputs: &[Value]) -> NodeId {
+        let id = self.dag.add_node(node);
+        for (input, value) in inputs.iter().enumerate() {
+            let slot = Slot {
+                output: value.output,
+                input: input as u16,
+            };
+            self.dag.add_edge(value.node.petgraph(), id, slot);
+        }
+        id.into()
+    }
+
+    /// The node named by `id`, which must be in the graph.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.dag[id.petgraph()]
+    }
+
+    pub(crate) fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        &mut self.dag[id.petgraph()]
+    }
+
+    /// Whether the graph has the node.
+    pub fn contains(&self, id: NodeId) -> bool {
+        self.dag.contains_node(id.petgraph())
+    }
+
+    /// The number of nodes.
+    pub fn len(&self) -> usize {
+        self.dag.node_count()
+    }
+
+    /// Whether there are no nodes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// One more than the largest node index.
+    pub fn bound(&self) -> usize {
+        self.dag
+            .node_indices()
+            .next_back()
+            .map_or(0, |id| id.index() + 1)
+    }
+
+    /// Every node, by age.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.dag.node_indices().map(NodeId::from)
+    }
+
+    /// The type of a value.
+    pub fn ty(&self, value: Value) -> &TensorType {
+        &self.node(value.node).types[usize::from(value.output)]
+    }
+
+    /// The first output of a node.
+    pub fn value(&self, node: NodeId) -> Value {
+        Value { node, output: 0 }
+    }
+
+    /// The operands of a node, in order.
+    pub fn inputs(&self, id: NodeId) -> SmallVec<[Value; 4]> {
+        let mut slots: SmallVec<[(u16, Value); 4]> = self
+            .dag
+            .edges_directed(id.petgraph(), Direction::Incoming)
+            .map(|edge| {
+                let slot = edge.weight();
+                (
+                    slot.input,
+                    Value {
+                        node: edge.source().into(),
+                        output: slot.output,
+                    },
+                )
+            })
+            .collect();
+        slots.sort_unstable_by_key(|&(input, _)| input);
+        slots.into_iter().map(|(_, value)| value).collect()
+    }
+
+    /// The uses of a value by nodes, in order of age.
+    pub fn users(&self, value: Value) -> SmallVec<[User; 4]> {
+        let mut users: SmallVec<[User; 4]> = self
+            .dag
+            .edges_directed(value.node.petgraph(), Direction::Outgoing)
+            .filter(|edge| edge.weight().output == value.output)
+            .map(|edge| User {
+                node: edge.target().into(),
+                input: edge.weight().input,
+            })
+            .collect();
+        users.sort_unstable();
+        users
+    }
+
+    /// Whether nothing but `user` uses the value: neither another node nor an output of the graph.
+    pub fn is_only_user(&self, value: Value, user: NodeId) -> bool {
+        self.users(value).iter().all(|other| other.node == user) && !self.is_output(value)
+    }
+
+    /// The values that leave the graph.
+    pub fn outputs(&self) -> &[Output] {
+        &self.outputs
+    }
+
+    /// Lets a value leave the graph.
+    pub fn add_output(&mut self, name: &str, value: Value) {
+        self.outputs.push(Output {
+            name: name.to_owned(),
+            value,
+        });
+    }
+
+    /// Keeps only the outputs that `keep` accepts.
+    pub fn retain_outputs(&mut self, keep: impl Fn(&Output) -> bool) {
+        self.outputs.retain(keep);
+    }
+
+    /// Whether the value leaves the graph.
+    pub fn is_output(&self, value: Value) -> bool {
+        self.outputs.iter().any(|output| output.value == value)
+    }
+
+    /// The operand types of a node.
+    pub fn input_types(&self, id: NodeId) -> SmallVec<[TensorType; 4]> {
+        self.inputs(id)
+            .iter()
+            .map(|&value| self.ty(value).clone())
+            .collect()
+    }
+
+    /// The work of a node at full capacity.
+    pub fn cost(&self, id: NodeId) -> Cost {
+        let node = self.node(id);
+        let inputs = self.input_types(id);
+        node.op.cost(&Infer {
+            inputs: &inputs,
+            declared: &node.types,
+            spaces: &self.spaces,
+        })
+    }
+
+    /// Every node after the nodes it uses; among the nodes that are ready, the oldest first. Nodes
+    /// on a cycle are missing.
+    pub fn topo(&self) -> Vec<NodeId> {
+        let mut missing: Vec<usize> = vec![0; self.bound()];
+        let mut ready = BinaryHeap::new();
+        for id in self.nodes() {
+            missing[id.index()] = self
+                .dag
+                .edges_directed(id.petgraph(), Direction::Incoming)
+                .count();
+            if missing[id.index()] == 0 {
+                ready.push(Reverse(id));
+            }
+        }
+        let mut order = Vec::with_capacity(self.len());
+        while let Some(Reverse(id)) = ready.pop() {
+            order.push(id);
+            for edge in self.dag.edges_directed(id.petgraph(), Direction::Outgoing) {
+                let user = NodeId::from(edge.target());
+                missing[user.index()] -= 1;
+                if missing[user.index()] == 0 {
+                    ready.push(Reverse(user));
+                }
+            }
+        }
+        order
+    }
+
+    /// Makes every user and output of `old` use `new` instead.
+    pub(crate) fn replace_uses(&mut self, old: Value, new: Value) {
+        for user in self.users(old) {
+            self.set_input(user, new);
+        }
+        for output in &mut self.outputs {
+            if output.value == old {
+                output.value = new;
+            }
+        }
+    }
+
+    /// Makes one operand of one node another value.
+    pub(crate) fn set_input(&mut self, user: User, new: Value) {
+        let edge = self
+            .dag
+            .edges_directed(user.node.petgraph(), Direction::Incoming)
+            .find(|edge| edge.weight().input == user.input)
+            .map(|edge| edge.id());
+        if let Some(edge) = edge {
+            self.dag.remove_edge(edge);
+        }
+        let slot = Slot {
+            output: new.output,
+            input: user.input,
+        };
+        self.dag
+            .add_edge(new.node.petgraph(), user.node.petgraph(), slot);
+    }
+
+    /// Removes a node that nothing uses.
+    pub(crate) fn remove(&mut self, id: NodeId) {
+        self.dag.remove_node(id.petgraph());
+    }
+}

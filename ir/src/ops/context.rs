@@ -1,0 +1,187 @@
+//! What the functions of an op are given.
+
+use super::Operand;
+use crate::rows::{Extents, Layout, SpaceId, Spaces};
+use crate::tensor::Tensor;
+use crate::types::{TensorType, Types};
+use crate::{DType, Shape};
+
+/// Operand types for a type rule or a cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Infer<'a> {
+    /// The operands' types.
+    pub inputs: &'a [TensorType],
+    /// The outputs' types as declared, or none yet.
+    pub declared: &'a [TensorType],
+    /// The graph's row spaces.
+    pub spaces: &'a Spaces,
+}
+
+/// Work of one node at full capacity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Floating-point operations; a multiply-add counts two.
+    pub flops: u64,
+    /// Bytes of operands read.
+    pub read: u64,
+    /// Bytes of outputs written.
+    pub written: u64,
+}
+
+impl<'a> Infer<'a> {
+    /// Operand `index`, which must be a float.
+    pub fn float(&self, index: usize, name: &str) -> Result<&'a TensorType, String> {
+        let ty = &self.inputs[index];
+        if ty.dtype.is_float() {
+            Ok(ty)
+        } else {
+            Err(format!("{name} must be a float, is {}", self.show(ty)))
+        }
+    }
+
+    /// Operand `index`, which must be i32.
+    pub fn integer(&self, index: usize, name: &str) -> Result<&'a TensorType, String> {
+        let ty = &self.inputs[index];
+        if ty.dtype == DType::I32 {
+            Ok(ty)
+        } else {
+            Err(format!("{name} must be i32, is {}", self.show(ty)))
+        }
+    }
+
+    /// Operand `index`, which must be a float parameter-like vector of that length.
+    pub fn vector(&self, index: usize, name: &str, length: usize) -> Result<(), String> {
+        let ty = self.float(index, name)?;
+        if *ty.shape == [length] && ty.rows.is_none() {
+            Ok(())
+        } else {
+            Err(format!(
+                "{name} must be a vector of {length}, is {}",
+                self.show(ty)
+            ))
+        }
+    }
+
+    /// The type of float output `index`: the declared float dtype, else `default`.
+    pub fn output(
+        &self,
+        index: usize,
+        rows: Option<SpaceId>,
+        shape: Shape,
+        default: DType,
+    ) -> TensorType {
+        let declared = self
+            .declared
+            .get(index)
+            .map(|ty| ty.dtype)
+            .filter(|dtype| dtype.is_float());
+        TensorType {
+            dtype: declared.unwrap_or(default),
+            rows,
+            shape,
+        }
+    }
+
+    /// One float output like operand 0.
+    pub fn like_first(&self) -> Result<Types, String> {
+        let first = self.float(0, "operand 0")?;
+        Ok(Types::from_elem(
+            self.output(0, first.rows, first.shape.clone(), first.dtype),
+            1,
+        ))
+    }
+
+    /// Checks that two operands agree in rows and shape.
+    pub fn same(&self, a: usize, b: usize) -> Result<(), String> {
+        let (first, second) = (&self.inputs[a], &self.inputs[b]);
+        if first.rows == second.rows && first.shape == second.shape {
+            Ok(())
+        } else {
+            Err(format!(
+                "operands {} and {} differ in shape",
+                self.show(first),
+                self.show(second)
+            ))
+        }
+    }
+
+    /// A type's text form.
+    pub fn show(&self, ty: &TensorType) -> String {
+        ty.display(self.spaces)
+    }
+
+    /// Each operand read and each declared output written once, and no arithmetic.
+    pub fn moved(&self) -> Cost {
+        let bytes = |types: &[TensorType]| types.iter().map(|ty| ty.bytes() as u64).sum();
+        Cost {
+            flops: 0,
+            read: bytes(self.inputs),
+            written: bytes(self.declared),
+        }
+    }
+
+    /// [`Infer::moved`] with `flops` for each element of operand 0.
+    pub fn elementwise(&self, flops: u64) -> Cost {
+        Cost {
+            flops: flops * self.inputs[0].shape.elements() as u64,
+            ..self.moved()
+        }
+    }
+
+    /// How many segments the space has, and how many rows each has at most.
+    pub fn segments(&self, space: SpaceId) -> Result<(SpaceId, usize, usize), String> {
+        match self.spaces.get(space).layout {
+            Layout::Entities => Ok((space, self.spaces.get(space).capacity, 1)),
+            Layout::Segments { owner, longest } => {
+                Ok((owner, self.spaces.get(owner).capacity, longest))
+            }
+            Layout::Union(_) => Err(format!(
+                "row space `{}` has no segments",
+                self.spaces.get(space).name
+            )),
+        }
+    }
+}
+
+/// Operand values for reference semantics.
+#[derive(Clone, Copy, Debug)]
+pub struct Eval<'a, S> {
+    /// The operands' values at their run-time extents.
+    pub inputs: &'a [&'a Tensor<S>],
+    /// The operands' types.
+    pub types: &'a [TensorType],
+    /// The outputs' types.
+    pub outputs: &'a [TensorType],
+    /// The run-time extents of the row spaces.
+    pub extents: &'a Extents,
+    /// The graph's row spaces.
+    pub spaces: &'a Spaces,
+}
+
+impl<S> Eval<'_, S> {
+    /// The run-time shape of output `index`.
+    pub fn shape(&self, index: usize) -> Shape {
+        let ty = &self.outputs[index];
+        match ty.rows {
+            Some(space) => ty.shape.with_rows(self.extents.rows(space)),
+            None => ty.shape.clone(),
+        }
+    }
+}
+
+/// Checks the number of operands.
+pub(super) fn check_arity(operands: &[Operand], given: usize) -> Result<(), String> {
+    let least = operands
+        .iter()
+        .filter(|operand| !matches!(operand, Operand::Optional(_)))
+        .count();
+    let variadic = matches!(operands.last(), Some(Operand::Variadic(_)));
+    if given >= least && (variadic || given <= operands.len()) {
+        return Ok(());
+    }
+    let names: Vec<&str> = operands.iter().map(|operand| operand.name()).collect();
+    Err(format!(
+        "takes operands ({}), got {given}",
+        names.join(", ")
+    ))
+}

@@ -1,0 +1,82 @@
+//! `linear`: y = act(x · Wᵀ + b).
+
+use serde::{Deserialize, Serialize};
+
+use super::{Activation, Cost, Eval, Infer, OpDef, Operand, RowUse};
+use crate::tensor::{Scalar, Tensor};
+use crate::types::Types;
+
+/// y[r, n] = act(Σₖ x[r, k] · W[n, k] + b[n]); W is stored \[out, in\] as in `torch.nn.Linear`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Linear {
+    /// Applied to the sum before the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activation: Option<Activation>,
+}
+
+impl OpDef for Linear {
+    const NAME: &'static str = "linear";
+
+    fn operands(&self) -> &'static [Operand] {
+        &[
+            Operand::Required("x"),
+            Operand::Required("weight"),
+            Operand::Optional("bias"),
+        ]
+    }
+
+    fn infer(&self, cx: &Infer<'_>) -> Result<Types, String> {
+        let (x, weight) = (cx.float(0, "x")?, cx.float(1, "weight")?);
+        let &[outputs, inner] = &*weight.shape else {
+            return Err(format!("weight must be a matrix, is {}", cx.show(weight)));
+        };
+        if x.shape.len() != 2 || x.shape[1] != inner {
+            return Err(format!(
+                "inner dimensions of {} and {} differ",
+                cx.show(x),
+                cx.show(weight)
+            ));
+        }
+        if cx.inputs.len() > 2 {
+            cx.vector(2, "bias", outputs)?;
+        }
+        Ok(Types::from_elem(
+            cx.output(0, x.rows, x.shape.with_axis(1, outputs), x.dtype),
+            1,
+        ))
+    }
+
+    fn cost(&self, cx: &Infer<'_>) -> Cost {
+        let macs = cx.inputs[0].shape.rows() * cx.inputs[1].shape.elements();
+        Cost {
+            flops: 2 * macs as u64,
+            ..cx.moved()
+        }
+    }
+
+    fn row_use(&self) -> RowUse {
+        RowUse::Local
+    }
+
+    fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {
+        let (x, weight) = (cx.inputs[0], cx.inputs[1]);
+        let mut values = Vec::with_capacity(cx.shape(0).elements());
+        for row in 0..x.shape.rows() {
+            for output in 0..weight.shape.rows() {
+                let mut sum = S::from_f64(0.0);
+                for (&a, &b) in x.row(row).iter().zip(weight.row(output)) {
+                    sum += a * b;
+                }
+                if let Some(bias) = cx.inputs.get(2) {
+                    sum += bias.reals()[output];
+                }
+                values.push(
+                    self.activation
+                        .map_or(sum, |activation| activation.apply(sum)),
+                );
+            }
+        }
+        Ok(vec![Tensor::real(cx.shape(0), values)])
+    }
+}

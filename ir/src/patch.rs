@@ -1,0 +1,242 @@
+//! Patches: checked edits. Passes read the graph and write patches; only applying one changes it.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::graph::{Node, User};
+use crate::ops::{Infer, Op};
+use crate::{Graph, NodeId, SpaceId, TensorType, Types, Value};
+
+/// A value as a patch sees it: one of the graph's, or one of the patch's own new nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    /// A value of the graph.
+    Old(Value),
+    /// An output of a node that the patch adds.
+    New(usize, u16),
+}
+
+impl From<Value> for Wire {
+    fn from(value: Value) -> Self {
+        Wire::Old(value)
+    }
+}
+
+#[derive(Debug)]
+struct NewNode {
+    node: Node,
+    inputs: SmallVec<[Wire; 4]>,
+}
+
+/// A change to a graph that keeps the types of everything it does not touch.
+#[derive(Debug, Default)]
+pub struct Patch {
+    nodes: Vec<NewNode>,
+    replaced: Vec<(Value, Wire)>,
+    rewired: Vec<(User, Wire)>,
+    retyped: Vec<(Value, TensorType)>,
+    placed: Vec<(NodeId, u32)>,
+    removed: Vec<NodeId>,
+    unions: Vec<Vec<SpaceId>>,
+}
+
+impl Patch {
+    /// A patch that changes nothing.
+    pub fn new() -> Self {
+        Patch::default()
+    }
+
+    /// Whether the patch changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.replaced.is_empty()
+            && self.rewired.is_empty()
+            && self.retyped.is_empty()
+            && self.placed.is_empty()
+            && self.removed.is_empty()
+    }
+
+    /// Adds a node in the scope and on the stage of `like`, and returns its first output.
+    ///
+    /// # Errors
+    /// The op's type rule rejects the operands.
+    pub fn add(
+        &mut self,
+        graph: &Graph,
+        like: NodeId,
+        op: impl Into<Op>,
+        inputs: &[Wire],
+    ) -> Result<Wire, String> {
+        self.add_typed(graph, like, op, inputs, &[])
+    }
+
+    /// [`Patch::add`] with declared output types.
+    ///
+    /// # Errors
+    /// The op's type rule rejects the operands.
+    pub fn add_typed(
+        &mut self,
+        graph: &Graph,
+        like: NodeId,
+        op: impl Into<Op>,
+        inputs: &[Wire],
+        declared: &[TensorType],
+    ) -> Result<Wire, String> {
+        let op = op.into();
+        let operands: Vec<TensorType> = inputs
+            .iter()
+            .map(|&wire| self.ty(graph, wire).clone())
+            .collect();
+        let mut spaces = graph.spaces.clone();
+        self.unions.iter().for_each(|parts| {
+            spaces.union(parts);
+        });
+        let cx = Infer {
+            inputs: &operands,
+            declared,
+            spaces: &spaces,
+        };
+        let types = op
+            .infer(&cx)
+            .map_err(|error| format!("{}: {error}", op.name()))?;
+        let Node {
+            op: _,
+            types: _,
+            scope,
+            stage,
+        } = graph.node(like);
+        let node = Node {
+            op,
+            types,
+            scope: Arc::clone(scope),
+            stage: *stage,
+        };
+        self.nodes.push(NewNode {
+            node,
+            inputs: SmallVec::from_slice(inputs),
+        });
+        Ok(Wire::New(self.nodes.len() - 1, 0))
+    }
+
+    /// Places the node of a new value on another stage than the one it was made like.
+    pub fn set_stage(&mut self, wire: Wire, stage: u32) {
+        if let Wire::New(index, _) = wire {
+            self.nodes[index].node.stage = Some(stage);
+        }
+    }
+
+    /// Declares the union of row spaces, for a `concat` to come.
+    pub fn declare_union(&mut self, parts: &[SpaceId]) {
+        self.unions.push(parts.to_vec());
+    }
+
+    /// The type a wire has, or will have once the patch is applied.
+    pub fn ty<'a>(&'a self, graph: &'a Graph, wire: Wire) -> &'a TensorType {
+        match wire {
+            Wire::Old(value) => graph.ty(value),
+            Wire::New(index, output) => &self.nodes[index].node.types[usize::from(output)],
+        }
+    }
+
+    /// Makes every user of `old` use `new`, which must have the same type.
+    pub fn replace(&mut self, old: Value, new: impl Into<Wire>) {
+        self.replaced.push((old, new.into()));
+    }
+
+    /// Makes one operand of one node another value of the same type.
+    pub fn rewire(&mut self, user: User, new: impl Into<Wire>) {
+        self.rewired.push((user, new.into()));
+    }
+
+    /// Stores a value otherwise: as another float dtype.
+    pub fn retype(&mut self, value: Value, ty: TensorType) {
+        self.retyped.push((value, ty));
+    }
+
+    /// Puts a node on a stage.
+    pub fn place(&mut self, node: NodeId, stage: u32) {
+        self.placed.push((node, stage));
+    }
+
+    /// Removes a node that nothing uses.
+    pub fn remove(&mut self, node: NodeId) {
+        self.removed.push(node);
+    }
+
+    /// Changes the graph.
+    ///
+    /// # Errors
+    /// A replacement has another type than what it replaces, or a removed node is still used. The
+    /// graph is then unchanged, except that unions may have been declared.
+    pub fn apply(self, graph: &mut Graph) -> Result<(), String> {
+        self.unions.iter().for_each(|parts| {
+            graph.spaces.union(parts);
+        });
+        self.check(graph)?;
+        let mut added: Vec<NodeId> = Vec::with_capacity(self.nodes.len());
+        let resolve = |added: &[NodeId], wire: Wire| match wire {
+            Wire::Old(value) => value,
+            Wire::New(index, output) => Value {
+                node: added[index],
+                output,
+            },
+        };
+        for NewNode { node, inputs } in self.nodes {
+            let inputs: Vec<Value> = inputs.iter().map(|&wire| resolve(&added, wire)).collect();
+            added.push(graph.insert(node, &inputs));
+        }
+        for (user, wire) in self.rewired {
+            graph.set_input(user, resolve(&added, wire));
+        }
+        for (old, wire) in self.replaced {
+            graph.replace_uses(old, resolve(&added, wire));
+        }
+        for (value, ty) in self.retyped {
+            graph.node_mut(value.node).types[usize::from(value.output)] = ty;
+        }
+        for (node, stage) in self.placed {
+            graph.node_mut(node).stage = Some(stage);
+        }
+        for node in self.removed {
+            graph.remove(node);
+        }
+        Ok(())
+    }
+
+    fn check(&self, graph: &Graph) -> Result<(), String> {
+        let rewired = self
+            .rewired
+            .iter()
+            .map(|&(user, wire)| (graph.inputs(user.node)[usize::from(user.input)], wire));
+        for (old, wire) in self.replaced.iter().copied().chain(rewired) {
+            let (before, after) = (graph.ty(old), self.ty(graph, wire));
+            if before != after {
+                return Err(format!(
+                    "a patch replaces {} by {}",
+                    before.display(&graph.spaces),
+                    after.display(&graph.spaces)
+                ));
+            }
+        }
+        let uses = |node: NodeId| {
+            let outputs: &Types = &graph.node(node).types;
+            (0..outputs.len()).map(move |output| Value {
+                node,
+                output: output as u16,
+            })
+        };
+        let gone = |node: &NodeId| self.removed.contains(node);
+        for &node in &self.removed {
+            let used = uses(node).any(|value| {
+                graph.is_output(value) || graph.users(value).iter().any(|user| !gone(&user.node))
+            });
+            if used {
+                return Err(format!(
+                    "a patch removes a `{}` that is still used",
+                    graph.node(node).op.name()
+                ));
+            }
+        }
+        Ok(())
+    }
+}

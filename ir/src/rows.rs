@@ -1,0 +1,230 @@
+//! Row spaces: what axis 0 of an activation counts, with a static capacity and a run-time extent.
+//!
+//! The memory plan and the simulator use capacities; the backends compute extents. Rows of all
+//! entities lie end to end, so that a batch with short texts needs no padding and the graph needs
+//! no symbolic dimension.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+/// Names a [`RowSpace`] of one graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SpaceId(u16);
+
+impl SpaceId {
+    /// The position in the graph's table of spaces.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// What the rows of a space are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Layout {
+    /// One row per entity, such as a sample, a distinct question, a distinct image.
+    Entities,
+    /// The rows of each entity of `owner` end to end, at most `longest` rows each.
+    Segments {
+        /// The space whose entities own the segments.
+        owner: SpaceId,
+        /// The most rows one segment can have.
+        longest: usize,
+    },
+    /// The rows of several spaces end to end, in this order.
+    Union(Vec<SpaceId>),
+}
+
+/// A named meaning of axis 0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowSpace {
+    /// The name in text forms, unique in its graph.
+    pub name: String,
+    /// The most rows there can be.
+    pub capacity: usize,
+    /// What the rows are.
+    pub layout: Layout,
+}
+
+/// The row spaces of a graph.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spaces(Vec<RowSpace>);
+
+impl Spaces {
+    /// Declares a space of `capacity` entities, or finds the one of that name.
+    pub fn entities(&mut self, name: &str, capacity: usize) -> SpaceId {
+        self.declare(RowSpace {
+            name: name.to_owned(),
+            capacity,
+            layout: Layout::Entities,
+        })
+    }
+
+    /// Declares a space of segments of at most `longest` rows, one for each entity of `owner`, or
+    /// finds the one of that name.
+    pub fn segments(&mut self, name: &str, owner: SpaceId, longest: usize) -> SpaceId {
+        let capacity = self.get(owner).capacity * longest;
+        let layout = Layout::Segments { owner, longest };
+        self.declare(RowSpace {
+            name: name.to_owned(),
+            capacity,
+            layout,
+        })
+    }
+
+    /// Declares the union of `parts`, or finds it. Its name joins theirs with `+`.
+    pub fn union(&mut self, parts: &[SpaceId]) -> SpaceId {
+        if let Some(found) = self.find_union(parts) {
+            return found;
+        }
+        let names: Vec<&str> = parts
+            .iter()
+            .map(|&part| self.get(part).name.as_str())
+            .collect();
+        let capacity = parts.iter().map(|&part| self.get(part).capacity).sum();
+        self.declare(RowSpace {
+            name: names.join("+"),
+            capacity,
+            layout: Layout::Union(parts.to_vec()),
+        })
+    }
+
+    /// Adds a space, or finds the one of its name.
+    pub fn declare(&mut self, space: RowSpace) -> SpaceId {
+        self.find(&space.name).unwrap_or_else(|| {
+            let id = u16::try_from(self.0.len()).expect("fewer than 65,536 row spaces");
+            self.0.push(space);
+            SpaceId(id)
+        })
+    }
+
+    /// The space of that name.
+    pub fn find(&self, name: &str) -> Option<SpaceId> {
+        self.iter()
+            .find(|(_, space)| space.name == name)
+            .map(|(id, _)| id)
+    }
+
+    /// The union of exactly these parts, if declared.
+    pub fn find_union(&self, parts: &[SpaceId]) -> Option<SpaceId> {
+        self.iter()
+            .find(|(_, space)| matches!(&space.layout, Layout::Union(own) if own == parts))
+            .map(|(id, _)| id)
+    }
+
+    /// The space named by `id`, which must come from this table.
+    pub fn get(&self, id: SpaceId) -> &RowSpace {
+        &self.0[id.index()]
+    }
+
+    /// Whether `id` names a space of this table.
+    pub fn contains(&self, id: SpaceId) -> bool {
+        id.index() < self.0.len()
+    }
+
+    /// All spaces in order of declaration.
+    pub fn iter(&self) -> impl Iterator<Item = (SpaceId, &RowSpace)> {
+        self.0
+            .iter()
+            .enumerate()
+            .map(|(index, space)| (SpaceId(index as u16), space))
+    }
+
+    /// The entities whose segments the rows of `id` are; an entity space owns itself, a union has
+    /// no single owner.
+    pub fn owner(&self, id: SpaceId) -> Option<SpaceId> {
+        match self.get(id).layout {
+            Layout::Entities => Some(id),
+            Layout::Segments { owner, .. } => Some(owner),
+            Layout::Union(_) => None,
+        }
+    }
+
+    /// The most rows of one segment of `id`.
+    pub fn longest(&self, id: SpaceId) -> usize {
+        match self.get(id).layout {
+            Layout::Entities => 1,
+            Layout::Segments { longest, .. } => longest,
+            Layout::Union(_) => self.get(id).capacity,
+        }
+    }
+}
+
+/// How many rows each space has in one run, and where its segments lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extents {
+    /// Per space, the first row of each segment, then the number of rows.
+    bounds: Vec<Vec<u32>>,
+}
+
+impl Extents {
+    /// Every space full: each entity present, each segment as long as it can be.
+    pub fn full(spaces: &Spaces) -> Self {
+        Self::new(spaces, |_, space| space.capacity, |_, _, longest| longest)
+            .expect("full extents fit their capacities")
+    }
+
+    /// Extents from the number of entities of each entity space and the length of each segment
+    /// `(space, entity, longest) -> rows`.
+    ///
+    /// # Errors
+    /// Names the space whose capacity is exceeded.
+    pub fn new(
+        spaces: &Spaces,
+        entities: impl Fn(SpaceId, &RowSpace) -> usize,
+        length: impl Fn(SpaceId, usize, usize) -> usize,
+    ) -> Result<Self, String> {
+        let mut bounds: Vec<Vec<u32>> = Vec::new();
+        for (id, space) in spaces.iter() {
+            let lengths: Vec<usize> = match &space.layout {
+                Layout::Entities => vec![1; entities(id, space)],
+                Layout::Segments { owner, longest } => (0..bounds[owner.index()].len() - 1)
+                    .map(|entity| length(id, entity, *longest))
+                    .collect(),
+                Layout::Union(parts) => parts
+                    .iter()
+                    .map(|part| total(&bounds[part.index()]))
+                    .collect(),
+            };
+            if lengths.iter().any(|&rows| rows > spaces.longest(id))
+                || lengths.iter().sum::<usize>() > space.capacity
+            {
+                return Err(format!(
+                    "row space `{}` holds at most {} rows, {} in one segment; got {}, at most {}",
+                    space.name,
+                    space.capacity,
+                    spaces.longest(id),
+                    lengths.iter().sum::<usize>(),
+                    lengths.iter().max().unwrap_or(&0),
+                ));
+            }
+            let mut first = vec![0u32];
+            first.extend(lengths.iter().scan(0u32, |sum, &rows| {
+                *sum += rows as u32;
+                Some(*sum)
+            }));
+            bounds.push(first);
+        }
+        Ok(Extents { bounds })
+    }
+
+    /// Rows of `space` in this run.
+    pub fn rows(&self, space: SpaceId) -> usize {
+        total(&self.bounds[space.index()])
+    }
+
+    /// Segments of `space` in this run; a union's segments are its parts.
+    pub fn segments(&self, space: SpaceId) -> usize {
+        self.bounds[space.index()].len() - 1
+    }
+
+    /// The rows of one segment.
+    pub fn segment(&self, space: SpaceId, segment: usize) -> Range<usize> {
+        let bounds = &self.bounds[space.index()];
+        bounds[segment] as usize..bounds[segment + 1] as usize
+    }
+}
+
+fn total(bounds: &[u32]) -> usize {
+    bounds.last().map_or(0, |&rows| rows as usize)
+}
