@@ -1,2 +1,4 @@
 //! Passes of the lxpod compiler.
 #![forbid(unsafe_code)]
+
+pub mod solve;
