@@ -13,13 +13,11 @@ pub struct Target {
     pub machine: Machine,
     /// The number of tiles.
     pub tiles: usize,
-    /// How many tiles share one host link.
-    pub tiles_per_host_link: usize,
     /// Each tile.
     pub tile: Tile,
     /// The links between tiles.
     pub link: Link,
-    /// The link to the host.
+    /// The link between a tile and the host.
     pub host: Host,
 }
 
@@ -67,7 +65,7 @@ pub struct Link {
     pub latency_seconds: f64,
 }
 
-/// A link between the host and the tiles that share it.
+/// A link between the host and one tile.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Host {
