@@ -117,11 +117,6 @@ impl Target {
     fn check(&self) -> Result<(), String> {
         let rates = [
             ("tiles", self.tiles as u64, 1 << 16),
-            (
-                "tiles_per_host_link",
-                self.tiles_per_host_link as u64,
-                1 << 16,
-            ),
             ("tile.cores", self.tile.cores, 1 << 24),
             ("tile.core_memory", self.tile.core_memory, 1 << 40),
             ("tile.clock_hz", self.tile.clock_hz, 1 << 40),
@@ -163,14 +158,9 @@ impl Target {
         latency + cycles(bytes, self.tile.clock_hz, self.link.bytes_per_second)
     }
 
-    /// Cycles to move that many bytes between the host and one tile, its link shared evenly.
+    /// Cycles to move that many bytes between the host and one tile that has its link alone.
     pub fn host_cycles(&self, bytes: u64) -> u64 {
-        let sharing = self.tiles_per_host_link.min(self.tiles) as u64;
-        cycles(
-            bytes.saturating_mul(sharing),
-            self.tile.clock_hz,
-            self.host.bytes_per_second,
-        )
+        cycles(bytes, self.tile.clock_hz, self.host.bytes_per_second)
     }
 }
 
