@@ -2,4 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cost;
+pub mod partition;
+pub mod plan;
+pub mod schedule;
 pub mod solve;
