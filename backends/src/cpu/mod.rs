@@ -1,0 +1,3 @@
+//! The fast CPU backend; the only home of SIMD.
+
+pub mod kernels;
