@@ -4,7 +4,7 @@
 //! it names, which loses nothing, since a view takes no time and only the viewed bytes cross a cut.
 //! Leaves, and values that only pick rows of inputs, are no atoms: each stage that reads one gets
 //! its own copy. The engine in [`crate::solve::partition`] then finds the split with the smallest
-//! bottleneck, and a `transfer` is put on every value that crosses a cut, once per receiving stage.
+//! bottleneck. A value that crosses cuts is passed on by a `transfer` from each stage to the next.
 
 use std::collections::BTreeMap;
 
@@ -271,20 +271,20 @@ impl SourceCopies {
         wire
     }
 
-    fn transfer(
-        &mut self,
-        graph: &Graph,
-        patch: &mut Patch,
-        value: Value,
-        from: u32,
-        to: u32,
-    ) -> Wire {
-        *self.wires.entry((value, to)).or_insert_with(|| {
-            let wire = patch
-                .add(graph, value.node, Transfer { to }, &[Wire::Old(value)])
-                .expect("any value can be transferred");
-            patch.set_stage(wire, from);
-            wire
-        })
+    /// The value in the memory of stage `to`, passed on from stage to stage.
+    fn transfer(&mut self, graph: &Graph, patch: &mut Patch, value: Value, from: u32, to: u32) -> Wire {
+        if from == to {
+            return Wire::Old(value);
+        }
+        if let Some(&wire) = self.wires.get(&(value, to)) {
+            return wire;
+        }
+        let before = self.transfer(graph, patch, value, from, to - 1);
+        let wire = patch
+            .add(graph, value.node, Transfer { to }, &[before])
+            .expect("any value can be transferred");
+        patch.set_stage(wire, to - 1);
+        self.wires.insert((value, to), wire);
+        wire
     }
 }

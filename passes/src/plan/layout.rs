@@ -10,8 +10,8 @@ const ALIGNMENT: u64 = 64;
 /// What a core's share of a buffer is rounded up to: one 64-bit load.
 const GRAIN: u64 = 8;
 
-/// Gives each buffer its offset and the program its ledger. Weights, host buffers and receive
-/// slots, which live for the whole program, lie one behind the other; activations share a region.
+/// Gives each buffer its offset and the program its ledger. Weights, host buffers and received
+/// values, which live for the whole program, lie one behind the other; activations share a region.
 ///
 /// # Errors
 /// The tile's memory is too small; names the stage, the largest category and by how much.
@@ -29,17 +29,13 @@ pub(super) fn lay_out(
             .filter(|buffer| buffer.category == category)
         {
             buffer.offset = end;
-            buffer.pitch = buffer.bytes.next_multiple_of(ALIGNMENT);
-            end += buffer.pitch * buffer.slots;
+            end += buffer.bytes.next_multiple_of(ALIGNMENT);
         }
     }
     let activations = pack_activations(buffers, end);
     let held = |category| {
-        buffers
-            .iter()
-            .filter(|b| b.category == category)
-            .map(Buffer::held)
-            .sum()
+        let members = buffers.iter().filter(|buffer| buffer.category == category);
+        members.map(|buffer| buffer.bytes).sum::<u64>()
     };
     let mut memory = Memory {
         weights: held(Category::Weights),
@@ -75,10 +71,10 @@ fn pack_activations(buffers: &mut [Buffer], base: u64) -> u64 {
             align: ALIGNMENT,
         })
         .collect();
-    let assignment = offsets::assign(&problem, &offsets::Limits::default());
+    let assignment = offsets::assign(&problem, &offsets::Limits::default())
+        .expect("lifetimes are not empty and sizes fit the address space");
     for (buffer, &offset) in packed.iter_mut().zip(&assignment.offsets) {
         buffer.offset = base + offset;
-        buffer.pitch = buffer.bytes.next_multiple_of(ALIGNMENT);
     }
     assignment.peak
 }
@@ -106,9 +102,7 @@ fn core_max(buffers: &[Buffer], memory: &Memory, target: &Target) -> u64 {
     let resident = buffers
         .iter()
         .filter(|buffer| buffer.category != Category::Activations);
-    let resident: u64 = resident
-        .map(|buffer| share(buffer.bytes) * buffer.slots)
-        .sum();
+    let resident: u64 = resident.map(|buffer| share(buffer.bytes)).sum();
     resident + share(memory.activations) + share(memory.code) + share(memory.reserved)
 }
 

@@ -99,14 +99,11 @@ pub(super) fn is_send(graph: &Graph, id: NodeId) -> bool {
 fn new_buffer(graph: &Graph, value: Value, program: &mut Program) -> Place {
     let node = graph.node(value.node);
     let ty = graph.ty(value);
-    let (category, slots) = match &node.op {
-        Op::Param(_) | Op::Constant(_) => (Category::Weights, 1),
-        Op::Input(_) => (Category::HostIo, 1),
-        Op::Transfer(transfer) => {
-            let distance = transfer.to - node.stage.expect("a placed graph");
-            (Category::Transfer, u64::from(distance))
-        }
-        _ => (Category::Activations, 1),
+    let category = match &node.op {
+        Op::Param(_) | Op::Constant(_) => Category::Weights,
+        Op::Input(_) => Category::HostIo,
+        Op::Transfer(_) => Category::Transfer,
+        _ => Category::Activations,
     };
     program.buffers.push(Buffer {
         node: value.node.index(),
@@ -114,8 +111,6 @@ fn new_buffer(graph: &Graph, value: Value, program: &mut Program) -> Place {
         category,
         offset: 0,
         bytes: ty.bytes() as u64,
-        pitch: 0,
-        slots,
         birth: 0,
         death: 0,
     });
@@ -183,7 +178,7 @@ fn steps(
     order.iter().map(step).collect()
 }
 
-/// Sets when each buffer is born and dies. Parameters, host buffers and receive slots live for the
+/// Sets when each buffer is born and dies. Parameters, host buffers and received values live for the
 /// whole program; so does what is sent, since sends come last.
 fn set_lifetimes(graph: &Graph, program: &mut Program) {
     let Program {

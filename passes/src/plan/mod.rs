@@ -65,7 +65,7 @@ pub enum Category {
     Weights,
     /// Values the host writes, and values it reads.
     HostIo,
-    /// Values received from other tiles, one slot per micro-batch in flight.
+    /// Values received from the stage before.
     Transfer,
     /// Everything else computed by a step.
     Activations,
@@ -153,23 +153,12 @@ pub struct Buffer {
     pub category: Category,
     /// First byte in the tile's memory.
     pub offset: u64,
-    /// Bytes of one slot at full capacity, unpadded.
+    /// Bytes at full capacity, unpadded.
     pub bytes: u64,
-    /// Bytes from one slot to the next.
-    pub pitch: u64,
-    /// Micro-batches held at once: micro-batch m lies in slot m modulo this.
-    pub slots: u64,
     /// The step that first writes it.
     pub birth: u32,
     /// One past the last step that reads it.
     pub death: u32,
-}
-
-impl Buffer {
-    /// Bytes of all slots, unpadded.
-    pub fn held(&self) -> u64 {
-        self.bytes * self.slots
-    }
 }
 
 /// Bytes of one tile.
@@ -185,7 +174,7 @@ pub struct Memory {
     pub activations: u64,
     /// Activations kept for the backward pass.
     pub stash: u64,
-    /// Receive slots.
+    /// Values received from the stage before.
     pub transfer: u64,
     /// Host buffers.
     pub host_io: u64,
