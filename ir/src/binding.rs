@@ -264,14 +264,17 @@ fn build(call: &str, numbers: &[&str], mut parts: Vec<Binding>) -> Result<Bindin
         ("concat", [], 1..) => Ok(Binding::Concat(parts)),
         ("rows", [start, end], 1) => {
             let bound = |text: &str| text.parse::<usize>().map_err(|error| error.to_string());
-            Ok(Binding::Rows(
-                bound(start)?,
-                bound(end)?,
-                Box::new(parts.remove(0)),
-            ))
+            let (start, end) = (bound(start)?, bound(end)?);
+            if start > end {
+                return Err(format!("rows {start}..{end} end before they start"));
+            }
+            Ok(Binding::Rows(start, end, Box::new(parts.remove(0))))
         }
         ("scale", [factor], 1) => {
             let factor = factor.parse::<f32>().map_err(|error| error.to_string())?;
+            if !crate::ops::Scale::is_exact(factor) {
+                return Err(format!("{factor} is not a power of two"));
+            }
             Ok(Binding::Scale(factor, Box::new(parts.remove(0))))
         }
         _ => Err(wrong()),

@@ -187,7 +187,7 @@ impl Attention {
 mod tests {
     use super::*;
     use crate::rows::{Extents, Spaces};
-    use crate::{DType, Shape};
+    use crate::{DType, Shape, TensorType};
 
     #[test]
     fn a_segment_of_masked_keys_attends_uniformly() {
