@@ -249,7 +249,15 @@ impl Extents {
         let mut bounds: Vec<Vec<u32>> = Vec::new();
         for (id, space) in spaces.iter() {
             let lengths: Vec<usize> = match &space.layout {
-                Layout::Entities => vec![1; entities(id, space)],
+                Layout::Entities => match entities(id, space) {
+                    count if count <= space.capacity => vec![1; count],
+                    count => {
+                        return Err(format!(
+                            "row space `{}` holds at most {} rows; got {count}",
+                            space.name, space.capacity
+                        ));
+                    }
+                },
                 Layout::Segments { owner, longest } => (0..bounds[owner.index()].len() - 1)
                     .map(|entity| length(id, entity, *longest))
                     .collect(),
@@ -258,15 +266,14 @@ impl Extents {
                     .map(|part| total(&bounds[part.index()]))
                     .collect(),
             };
-            if lengths.iter().any(|&rows| rows > spaces.longest(id))
-                || lengths.iter().sum::<usize>() > space.capacity
-            {
+            let rows = lengths.iter().copied().fold(0, usize::saturating_add);
+            if lengths.iter().any(|&rows| rows > spaces.longest(id)) || rows > space.capacity {
                 return Err(format!(
                     "row space `{}` holds at most {} rows, {} in one segment; got {}, at most {}",
                     space.name,
                     space.capacity,
                     spaces.longest(id),
-                    lengths.iter().sum::<usize>(),
+                    rows,
                     lengths.iter().max().unwrap_or(&0),
                 ));
             }
