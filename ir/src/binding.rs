@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::Shape;
 
 /// An expression over checkpoint tensors. Its text form is a call, such as
-/// `concat(a.weight, scale(0.5, b.weight))`.
+/// `concat(a.weight, scale(0.5, b.weight))`; an odd name stands in quotes, as a JSON string.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Binding {
@@ -151,7 +151,8 @@ pub struct Piece<'a> {
 impl fmt::Display for Binding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Binding::Tensor(name) => f.write_str(name),
+            Binding::Tensor(name) if is_plain(name) => f.write_str(name),
+            Binding::Tensor(name) => write!(f, "{}", serde_json::Value::from(name.as_str())),
             Binding::Concat(parts) => {
                 f.write_str("concat(")?;
                 for (index, part) in parts.iter().enumerate() {
@@ -200,6 +201,11 @@ fn parse(text: &str, depth: usize) -> Result<(Binding, &str), String> {
     if depth > MAX_DEPTH {
         return Err(format!("binding nested deeper than {MAX_DEPTH}"));
     }
+    let text = text.trim_start();
+    if text.starts_with('"') {
+        let (name, length) = quoted(text)?;
+        return Ok((Binding::Tensor(name), &text[length..]));
+    }
     let (word, rest) = token(text)?;
     let Some(mut rest) = rest.trim_start().strip_prefix('(') else {
         return Ok((Binding::Tensor(word.to_owned()), rest));
@@ -231,6 +237,22 @@ fn parse(text: &str, depth: usize) -> Result<(Binding, &str), String> {
             .strip_prefix(',')
             .ok_or_else(|| format!("expected `,` or `)` before `{rest}`"))?;
     }
+}
+
+/// The name in quotes at the start of `text`, and how many bytes it takes.
+fn quoted(text: &str) -> Result<(String, usize), String> {
+    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<String>();
+    match stream.next() {
+        Some(Ok(name)) => Ok((name, stream.byte_offset())),
+        _ => Err(format!("expected a name in quotes before `{text}`")),
+    }
+}
+
+/// Whether a tensor's name stands in a binding without quotes.
+fn is_plain(name: &str) -> bool {
+    let special =
+        |c: char| matches!(c, '(' | ')' | ',' | '"') || c.is_whitespace() || c.is_control();
+    !name.is_empty() && !name.contains(special)
 }
 
 /// Whether the operand at `position` of `call` is a number rather than a binding.

@@ -13,7 +13,8 @@ use crate::ops::{Cost, Infer, Op};
 use crate::rows::Spaces;
 use crate::types::{TensorType, Types};
 
-/// Names a node of one graph. Ordered by age.
+/// Names a node of one graph. Ordered by age, as long as none was removed: a later node may take
+/// the place of a removed one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(u32);
 
@@ -230,6 +231,14 @@ impl Graph {
             .collect();
         numbers.sort_unstable();
         numbers
+    }
+
+    /// The nodes that use outputs of a node, one for each use.
+    pub(crate) fn successors(&self, id: NodeId) -> impl Iterator<Item = NodeId> + '_ {
+        let users = self
+            .dag
+            .neighbors_directed(id.petgraph(), Direction::Outgoing);
+        users.map(NodeId::from)
     }
 
     /// The uses of a value by nodes, in order of age.

@@ -63,7 +63,7 @@ pub fn verify(graph: &Graph) -> Result<(), VerifyErrors> {
     let mut verifier = Verifier {
         graph,
         placed: graph.nodes().any(|id| graph.node(id).stage.is_some()),
-        sorted: graph.topo().into_iter().collect(),
+        circular: circular(graph),
         inputs: BTreeSet::new(),
         errors: Vec::new(),
     };
@@ -79,12 +79,33 @@ pub fn verify(graph: &Graph) -> Result<(), VerifyErrors> {
     }
 }
 
+/// The nodes on cycles, or on a way from one cycle to another.
+fn circular(graph: &Graph) -> BTreeSet<NodeId> {
+    let sorted: BTreeSet<NodeId> = graph.topo().into_iter().collect();
+    let mut left: BTreeSet<NodeId> = graph.nodes().filter(|id| !sorted.contains(id)).collect();
+    let ends = |left: &BTreeSet<NodeId>, id: NodeId| {
+        !graph.successors(id).any(|user| left.contains(&user))
+    };
+    let mut ended: Vec<NodeId> = left.iter().copied().filter(|&id| ends(&left, id)).collect();
+    while let Some(id) = ended.pop() {
+        left.remove(&id);
+        let operands = graph.inputs(id);
+        ended.extend(
+            operands
+                .iter()
+                .map(|value| value.node)
+                .filter(|&id| left.contains(&id) && ends(&left, id)),
+        );
+    }
+    left
+}
+
 struct Verifier<'a> {
     graph: &'a Graph,
     /// Whether any node has a stage.
     placed: bool,
-    /// The nodes that do not depend on themselves.
-    sorted: BTreeSet<NodeId>,
+    /// The nodes that depend on themselves.
+    circular: BTreeSet<NodeId>,
     /// The names of inputs seen so far, by stage.
     inputs: BTreeSet<(&'a str, Option<u32>)>,
     errors: Vec<VerifyError>,
@@ -136,7 +157,7 @@ impl<'a> Verifier<'a> {
     }
 
     fn node(&mut self, id: NodeId) {
-        if !self.sorted.contains(&id) {
+        if self.circular.contains(&id) {
             self.report(id, "depends on itself");
         }
         self.types(id);
