@@ -42,6 +42,7 @@ mod rows;
 mod shape;
 mod target;
 mod tensor;
+pub mod text;
 mod types;
 mod verify;
 
@@ -51,7 +52,7 @@ pub use dtype::DType;
 pub use graph::{Graph, Node, NodeId, Output, User, Value};
 pub use interpret::interpret;
 pub use patch::{Patch, Wire};
-pub use rows::{Extents, Layout, RowSpace, SpaceId, Spaces};
+pub use rows::{Extents, Layout, MAX_ROWS, RowSpace, SpaceId, Spaces};
 pub use shape::Shape;
 pub use target::{Host, Link, Machine, Target, Tile};
 pub use tensor::{Data, Scalar, Tensor};
