@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use lxpod_ir::DType;
 use lxpod_ir::ops::Activation;
 
 use super::math::activation;
@@ -85,24 +86,58 @@ fn call(kernels: &Kernels, x: View<'_>, op: Op<'_>, out: ViewMut<'_>, rows: Rang
 /// The shapes were checked.
 #[inline(always)]
 pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
+    let b = match args.op {
+        Op::Add(b) => b.dtype(),
+        Op::Copy | Op::Scale(_) | Op::Activate(_) => args.x.dtype(),
+    };
+    // SAFETY: the caller's contract.
+    unsafe {
+        match (args.x.dtype(), b, args.out.dtype()) {
+            (DType::F16, DType::F16, DType::F16) => rows(s, args, Some(DType::F16)),
+            (DType::F32, DType::F32, DType::F32) => rows(s, args, Some(DType::F32)),
+            _ => rows(s, args, None),
+        }
+    }
+}
+
+/// All rows; `known` is the dtype of all operands, where it is one.
+///
+/// # Safety
+/// As [`run`].
+#[inline(always)]
+unsafe fn rows<S: Simd>(s: S, args: Args<'_>, known: Option<DType>) {
     let cols = args.x.cols();
     for r in args.rows.clone() {
-        let (x, out) = (args.x.row(r), args.out.row(r));
+        let x = args.x.row(r).known(known);
+        let out = args.out.row(r).known(known);
+        let b = match args.op {
+            Op::Add(b) => b.row(r).known(known),
+            Op::Copy | Op::Scale(_) | Op::Activate(_) => x,
+        };
         let mut c = 0;
-        while c < cols {
-            let n = cols - c;
-            // SAFETY: the rows exist and have `n` columns from `c` on.
-            unsafe {
-                let x = x.load_up_to(s, c, n);
-                let y = match args.op {
-                    Op::Copy => x,
-                    Op::Add(b) => s.add(x, b.row(r).load_up_to(s, c, n)),
-                    Op::Scale(factor) => s.mul(x, s.splat(factor)),
-                    Op::Activate(act) => activation(s, act, x),
-                };
+        // SAFETY: the rows exist, and have as many columns from `c` on as are read and written.
+        unsafe {
+            while c + LANES <= cols {
+                let y = apply(s, args.op, x.load(s, c), b.load(s, c));
+                out.store(s, c, LANES, y);
+                c += LANES;
+            }
+            if c < cols {
+                let n = cols - c;
+                let y = apply(s, args.op, x.load_part(s, c, n), b.load_part(s, c, n));
                 out.store(s, c, n, y);
             }
-            c += LANES;
         }
+    }
+}
+
+/// The operation on eight elements, `b` being those of the second operand if there is one.
+#[inline(always)]
+fn apply<S: Simd>(s: S, op: Op<'_>, x: S::V, b: S::V) -> S::V {
+    match op {
+        Op::Copy => x,
+        Op::Add(_) => s.add(x, b),
+        Op::Scale(factor) => s.mul(x, s.splat(factor)),
+        Op::Activate(act) => activation(s, act, x),
     }
 }

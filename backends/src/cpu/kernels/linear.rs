@@ -22,8 +22,8 @@ pub const ROW_BLOCK: usize = 96;
 /// Inputs multiplied at a time, so that one panel's share stays in the first-level cache while the rows pass.
 const DEPTH: usize = 768;
 
-/// The most panels taken at once, and the most rows for which more than one is.
-const WIDEST: (usize, usize) = (4, 7);
+/// Values for the sums of one row and four panels, or two and two: the most that few rows have at once.
+const FEW_ROWS: usize = 4 * PANEL;
 
 /// A linear layer and its input.
 #[derive(Clone, Copy)]
@@ -41,7 +41,7 @@ pub struct Linear<'a> {
 /// f32 values of scratch that [`linear`] needs for up to `m` rows of up to `k` inputs.
 pub fn linear_scratch(m: usize, k: usize) -> usize {
     let rows = m.min(ROW_BLOCK);
-    packed_len(rows, k) + (rows * PANEL).max(WIDEST.0 * WIDEST.1 * PANEL)
+    packed_len(rows, k) + (rows * PANEL).max(FEW_ROWS)
 }
 
 /// Values for `rows` packed rows, up to the next cache line.
@@ -167,7 +167,11 @@ unsafe fn row_block<S: Simd, W: Weights>(s: S, args: &mut Args<'_>, rows: Range<
         packed,
         sums,
     };
-    let step = group(tiles.smallest());
+    let step = if tiles.count() == 1 {
+        group(rows.len())
+    } else {
+        1
+    };
     let mut p = args.panels.start;
     while p < args.panels.end {
         let count = step.min(args.panels.end - p);
@@ -195,7 +199,7 @@ impl Block<'_> {
             let depth = if count > 1 { k } else { DEPTH.min(k - start) };
             let w = w.wrapping_add(start * PANEL * W::SIZE);
             let bytes = depth * PANEL * W::SIZE;
-            let blocks = self.tiles.count() * (depth / BLOCK);
+            let blocks = self.tiles.count() * depth.div_ceil(BLOCK);
             let last = start + depth == k;
             let mut feed = if last && !more {
                 Feed::none()

@@ -22,8 +22,6 @@ mod norm;
 mod pack;
 mod scratch;
 mod simd;
-#[cfg(test)]
-mod testing;
 mod view;
 
 pub use attention::{Attention, attention_head, attention_scratch};

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use lxpod_ir::DType;
+
 use super::simd::{LANES, Simd, sum_lanes};
 use super::view::Row;
 use super::{Kernels, View, ViewMut};
@@ -74,27 +76,49 @@ pub(super) struct Args<'a> {
 /// The shapes were checked.
 #[inline(always)]
 pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
+    let residual = args.residual.map_or(args.x.dtype(), View::dtype);
+    // SAFETY: the caller's contract.
+    unsafe {
+        match (args.x.dtype(), residual, args.out.dtype()) {
+            (DType::F16, DType::F16, DType::F16) => rows(s, args, Some(DType::F16)),
+            (DType::F32, DType::F32, DType::F32) => rows(s, args, Some(DType::F32)),
+            _ => rows(s, args, None),
+        }
+    }
+}
+
+/// All rows; `known` is the dtype of all operands, where it is one.
+///
+/// # Safety
+/// As [`run`].
+#[inline(always)]
+unsafe fn rows<S: Simd>(s: S, args: Args<'_>, known: Option<DType>) {
     let cols = args.x.cols();
     let (gamma, beta) = (Row::of(args.norm.gamma), Row::of(args.norm.beta));
     for r in args.rows.clone() {
-        let z = Sum {
-            x: args.x.row(r),
-            residual: args.residual.map(|v| v.row(r)),
-            cols,
-        };
+        let x = args.x.row(r).known(known);
+        let residual = args.residual.map(|v| v.row(r).known(known));
+        let z = Sum { x, residual, cols };
+        let out = args.out.row(r).known(known);
         // SAFETY: the row, and as many gains and biases as columns, exist.
         unsafe {
             let mean = z.total::<S, false>(s, s.splat(0.0)) / cols as f32;
             let variance = z.total::<S, true>(s, s.splat(mean)) / cols as f32;
-            let factor = s.splat(1.0 / (variance + args.norm.eps).sqrt());
-            let out = args.out.row(r);
+            let (mean, factor) = (
+                s.splat(mean),
+                s.splat(1.0 / (variance + args.norm.eps).sqrt()),
+            );
             let mut c = 0;
-            while c < cols {
-                let n = cols - c;
-                let y = s.mul(s.sub(z.load(s, c), s.splat(mean)), factor);
-                let y = s.fma(y, gamma.load_up_to(s, c, n), beta.load_up_to(s, c, n));
-                out.store(s, c, n, y);
+            while c + LANES <= cols {
+                let y = s.mul(s.sub(z.load(s, c), mean), factor);
+                out.store(s, c, LANES, s.fma(y, gamma.load(s, c), beta.load(s, c)));
                 c += LANES;
+            }
+            if c < cols {
+                let n = cols - c;
+                let y = s.mul(s.sub(z.load_part(s, c), mean), factor);
+                let y = s.fma(y, gamma.load_part(s, c, n), beta.load_part(s, c, n));
+                out.store(s, c, n, y);
             }
         }
     }
@@ -109,18 +133,34 @@ struct Sum {
 }
 
 impl Sum {
-    /// Up to eight columns from `c` on, then zeros.
+    /// The eight columns from `c` on.
     ///
     /// # Safety
-    /// The row exists and `c` is less than its columns.
+    /// The row has them.
     #[inline(always)]
     unsafe fn load<S: Simd>(self, s: S, c: usize) -> S::V {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let x = self.x.load(s, c);
+            match self.residual {
+                Some(residual) => s.add(x, residual.load(s, c)),
+                None => x,
+            }
+        }
+    }
+
+    /// The fewer than eight columns from `c` on, then zeros.
+    ///
+    /// # Safety
+    /// The row has column `c`.
+    #[inline(always)]
+    unsafe fn load_part<S: Simd>(self, s: S, c: usize) -> S::V {
         let n = self.cols - c;
         // SAFETY: the caller's contract.
         unsafe {
-            let x = self.x.load_up_to(s, c, n);
+            let x = self.x.load_part(s, c, n);
             match self.residual {
-                Some(residual) => s.add(x, residual.load_up_to(s, c, n)),
+                Some(residual) => s.add(x, residual.load_part(s, c, n)),
                 None => x,
             }
         }
@@ -143,18 +183,22 @@ impl Sum {
             c += LANES * CHAINS;
         }
         let mut i = 0;
-        while c < self.cols {
+        while c + LANES <= self.cols {
+            // SAFETY: the columns exist.
+            acc[i] = term::<S, SQUARED>(s, unsafe { self.load(s, c) }, mean, acc[i]);
+            i += 1;
+            c += LANES;
+        }
+        if c < self.cols {
             // SAFETY: column c exists.
-            let mut z = unsafe { self.load(s, c) };
-            if SQUARED && self.cols - c < LANES {
+            let mut z = unsafe { self.load_part(s, c) };
+            if SQUARED {
                 // Columns that do not exist count as the mean, so that they add nothing.
                 let mut lanes = s.unpack(z);
                 lanes[self.cols - c..].fill(s.unpack(mean)[0]);
                 z = s.pack(lanes);
             }
             acc[i] = term::<S, SQUARED>(s, z, mean, acc[i]);
-            i += 1;
-            c += LANES;
         }
         sum_lanes(s, s.add(s.add(acc[0], acc[2]), s.add(acc[1], acc[3])))
     }

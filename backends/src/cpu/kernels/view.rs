@@ -381,6 +381,16 @@ impl Row {
         }
     }
 
+    /// The same row, with the dtype it has as a constant for the compiler.
+    #[inline(always)]
+    pub(super) fn known(self, dtype: Option<DType>) -> Self {
+        debug_assert!(dtype.is_none_or(|d| d == self.dtype));
+        Row {
+            dtype: dtype.unwrap_or(self.dtype),
+            ..self
+        }
+    }
+
     /// The eight elements from column `c` on, widened.
     ///
     /// # Safety
@@ -443,6 +453,16 @@ pub(super) struct RowMut {
 }
 
 impl RowMut {
+    /// The same row, with the dtype it has as a constant for the compiler.
+    #[inline(always)]
+    pub(super) fn known(self, dtype: Option<DType>) -> Self {
+        debug_assert!(dtype.is_none_or(|d| d == self.dtype));
+        RowMut {
+            dtype: dtype.unwrap_or(self.dtype),
+            ..self
+        }
+    }
+
     /// Rounds `v` and stores its first min(n, 8) lanes from column `c` on.
     ///
     /// # Safety

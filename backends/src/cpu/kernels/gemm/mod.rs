@@ -44,12 +44,6 @@ impl Tiles {
             self.base + usize::from(i < self.larger),
         )
     }
-
-    /// Rows of the smallest tile.
-    #[inline(always)]
-    pub(super) fn smallest(self) -> usize {
-        self.base
-    }
 }
 
 #[cfg(test)]
@@ -65,7 +59,7 @@ mod tests {
                 for i in 0..tiles.count() {
                     let (first, n) = tiles.tile(i);
                     assert_eq!(first, next);
-                    assert!(n <= most && n >= tiles.smallest() && n <= tiles.smallest() + 1);
+                    assert!(n <= most && n >= tiles.base && n <= tiles.base + 1);
                     next += n;
                 }
                 assert_eq!(next, rows);

@@ -153,7 +153,7 @@ impl Tile {
 pub(in super::super) const fn group(rows: usize) -> usize {
     match rows {
         0 | 1 => 4,
-        2 | 3 => 2,
+        2 => 2,
         _ => 1,
     }
 }
@@ -183,7 +183,6 @@ pub(in super::super) unsafe fn multiply<S: Simd, W: Weights, A: Lhs>(
             match (rows, at_once) {
                 (1, 4) => tile::<S, W, A, 1, 4>(s, t, feed),
                 (2, 2) => tile::<S, W, A, 2, 2>(s, t, feed),
-                (3, 2) => tile::<S, W, A, 3, 2>(s, t, feed),
                 (1, _) => tile::<S, W, A, 1, 1>(s, t, feed),
                 (2, _) => tile::<S, W, A, 2, 1>(s, t, feed),
                 (3, _) => tile::<S, W, A, 3, 1>(s, t, feed),
@@ -219,28 +218,22 @@ unsafe fn tile<S: Simd, W: Weights, A: Lhs, const R: usize, const P: usize>(
     }
     let (step, row) = A::strides::<R>(t.a_row);
     let (mut a, mut w) = (t.a, t.w);
-    for _ in 0..t.depth / BLOCK {
+    let mut left = t.depth;
+    while left > 0 {
         if P > 1 {
-            for p in 0..P {
-                for line in 0..BLOCK * PANEL * W::SIZE / LINE_BYTES {
-                    s.prefetch(w.wrapping_add(p * t.w_panel + AHEAD + line * LINE_BYTES));
-                }
-            }
+            ahead::<S, W, P>(s, w, t.w_panel);
         } else {
             feed.advance(s);
         }
-        for _ in 0..BLOCK {
+        // A length unknown to the compiler keeps it from unrolling this loop, which makes it run out of registers.
+        let steps = left.min(BLOCK);
+        for _ in 0..steps {
             // SAFETY: the caller's contract; this is one of `depth` steps.
             unsafe { accumulate::<S, W, R, P>(s, &mut acc, (a, row), (w, t.w_panel)) };
             a = a.wrapping_add(step);
             w = w.wrapping_add(PANEL * W::SIZE);
         }
-    }
-    for _ in 0..t.depth % BLOCK {
-        // SAFETY: the caller's contract; this is one of `depth` steps.
-        unsafe { accumulate::<S, W, R, P>(s, &mut acc, (a, row), (w, t.w_panel)) };
-        a = a.wrapping_add(step);
-        w = w.wrapping_add(PANEL * W::SIZE);
+        left -= steps;
     }
     for (p, acc) in acc.iter().enumerate() {
         for (r, [low, high]) in acc.iter().enumerate() {
@@ -250,6 +243,16 @@ unsafe fn tile<S: Simd, W: Weights, A: Lhs, const R: usize, const P: usize>(
                 s.store_f32(c, *low);
                 s.store_f32(c.add(LANES), *high);
             }
+        }
+    }
+}
+
+/// Asks for the values of P panels that the block of steps [`AHEAD`] bytes after `w` needs.
+#[inline(always)]
+fn ahead<S: Simd, W: Weights, const P: usize>(s: S, w: *const u8, panel: usize) {
+    for p in 0..P {
+        for line in 0..BLOCK * PANEL * W::SIZE / LINE_BYTES {
+            s.prefetch(w.wrapping_add(p * panel + AHEAD + line * LINE_BYTES));
         }
     }
 }
