@@ -51,7 +51,10 @@ impl Dag {
     ///
     /// # Errors
     /// [`LatticeError::Range`] or [`LatticeError::Cycle`].
-    pub fn new(len: usize, edges: impl IntoIterator<Item = (usize, usize)>) -> Result<Self, LatticeError> {
+    pub fn new(
+        len: usize,
+        edges: impl IntoIterator<Item = (usize, usize)>,
+    ) -> Result<Self, LatticeError> {
         let mut list = Vec::new();
         for (from, to) in edges {
             if from >= len || to >= len {
@@ -104,8 +107,10 @@ impl Dag {
 
 fn topological(preds: &[Vec<u32>], succs: &[Vec<u32>]) -> Result<Vec<u32>, LatticeError> {
     let mut waiting: Vec<usize> = preds.iter().map(Vec::len).collect();
-    let mut ready: BinaryHeap<Reverse<u32>> =
-        (0..preds.len()).filter(|&v| waiting[v] == 0).map(|v| Reverse(v as u32)).collect();
+    let mut ready: BinaryHeap<Reverse<u32>> = (0..preds.len())
+        .filter(|&v| waiting[v] == 0)
+        .map(|v| Reverse(v as u32))
+        .collect();
     let mut order = Vec::with_capacity(preds.len());
     while let Some(Reverse(v)) = ready.pop() {
         order.push(v);
@@ -139,11 +144,20 @@ impl Arena {
     /// An arena that holds the empty ideal of `dag`.
     pub(super) fn new(dag: &Dag) -> Self {
         let words = dag.len().div_ceil(64).max(1);
-        let free: Vec<u32> =
-            (0..dag.len()).filter(|&v| dag.preds(v).is_empty()).map(|v| v as u32).collect();
+        let free: Vec<u32> = (0..dag.len())
+            .filter(|&v| dag.preds(v).is_empty())
+            .map(|v| v as u32)
+            .collect();
         let mut index = FxHashMap::default();
         index.insert(0, 0);
-        Self { words, bits: vec![0; words], hashes: vec![0], index, free_start: vec![0, free.len()], free }
+        Self {
+            words,
+            bits: vec![0; words],
+            hashes: vec![0],
+            index,
+            free_start: vec![0, free.len()],
+            free,
+        }
     }
 
     /// Number of ideals held.
@@ -182,7 +196,8 @@ impl Arena {
             }
         }
         self.hashes.push(hash);
-        self.bits.extend_from_within(id * self.words..(id + 1) * self.words);
+        self.bits
+            .extend_from_within(id * self.words..(id + 1) * self.words);
         self.bits[fresh * self.words + item as usize / 64] |= 1 << (item % 64);
         self.extend_addable(dag, id, item, fresh);
         (fresh, true)
@@ -196,7 +211,11 @@ impl Arena {
             }
         }
         for &s in dag.succs(item as usize) {
-            if dag.preds(s as usize).iter().all(|&p| self.contains(fresh, p)) {
+            if dag
+                .preds(s as usize)
+                .iter()
+                .all(|&p| self.contains(fresh, p))
+            {
                 self.free.push(s);
             }
         }
@@ -210,7 +229,13 @@ fn differ_by(bits: &[u64], words: usize, id: usize, other: usize, item: u32) -> 
     let a = &bits[id * words..(id + 1) * words];
     let b = &bits[other * words..(other + 1) * words];
     let at = item as usize / 64;
-    a.iter().zip(b).enumerate().all(|(w, (x, y))| if w == at { x | 1 << (item % 64) == *y } else { x == y })
+    a.iter().zip(b).enumerate().all(|(w, (x, y))| {
+        if w == at {
+            x | 1 << (item % 64) == *y
+        } else {
+            x == y
+        }
+    })
 }
 
 /// A fixed pseudo-random word per item (the finaliser of SplitMix64, Steele et al., OOPSLA 2014).
@@ -255,7 +280,10 @@ impl Lattice {
             for at in arena.free_start[id]..arena.free_start[id + 1] {
                 let item = arena.free[at];
                 let (ideal, _) = arena.grow(dag, id, item);
-                up.push(Step { item, ideal: ideal as u32 });
+                up.push(Step {
+                    item,
+                    ideal: ideal as u32,
+                });
             }
             if arena.len() > cap {
                 return Err(LatticeError::TooMany { cap });
@@ -263,7 +291,12 @@ impl Lattice {
             id += 1;
         }
         let (down_start, down) = invert(&arena, &up);
-        Ok(Self { arena, up, down_start, down })
+        Ok(Self {
+            arena,
+            up,
+            down_start,
+            down,
+        })
     }
 
     /// The lattice of a total order, whose ideals are its prefixes.
@@ -304,7 +337,9 @@ impl Lattice {
     #[must_use]
     pub fn difference(&self, low: usize, high: usize) -> Vec<u32> {
         let words = self.arena.words as u32;
-        (0..words * 64).filter(|&v| self.contains(high, v) && !self.contains(low, v)).collect()
+        (0..words * 64)
+            .filter(|&v| self.contains(high, v) && !self.contains(low, v))
+            .collect()
     }
 }
 
@@ -321,7 +356,10 @@ fn invert(arena: &Arena, up: &[Step]) -> (Vec<usize>, Vec<Step>) {
     for id in 0..arena.len() {
         for step in &up[arena.free_start[id]..arena.free_start[id + 1]] {
             let at = &mut cursor[step.ideal as usize];
-            down[*at] = Step { item: step.item, ideal: id as u32 };
+            down[*at] = Step {
+                item: step.item,
+                ideal: id as u32,
+            };
             *at += 1;
         }
     }
@@ -352,7 +390,10 @@ mod tests {
             assert!(l.up(id).windows(2).all(|w| w[0].item < w[1].item));
             for s in l.up(id) {
                 assert!(s.ideal as usize > id && !l.contains(id, s.item));
-                assert!(l.down(s.ideal as usize).contains(&Step { item: s.item, ideal: id as u32 }));
+                assert!(l.down(s.ideal as usize).contains(&Step {
+                    item: s.item,
+                    ideal: id as u32
+                }));
                 assert_eq!(l.difference(id, s.ideal as usize), [s.item]);
             }
         }
@@ -362,9 +403,22 @@ mod tests {
     #[test]
     fn errors_are_values() {
         let dag = Dag::new(5, []).unwrap();
-        assert_eq!(Lattice::enumerate(&dag, 31).unwrap_err(), LatticeError::TooMany { cap: 31 });
-        assert_eq!(Dag::new(2, [(0, 1), (1, 0)]).unwrap_err(), LatticeError::Cycle { item: 0 });
-        assert_eq!(Dag::new(2, [(0, 2)]).unwrap_err(), LatticeError::Range { from: 0, to: 2, len: 2 });
+        assert_eq!(
+            Lattice::enumerate(&dag, 31).unwrap_err(),
+            LatticeError::TooMany { cap: 31 }
+        );
+        assert_eq!(
+            Dag::new(2, [(0, 1), (1, 0)]).unwrap_err(),
+            LatticeError::Cycle { item: 0 }
+        );
+        assert_eq!(
+            Dag::new(2, [(0, 2)]).unwrap_err(),
+            LatticeError::Range {
+                from: 0,
+                to: 2,
+                len: 2
+            }
+        );
         assert!(Lattice::chain(&[1, 1]).is_err());
     }
 }

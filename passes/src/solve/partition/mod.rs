@@ -118,7 +118,10 @@ pub struct Limits {
 impl Default for Limits {
     /// 100,000 ideals and 4e9 steps (some tens of seconds).
     fn default() -> Self {
-        Self { ideals: 100_000, steps: 4_000_000_000 }
+        Self {
+            ideals: 100_000,
+            steps: 4_000_000_000,
+        }
     }
 }
 
@@ -184,7 +187,10 @@ pub struct Evaluation {
 pub fn evaluate(problem: &Problem, device_of: &[usize]) -> Evaluation {
     let devices = problem.devices;
     assert_eq!(device_of.len(), problem.items.len(), "one device per item");
-    let mut eval = Evaluation { loads: vec![0; devices], memory: vec![0; devices] };
+    let mut eval = Evaluation {
+        loads: vec![0; devices],
+        memory: vec![0; devices],
+    };
     let mut workspace = vec![0; devices];
     let mut stash = vec![0; devices];
     let mut used = vec![false; devices];
@@ -197,16 +203,24 @@ pub fn evaluate(problem: &Problem, device_of: &[usize]) -> Evaluation {
     for value in &problem.values {
         let home = value.producer.map(|p| device_of[p]);
         let reads = |d: usize| value.users.iter().any(|&u| device_of[u] == d);
-        for d in 0..devices {
+        for (d, (load, stash)) in eval.loads.iter_mut().zip(&mut stash).enumerate() {
             let enters = home != Some(d) && reads(d);
             let leaves = home == Some(d) && value.users.iter().any(|&u| device_of[u] != d);
-            eval.loads[d] += if enters || leaves { value.cost } else { 0 };
-            stash[d] += if home == Some(d) || reads(d) { value.stash } else { 0 };
+            *load += if enters || leaves { value.cost } else { 0 };
+            *stash += if home == Some(d) || reads(d) {
+                value.stash
+            } else {
+                0
+            };
         }
     }
     for block in &problem.shared {
         for (d, memory) in eval.memory.iter_mut().enumerate() {
-            *memory += if block.users.iter().any(|&u| device_of[u] == d) { block.bytes } else { 0 };
+            *memory += if block.users.iter().any(|&u| device_of[u] == d) {
+                block.bytes
+            } else {
+                0
+            };
         }
     }
     for d in 0..devices {
@@ -224,7 +238,10 @@ pub fn solve(problem: &Problem, limits: &Limits) -> Result<Solution, PartitionEr
     let (model, dag) = Model::new(problem)?;
     let mut steps = limits.steps;
     let mut best = None;
-    let chains = chain_orders(&dag).iter().map(|o| Lattice::chain(o)).collect::<Result<Vec<_>, _>>()?;
+    let chains = chain_orders(&dag)
+        .iter()
+        .map(|o| Lattice::chain(o))
+        .collect::<Result<Vec<_>, _>>()?;
     for chain in &chains {
         best = Search::new(&model, chain).minimise(best, &mut steps).0;
     }
@@ -232,8 +249,12 @@ pub fn solve(problem: &Problem, limits: &Limits) -> Result<Solution, PartitionEr
         Ok(lattice) => lattice,
         Err(LatticeError::TooMany { .. }) => {
             let best = best.ok_or_else(|| tightest(problem, &model, &chains, &mut steps).0)?;
-            let splits = chains.iter().map(|c| Search::new(&model, c).refine(best.clone(), &mut steps));
-            let best = splits.min_by_key(|s| evaluate(problem, s).loads.iter().sum::<u64>()).unwrap_or(best);
+            let splits = chains
+                .iter()
+                .map(|c| Search::new(&model, c).refine(best.clone(), &mut steps));
+            let best = splits
+                .min_by_key(|s| evaluate(problem, s).loads.iter().sum::<u64>())
+                .unwrap_or(best);
             return Ok(finish(problem, best, model.trivial_bound(), 0));
         }
         Err(other) => return Err(other.into()),
@@ -243,7 +264,11 @@ pub fn solve(problem: &Problem, limits: &Limits) -> Result<Solution, PartitionEr
     let Some(best) = best else {
         let (error, found) = tightest(problem, &model, std::slice::from_ref(&lattice), &mut steps);
         let proven = verdict == Verdict::Exact && found == Verdict::Exact;
-        return Err(if proven { error } else { tightest(problem, &model, &chains, &mut u64::MAX.clone()).0 });
+        return Err(if proven {
+            error
+        } else {
+            tightest(problem, &model, &chains, &mut u64::MAX.clone()).0
+        });
     };
     let best = search.refine(best, &mut steps);
     Ok(finish(problem, best, bound, lattice.len()))
@@ -264,7 +289,11 @@ fn chain_orders(dag: &Dag) -> Vec<Vec<u32>> {
 }
 
 /// Post-order of a depth-first search along `next`.
-fn depth_first(dag: &Dag, roots: impl Iterator<Item = usize>, next: impl Fn(&Dag, usize) -> &[u32]) -> Vec<u32> {
+fn depth_first(
+    dag: &Dag,
+    roots: impl Iterator<Item = usize>,
+    next: impl Fn(&Dag, usize) -> &[u32],
+) -> Vec<u32> {
     let mut seen = vec![false; dag.len()];
     let mut order = Vec::with_capacity(dag.len());
     for root in roots {
@@ -289,7 +318,12 @@ fn depth_first(dag: &Dag, roots: impl Iterator<Item = usize>, next: impl Fn(&Dag
 }
 
 /// The error for a problem without a split: the smallest memory limit at which there is one on `lattices`.
-fn tightest(problem: &Problem, model: &Model, lattices: &[Lattice], steps: &mut u64) -> (PartitionError, Verdict) {
+fn tightest(
+    problem: &Problem,
+    model: &Model,
+    lattices: &[Lattice],
+    steps: &mut u64,
+) -> (PartitionError, Verdict) {
     let mut needed = u64::MAX;
     let mut verdict = Verdict::Exact;
     for lattice in lattices {
@@ -299,11 +333,27 @@ fn tightest(problem: &Problem, model: &Model, lattices: &[Lattice], steps: &mut 
     }
     let limit = problem.memory_limit.unwrap_or(u64::MAX);
     let proven = lattices.len() == 1 && verdict == Verdict::Exact;
-    (PartitionError::Memory { devices: problem.devices, limit, needed, proven }, verdict)
+    (
+        PartitionError::Memory {
+            devices: problem.devices,
+            limit,
+            needed,
+            proven,
+        },
+        verdict,
+    )
 }
 
 fn finish(problem: &Problem, device_of: Vec<usize>, lower_bound: u64, ideals: usize) -> Solution {
     let Evaluation { loads, memory } = evaluate(problem, &device_of);
     let objective = loads.iter().copied().max().unwrap_or(0);
-    Solution { device_of, objective, lower_bound, optimal: objective == lower_bound, ideals, loads, memory }
+    Solution {
+        device_of,
+        objective,
+        lower_bound,
+        optimal: objective == lower_bound,
+        ideals,
+        loads,
+        memory,
+    }
 }

@@ -53,7 +53,11 @@ pub(super) struct Model {
 
 /// Copies of the stash with `behind` non-empty devices behind.
 pub(super) fn copies(in_flight: &[u64], behind: usize) -> u64 {
-    in_flight.get(behind).or(in_flight.last()).copied().unwrap_or(0)
+    in_flight
+        .get(behind)
+        .or(in_flight.last())
+        .copied()
+        .unwrap_or(0)
 }
 
 impl Model {
@@ -61,13 +65,27 @@ impl Model {
     pub(super) fn new(problem: &Problem) -> Result<(Self, Dag), PartitionError> {
         check(problem)?;
         let ordered = problem.values.iter().filter(|v| !v.feedback);
-        let implied = ordered.flat_map(|v| v.producer.iter().flat_map(|&p| v.users.iter().map(move |&u| (p, u))));
-        let edges = problem.edges.iter().map(|e| (e.from, e.to)).chain(implied).filter(|(a, b)| a != b);
+        let implied = ordered.flat_map(|v| {
+            v.producer
+                .iter()
+                .flat_map(|&p| v.users.iter().map(move |&u| (p, u)))
+        });
+        let edges = problem
+            .edges
+            .iter()
+            .map(|e| (e.from, e.to))
+            .chain(implied)
+            .filter(|(a, b)| a != b);
         let dag = Dag::new(problem.items.len(), edges)?;
         let mut nodes: Vec<Node> = problem
             .items
             .iter()
-            .map(|i| Node { cycles: i.cycles, resident: i.resident, workspace: i.workspace, ..Node::default() })
+            .map(|i| Node {
+                cycles: i.cycles,
+                resident: i.resident,
+                workspace: i.workspace,
+                ..Node::default()
+            })
             .collect();
         let links = links(problem, &dag, &mut nodes);
         for (index, block) in problem.shared.iter().enumerate() {
@@ -127,8 +145,16 @@ impl Model {
             let mut need = needs[step.ideal as usize] + node.cycles;
             for touch in &node.touches {
                 let link = &self.links[touch.value as usize];
-                need += if link.crosses(lattice, id) { link.cost } else { 0 };
-                need -= if link.crosses(lattice, step.ideal as usize) { link.cost } else { 0 };
+                need += if link.crosses(lattice, id) {
+                    link.cost
+                } else {
+                    0
+                };
+                need -= if link.crosses(lattice, step.ideal as usize) {
+                    link.cost
+                } else {
+                    0
+                };
             }
             needs[id] = need;
         }
@@ -140,7 +166,9 @@ impl Link {
     /// Whether some device inside ideal `id` pays for the value, whatever the split inside.
     fn crosses(&self, lattice: &Lattice, id: usize) -> bool {
         match self.producer {
-            Some(p) if lattice.contains(id, p) => self.users.iter().any(|&u| !lattice.contains(id, u)),
+            Some(p) if lattice.contains(id, p) => {
+                self.users.iter().any(|&u| !lattice.contains(id, u))
+            }
             _ => self.users.iter().any(|&u| lattice.contains(id, u)),
         }
     }
@@ -154,27 +182,48 @@ fn distinct(users: &[usize]) -> Vec<u32> {
 }
 
 fn links(problem: &Problem, dag: &Dag, nodes: &mut [Node]) -> Vec<Link> {
-    let behind = problem.values.iter().any(|v| v.feedback).then(|| ancestors(dag));
+    let behind = problem
+        .values
+        .iter()
+        .any(|v| v.feedback)
+        .then(|| ancestors(dag));
     let mut links = Vec::new();
     for value in &problem.values {
         let producer = value.producer.map(|p| p as u32);
-        let users: Vec<u32> = distinct(&value.users).into_iter().filter(|&u| Some(u) != producer).collect();
+        let users: Vec<u32> = distinct(&value.users)
+            .into_iter()
+            .filter(|&u| Some(u) != producer)
+            .collect();
         let flow = match (producer, &behind) {
             (None, _) => Flow::Backward,
             (Some(p), Some(behind)) if value.feedback => {
-                let back = users.iter().all(|&u| behind[p as usize].contains(u as usize));
+                let back = users
+                    .iter()
+                    .all(|&u| behind[p as usize].contains(u as usize));
                 if back { Flow::Backward } else { Flow::Mixed }
             }
             _ => Flow::Forward,
         };
         let index = links.len() as u32;
         if let Some(p) = producer {
-            nodes[p as usize].touches.push(Touch { value: index, produces: true });
+            nodes[p as usize].touches.push(Touch {
+                value: index,
+                produces: true,
+            });
         }
         for &user in &users {
-            nodes[user as usize].touches.push(Touch { value: index, produces: false });
+            nodes[user as usize].touches.push(Touch {
+                value: index,
+                produces: false,
+            });
         }
-        links.push(Link { producer, users, cost: value.cost, stash: value.stash, flow });
+        links.push(Link {
+            producer,
+            users,
+            cost: value.cost,
+            stash: value.stash,
+            flow,
+        });
     }
     links
 }
@@ -199,13 +248,21 @@ fn check(problem: &Problem) -> Result<(), PartitionError> {
         return invalid("devices is 0; at least one is needed".into());
     }
     if len > 1 << 20 || problem.devices > 1 << 16 {
-        return invalid(format!("{len} items on {} devices: at most 2^20 and 2^16", problem.devices));
+        return invalid(format!(
+            "{len} items on {} devices: at most 2^20 and 2^16",
+            problem.devices
+        ));
     }
     let references = problem
         .values
         .iter()
         .map(|v| ("value", &v.users, v.producer))
-        .chain(problem.shared.iter().map(|s| ("shared block", &s.users, None)));
+        .chain(
+            problem
+                .shared
+                .iter()
+                .map(|s| ("shared block", &s.users, None)),
+        );
     for (what, users, producer) in references {
         if let Some(bad) = users.iter().chain(&producer).find(|&&u| u >= len) {
             return invalid(format!("a {what} names item {bad}; there are {len} items"));
@@ -261,7 +318,12 @@ impl<'m> Stage<'m> {
     /// The empty stage.
     pub(super) fn new(model: &'m Model) -> Self {
         let links = model.links.len();
-        Self { model, produced: vec![false; links], users: vec![0; links], holders: vec![0; model.shared.len()] }
+        Self {
+            model,
+            produced: vec![false; links],
+            users: vec![0; links],
+            holders: vec![0; model.shared.len()],
+        }
     }
 
     /// Cycles of `item` alone.
@@ -281,7 +343,11 @@ impl<'m> Stage<'m> {
         }
         for &block in &node.shared {
             let holders = &mut self.holders[block as usize];
-            totals.resident += if *holders == 0 { self.model.shared[block as usize] } else { 0 };
+            totals.resident += if *holders == 0 {
+                self.model.shared[block as usize]
+            } else {
+                0
+            };
             *holders += 1;
         }
     }
@@ -297,7 +363,11 @@ impl<'m> Stage<'m> {
             totals.load -= if inside > 0 { link.cost } else { 0 };
             if inside < all {
                 totals.load += link.cost;
-                totals.committed += if link.flow == Flow::Forward { link.cost } else { 0 };
+                totals.committed += if link.flow == Flow::Forward {
+                    link.cost
+                } else {
+                    0
+                };
             }
             self.produced[index] = true;
             return;
@@ -307,7 +377,11 @@ impl<'m> Stage<'m> {
             totals.load -= if inside + 1 == all { link.cost } else { 0 };
         } else if inside == 0 {
             totals.load += link.cost;
-            totals.committed += if link.flow == Flow::Backward { link.cost } else { 0 };
+            totals.committed += if link.flow == Flow::Backward {
+                link.cost
+            } else {
+                0
+            };
         }
     }
 

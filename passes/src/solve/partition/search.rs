@@ -142,10 +142,18 @@ impl<'m> Search<'m> {
             let left = devices - behind - 1;
             let needs = std::mem::take(&mut self.needs);
             let mut over = u64::MAX;
-            let fence = Fence { bound, memory, copies: self.model.copies(behind as usize) };
+            let fence = Fence {
+                bound,
+                memory,
+                copies: self.model.copies(behind as usize),
+            };
             let pruned = self.walk(high as u32, fence, steps, |ideal, totals| {
                 let at = ideal as usize;
-                let required = if left == 0 { u64::MAX } else { needs[at].div_ceil(u64::from(left)) };
+                let required = if left == 0 {
+                    u64::MAX
+                } else {
+                    needs[at].div_ceil(u64::from(left))
+                };
                 if totals.load > bound {
                     over = over.min(totals.load);
                 } else if required > bound && needs[at] > 0 {
@@ -156,30 +164,47 @@ impl<'m> Search<'m> {
                 }
             });
             self.needs = needs;
-            let Some(pruned) = pruned else { return Test::Spent };
+            let Some(pruned) = pruned else {
+                return Test::Spent;
+            };
             next = next.min(pruned).min(over);
             if used[0] <= devices {
                 break;
             }
         }
-        if used[0] <= devices { Test::Feasible(self.split(|at, _| parent[at])) } else { Test::Infeasible(next) }
+        if used[0] <= devices {
+            Test::Feasible(self.split(|at, _| parent[at]))
+        } else {
+            Test::Infeasible(next)
+        }
     }
 
     /// Among the splits no worse than `best`, the one with the least total load, then the fewest devices.
     pub(super) fn refine(&mut self, best: Vec<usize>, steps: &mut u64) -> Vec<usize> {
         let bound = self.bottleneck(&best);
         let memory = self.model.memory_limit.unwrap_or(u64::MAX);
-        let (full, devices) = (self.lattice.len() - 1, self.model.devices.min(self.model.len()));
+        let (full, devices) = (
+            self.lattice.len() - 1,
+            self.model.devices.min(self.model.len()),
+        );
         let row = devices + 1;
         let mut total = vec![u64::MAX; (full + 1) * row];
         let mut parent = vec![NONE; (full + 1) * row];
         total[full * row] = 0;
         let needs = std::mem::take(&mut self.needs);
         for high in (1..=full).rev() {
-            let from: Vec<(usize, u64)> =
-                (0..devices).map(|c| (c, total[high * row + c])).filter(|(_, t)| *t < u64::MAX).collect();
-            let Some(&(first, _)) = from.first() else { continue };
-            let fence = Fence { bound, memory, copies: self.model.copies(first) };
+            let from: Vec<(usize, u64)> = (0..devices)
+                .map(|c| (c, total[high * row + c]))
+                .filter(|(_, t)| *t < u64::MAX)
+                .collect();
+            let Some(&(first, _)) = from.first() else {
+                continue;
+            };
+            let fence = Fence {
+                bound,
+                memory,
+                copies: self.model.copies(first),
+            };
             let model = self.model;
             let done = self.walk(high as u32, fence, steps, |ideal, totals| {
                 if totals.load > bound {
@@ -201,7 +226,10 @@ impl<'m> Search<'m> {
             }
         }
         self.needs = needs;
-        let Some(count) = (0..row).filter(|&c| total[c] < u64::MAX).min_by_key(|&c| (total[c], c)) else {
+        let Some(count) = (0..row)
+            .filter(|&c| total[c] < u64::MAX)
+            .min_by_key(|&c| (total[c], c))
+        else {
             return best;
         };
         self.split(|at, stage| parent[at * row + count - stage])
@@ -232,7 +260,14 @@ impl<'m> Search<'m> {
         steps: &mut u64,
         mut visit: impl FnMut(u32, &Totals),
     ) -> Option<u64> {
-        let Self { lattice, stage, stamp, clock, stack, .. } = self;
+        let Self {
+            lattice,
+            stage,
+            stamp,
+            clock,
+            stack,
+            ..
+        } = self;
         *clock += 1;
         if *clock == u32::MAX {
             stamp.fill(0);
@@ -240,9 +275,17 @@ impl<'m> Search<'m> {
         }
         let mut cut = u64::MAX;
         let mut totals = Totals::default();
-        stack.push(Frame { ideal: from, cursor: 0, item: NONE, before: totals });
+        stack.push(Frame {
+            ideal: from,
+            cursor: 0,
+            item: NONE,
+            before: totals,
+        });
         while let Some(frame) = stack.last_mut() {
-            let Some(&step) = lattice.down(frame.ideal as usize).get(frame.cursor as usize) else {
+            let Some(&step) = lattice
+                .down(frame.ideal as usize)
+                .get(frame.cursor as usize)
+            else {
                 if frame.item != NONE {
                     stage.remove(frame.item);
                     totals = frame.before;
@@ -261,7 +304,11 @@ impl<'m> Search<'m> {
             }
             *steps = steps.saturating_sub(1);
             if *steps == 0 {
-                stack.iter().rev().filter(|f| f.item != NONE).for_each(|f| stage.remove(f.item));
+                stack
+                    .iter()
+                    .rev()
+                    .filter(|f| f.item != NONE)
+                    .for_each(|f| stage.remove(f.item));
                 stack.clear();
                 return None;
             }
@@ -276,7 +323,12 @@ impl<'m> Search<'m> {
                 continue;
             }
             visit(step.ideal, &totals);
-            stack.push(Frame { ideal: step.ideal, cursor: 0, item: step.item, before });
+            stack.push(Frame {
+                ideal: step.ideal,
+                cursor: 0,
+                item: step.item,
+                before,
+            });
         }
         Some(cut)
     }

@@ -4,11 +4,22 @@ use super::*;
 use proptest::prelude::*;
 
 fn items(cycles: &[u64]) -> Vec<Item> {
-    cycles.iter().map(|&cycles| Item { cycles, ..Item::default() }).collect()
+    cycles
+        .iter()
+        .map(|&cycles| Item {
+            cycles,
+            ..Item::default()
+        })
+        .collect()
 }
 
 fn value(producer: usize, users: &[usize], cost: u64) -> Value {
-    Value { producer: Some(producer), users: users.to_vec(), cost, ..Value::default() }
+    Value {
+        producer: Some(producer),
+        users: users.to_vec(),
+        cost,
+        ..Value::default()
+    }
 }
 
 fn run(problem: &Problem) -> Solution {
@@ -31,11 +42,27 @@ fn costs(p: &Problem, device_of: &[usize]) -> (Vec<u64>, Vec<u64>) {
             load += if here > 0 && outside { v.cost } else { 0 };
             stash += if here > 0 { v.stash } else { 0 };
         }
-        let behind = (d + 1..p.devices).filter(|&e| (0..p.items.len()).any(|i| inside(e, i))).count();
-        let copies = p.in_flight.get(behind).or(p.in_flight.last()).copied().unwrap_or(0);
-        let shared = p.shared.iter().filter(|s| s.users.iter().any(|&u| inside(d, u))).map(|s| s.bytes).sum::<u64>();
+        let behind = (d + 1..p.devices)
+            .filter(|&e| (0..p.items.len()).any(|i| inside(e, i)))
+            .count();
+        let copies = p
+            .in_flight
+            .get(behind)
+            .or(p.in_flight.last())
+            .copied()
+            .unwrap_or(0);
+        let shared = p
+            .shared
+            .iter()
+            .filter(|s| s.users.iter().any(|&u| inside(d, u)))
+            .map(|s| s.bytes)
+            .sum::<u64>();
         let resident: u64 = mine.iter().map(|&i| p.items[i].resident).sum();
-        let workspace = mine.iter().map(|&i| p.items[i].workspace).max().unwrap_or(0);
+        let workspace = mine
+            .iter()
+            .map(|&i| p.items[i].workspace)
+            .max()
+            .unwrap_or(0);
         loads.push(load);
         bytes.push(resident + workspace + shared + stash * copies);
     }
@@ -51,16 +78,22 @@ fn brute(p: &Problem) -> Option<(u64, u64)> {
         let used = device_of.iter().max().map_or(0, |m| m + 1);
         let ordered = p.edges.iter().all(|e| device_of[e.from] <= device_of[e.to])
             && p.values.iter().filter(|v| !v.feedback).all(|v| {
-                v.producer.is_none_or(|a| v.users.iter().all(|&u| device_of[a] <= device_of[u]))
+                v.producer
+                    .is_none_or(|a| v.users.iter().all(|&u| device_of[a] <= device_of[u]))
             });
         if ordered && (0..used).all(|d| device_of.contains(&d)) {
             let (loads, bytes) = costs(p, &device_of);
-            if bytes.iter().all(|&b| b <= p.memory_limit.unwrap_or(u64::MAX)) {
+            if bytes
+                .iter()
+                .all(|&b| b <= p.memory_limit.unwrap_or(u64::MAX))
+            {
                 let key = (loads.iter().copied().max().unwrap_or(0), loads.iter().sum());
                 best = Some(best.map_or(key, |b: (u64, u64)| b.min(key)));
             }
         }
-        let Some(at) = (0..n).find(|&i| device_of[i] + 1 < p.devices) else { return best };
+        let Some(at) = (0..n).find(|&i| device_of[i] + 1 < p.devices) else {
+            return best;
+        };
         device_of[at] += 1;
         device_of[..at].fill(0);
     }
@@ -138,15 +171,24 @@ proptest! {
 
 /// Two chains of `a` and `b` items, then `blocks` pairs of chains of `length` that exchange data at their ends.
 fn two_towers(a: usize, b: usize, blocks: usize, length: usize, devices: usize) -> Problem {
-    let mut p = Problem { devices, ..Problem::default() };
+    let mut p = Problem {
+        devices,
+        ..Problem::default()
+    };
     let mut ends = [None, None];
     let mut seed = 7u64;
     let mut chain = |p: &mut Problem, from: &[usize], length: usize| {
         let mut inputs = from.to_vec();
         for _ in 0..length {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let item = p.items.len();
-            p.items.push(Item { cycles: 1000 + (seed >> 50), resident: seed >> 40, workspace: 0 });
+            p.items.push(Item {
+                cycles: 1000 + (seed >> 50),
+                resident: seed >> 40,
+                workspace: 0,
+            });
             for &i in &inputs {
                 match p.values.iter_mut().find(|v| v.producer == Some(i)) {
                     Some(v) => v.users.push(item),
@@ -175,54 +217,121 @@ fn two_towers_are_split_exactly() {
     let s = run(&p);
     assert!(s.optimal && s.ideals > 3000, "{} ideals", s.ideals);
     assert_eq!(costs(&p, &s.device_of).0, s.loads);
-    let limits = Limits { ideals: 1000, ..Limits::default() };
+    let limits = Limits {
+        ideals: 1000,
+        ..Limits::default()
+    };
     let chain = solve(&p, &limits).unwrap();
     assert!(chain.lower_bound <= s.objective && s.objective <= chain.objective);
 }
 
 #[test]
 fn fewer_items_than_devices_leave_the_last_ones_empty() {
-    let p = Problem { items: items(&[5, 7]), values: vec![value(0, &[1], 1)], devices: 4, ..Problem::default() };
+    let p = Problem {
+        items: items(&[5, 7]),
+        values: vec![value(0, &[1], 1)],
+        devices: 4,
+        ..Problem::default()
+    };
     let s = run(&p);
-    assert_eq!((s.device_of, s.loads, s.objective), (vec![0, 1], vec![6, 8, 0, 0], 8));
+    assert_eq!(
+        (s.device_of, s.loads, s.objective),
+        (vec![0, 1], vec![6, 8, 0, 0], 8)
+    );
 }
 
 #[test]
 fn no_items() {
-    let s = run(&Problem { devices: 3, ..Problem::default() });
+    let s = run(&Problem {
+        devices: 3,
+        ..Problem::default()
+    });
     assert_eq!((s.objective, s.loads, s.optimal), (0, vec![0, 0, 0], true));
 }
 
 #[test]
 fn communication_can_make_one_device_best() {
-    let p = Problem { items: items(&[4, 4]), values: vec![value(0, &[1], 9)], devices: 2, ..Problem::default() };
+    let p = Problem {
+        items: items(&[4, 4]),
+        values: vec![value(0, &[1], 9)],
+        devices: 2,
+        ..Problem::default()
+    };
     assert_eq!(run(&p).device_of, [0, 0]);
 }
 
 #[test]
 fn memory_forces_a_worse_bottleneck() {
-    let mut p = Problem { items: items(&[4, 4, 8]), devices: 2, memory_limit: Some(10), ..Problem::default() };
+    let mut p = Problem {
+        items: items(&[4, 4, 8]),
+        devices: 2,
+        memory_limit: Some(10),
+        ..Problem::default()
+    };
     p.edges = vec![Edge { from: 0, to: 1 }, Edge { from: 1, to: 2 }];
     assert_eq!(run(&p).objective, 8);
-    p.items.iter_mut().zip([5, 6, 4]).for_each(|(i, r)| i.resident = r);
+    p.items
+        .iter_mut()
+        .zip([5, 6, 4])
+        .for_each(|(i, r)| i.resident = r);
     assert_eq!(run(&p).device_of, [0, 1, 1]);
     p.memory_limit = Some(9);
     let error = solve(&p, &Limits::default()).unwrap_err();
-    assert_eq!(error, PartitionError::Memory { devices: 2, limit: 9, needed: 10, proven: true });
-    assert!(error.to_string().contains("every split needs at least 10 bytes"));
+    assert_eq!(
+        error,
+        PartitionError::Memory {
+            devices: 2,
+            limit: 9,
+            needed: 10,
+            proven: true
+        }
+    );
+    assert!(
+        error
+            .to_string()
+            .contains("every split needs at least 10 bytes")
+    );
 }
 
 #[test]
 fn malformed_problems_are_errors() {
-    let base = Problem { items: items(&[1, 1]), devices: 1, ..Problem::default() };
+    let base = Problem {
+        items: items(&[1, 1]),
+        devices: 1,
+        ..Problem::default()
+    };
     let bad = [
-        Problem { devices: 0, ..base.clone() },
-        Problem { values: vec![value(0, &[2], 1)], ..base.clone() },
-        Problem { shared: vec![Shared { bytes: 1, users: vec![9] }], ..base.clone() },
-        Problem { edges: vec![Edge { from: 0, to: 1 }, Edge { from: 1, to: 0 }], ..base.clone() },
-        Problem { edges: vec![Edge { from: 0, to: 7 }], ..base.clone() },
-        Problem { items: items(&[u64::MAX, u64::MAX]), ..base.clone() },
-        Problem { in_flight: vec![2, 1], ..base },
+        Problem {
+            devices: 0,
+            ..base.clone()
+        },
+        Problem {
+            values: vec![value(0, &[2], 1)],
+            ..base.clone()
+        },
+        Problem {
+            shared: vec![Shared {
+                bytes: 1,
+                users: vec![9],
+            }],
+            ..base.clone()
+        },
+        Problem {
+            edges: vec![Edge { from: 0, to: 1 }, Edge { from: 1, to: 0 }],
+            ..base.clone()
+        },
+        Problem {
+            edges: vec![Edge { from: 0, to: 7 }],
+            ..base.clone()
+        },
+        Problem {
+            items: items(&[u64::MAX, u64::MAX]),
+            ..base.clone()
+        },
+        Problem {
+            in_flight: vec![2, 1],
+            ..base
+        },
     ];
     for p in bad {
         assert!(solve(&p, &Limits::default()).is_err(), "{p:?}");
