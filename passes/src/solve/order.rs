@@ -91,10 +91,10 @@ pub fn minimum_peak_order(problem: &OrderProblem, ideals: usize) -> Result<Order
     let mut order: Vec<u32> = dag.topological().to_vec();
     let mut peak = model.peak(&order);
     let floor = model.floor();
-    if peak > floor {
-        if let Some((found, path)) = model.beam(&dag, peak) {
-            (peak, order) = (found, path);
-        }
+    if peak > floor
+        && let Some((found, path)) = model.beam(&dag, peak)
+    {
+        (peak, order) = (found, path);
     }
     let mut lower_bound = floor;
     if peak > floor {
@@ -108,7 +108,12 @@ pub fn minimum_peak_order(problem: &OrderProblem, ideals: usize) -> Result<Order
         order = first;
     }
     let order = order.into_iter().map(|v| v as usize).collect();
-    Ok(Ordered { order, peak, lower_bound, optimal: peak == lower_bound })
+    Ok(Ordered {
+        order,
+        peak,
+        lower_bound,
+        optimal: peak == lower_bound,
+    })
 }
 
 /// Peak of live bytes of a given order: O(references).
@@ -119,12 +124,21 @@ pub fn peak_of(problem: &OrderProblem, order: &[usize]) -> Result<u64, OrderErro
     let (model, dag) = Model::new(problem)?;
     let mut rank = vec![usize::MAX; dag.len()];
     for (at, &v) in order.iter().enumerate() {
-        *rank.get_mut(v).ok_or(LatticeError::Range { from: v, to: v, len: dag.len() })? = at;
+        *rank.get_mut(v).ok_or(LatticeError::Range {
+            from: v,
+            to: v,
+            len: dag.len(),
+        })? = at;
     }
     let early = |v: usize| dag.preds(v).iter().any(|&p| rank[p as usize] >= rank[v]);
     match (0..dag.len()).find(|&v| rank[v] == usize::MAX || early(v)) {
-        None if order.len() == dag.len() => Ok(model.peak(&order.iter().map(|&v| v as u32).collect::<Vec<_>>())),
-        found => Err(LatticeError::Cycle { item: found.unwrap_or(0) }.into()),
+        None if order.len() == dag.len() => {
+            Ok(model.peak(&order.iter().map(|&v| v as u32).collect::<Vec<_>>()))
+        }
+        found => Err(LatticeError::Cycle {
+            item: found.unwrap_or(0),
+        }
+        .into()),
     }
 }
 
@@ -165,7 +179,11 @@ struct Trail {
 
 impl Trail {
     fn new(initial: u64) -> Self {
-        Self { live: vec![initial], peak: vec![initial], parent: vec![(0, 0)] }
+        Self {
+            live: vec![initial],
+            peak: vec![initial],
+            parent: vec![(0, 0)],
+        }
     }
 
     fn push(&mut self, live: u64, peak: u64, parent: (u32, u32)) {
@@ -193,12 +211,23 @@ impl Model {
                 return Err(OrderError::Range { value, item, len });
             }
         }
-        let sizes = problem.workspace.iter().copied().chain(problem.values.iter().map(|v| v.bytes));
+        let sizes = problem
+            .workspace
+            .iter()
+            .copied()
+            .chain(problem.values.iter().map(|v| v.bytes));
         if sizes.map(u128::from).sum::<u128>() > u128::from(u64::MAX / 4) {
             return Err(OrderError::Overflow);
         }
-        let implied = |v: &OrderValue| v.producer.map(|p| v.users.iter().map(move |&u| (p, u)).collect::<Vec<_>>());
-        let edges = problem.edges.iter().copied().chain(problem.values.iter().filter_map(implied).flatten());
+        let implied = |v: &OrderValue| {
+            v.producer
+                .map(|p| v.users.iter().map(move |&u| (p, u)).collect::<Vec<_>>())
+        };
+        let edges = problem
+            .edges
+            .iter()
+            .copied()
+            .chain(problem.values.iter().filter_map(implied).flatten());
         let dag = Dag::new(len, edges)?;
         let mut model = Self {
             appear: problem.workspace.clone(),
@@ -226,7 +255,11 @@ impl Model {
         for &user in &users {
             self.reads[user as usize].push(self.values.len() as u32);
         }
-        self.values.push(Tensor { users, bytes: value.bytes, kept: value.kept });
+        self.values.push(Tensor {
+            users,
+            bytes: value.bytes,
+            kept: value.kept,
+        });
     }
 
     fn len(&self) -> usize {
@@ -236,7 +269,12 @@ impl Model {
     /// Bytes that die with `item`, given which items have run with it.
     fn dying(&self, item: u32, ran: impl Fn(u32) -> bool) -> u64 {
         let last = |v: &&Tensor| !v.kept && v.users.iter().all(|&u| u == item || ran(u));
-        self.reads[item as usize].iter().map(|&v| &self.values[v as usize]).filter(last).map(|v| v.bytes).sum()
+        self.reads[item as usize]
+            .iter()
+            .map(|&v| &self.values[v as usize])
+            .filter(last)
+            .map(|v| v.bytes)
+            .sum()
     }
 
     fn peak(&self, order: &[u32]) -> u64 {
@@ -253,10 +291,17 @@ impl Model {
     /// Every order has at least this peak: what is there at the beginning, or one item with all it touches.
     fn floor(&self) -> u64 {
         let item = |v: usize| {
-            let inputs: u64 = self.reads[v].iter().map(|&x| self.values[x as usize].bytes).sum();
+            let inputs: u64 = self.reads[v]
+                .iter()
+                .map(|&x| self.values[x as usize].bytes)
+                .sum();
             self.appear[v] + inputs
         };
-        (0..self.len()).map(item).max().unwrap_or(0).max(self.initial)
+        (0..self.len())
+            .map(item)
+            .max()
+            .unwrap_or(0)
+            .max(self.initial)
     }
 
     /// Adds `item` to ideal `id` unless the step's peak reaches `limit`; returns the ideal and whether it is new.
@@ -274,7 +319,11 @@ impl Model {
         let (next, new) = arena.grow(dag, id, item);
         if new {
             let dead = self.dying(item, |u| arena.contains(id, u));
-            trail.push(trail.live[id] + self.stay[item as usize] - dead, peak, (id as u32, item));
+            trail.push(
+                trail.live[id] + self.stay[item as usize] - dead,
+                peak,
+                (id as u32, item),
+            );
         } else if peak < trail.peak[next] {
             trail.peak[next] = peak;
             trail.parent[next] = (id as u32, item);
@@ -290,9 +339,10 @@ impl Model {
             let mut next = Vec::new();
             for &id in &level {
                 for item in arena.addable(id).to_vec() {
-                    match self.step((dag, &mut arena, &mut trail), id, item, limit) {
-                        Some((ideal, true)) => next.push(ideal),
-                        Some((_, false)) | None => {}
+                    if let Some((ideal, true)) =
+                        self.step((dag, &mut arena, &mut trail), id, item, limit)
+                    {
+                        next.push(ideal);
                     }
                 }
             }
@@ -323,7 +373,11 @@ impl Model {
             id += 1;
         }
         let last = arena.len() - 1;
-        if steps[last] == self.len() { Search::Better(trail.peak[last], trail.path(last)) } else { Search::NoBetter }
+        if steps[last] == self.len() {
+            Search::Better(trail.peak[last], trail.path(last))
+        } else {
+            Search::NoBetter
+        }
     }
 
     /// The lexicographically smallest order with a peak of at most `peak`; `None` if there is none or more than
@@ -340,7 +394,9 @@ impl Model {
                 continue;
             };
             *cursor += 1;
-            if let Some((ideal, true)) = self.step((dag, &mut arena, &mut trail), id, item, peak + 1) {
+            if let Some((ideal, true)) =
+                self.step((dag, &mut arena, &mut trail), id, item, peak + 1)
+            {
                 stack.push((ideal, 0));
             }
             if stack.len() > self.len() {
@@ -360,7 +416,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn value(producer: Option<usize>, users: &[usize], bytes: u64) -> OrderValue {
-        OrderValue { producer, users: users.to_vec(), bytes, kept: false }
+        OrderValue {
+            producer,
+            users: users.to_vec(),
+            bytes,
+            kept: false,
+        }
     }
 
     /// Live bytes step by step, from lifetimes as intervals.
@@ -369,15 +430,28 @@ mod tests {
         let interval = |v: &OrderValue| {
             let start = v.producer.map(at);
             let last = v.users.iter().map(|&u| at(u)).max().or(start);
-            let end = if v.kept { Some(order.len()) } else { last.map(|e| e + 1) };
+            let end = if v.kept {
+                Some(order.len())
+            } else {
+                last.map(|e| e + 1)
+            };
             (start.unwrap_or(0), end.unwrap_or(0))
         };
-        let before = p.values.iter().filter(|v| v.producer.is_none() && interval(v).1 > 0 || v.producer.is_none() && v.kept);
+        let before = p.values.iter().filter(|v| {
+            v.producer.is_none() && interval(v).1 > 0 || v.producer.is_none() && v.kept
+        });
         let step = |t: usize| {
-            let live = p.values.iter().filter(|v| (interval(v).0..interval(v).1).contains(&t));
+            let live = p
+                .values
+                .iter()
+                .filter(|v| (interval(v).0..interval(v).1).contains(&t));
             live.map(|v| v.bytes).sum::<u64>() + p.workspace[order[t]]
         };
-        (0..order.len()).map(step).max().unwrap_or(0).max(before.map(|v| v.bytes).sum())
+        (0..order.len())
+            .map(step)
+            .max()
+            .unwrap_or(0)
+            .max(before.map(|v| v.bytes).sum())
     }
 
     fn orders(p: &OrderProblem) -> Vec<Vec<usize>> {
@@ -386,7 +460,9 @@ mod tests {
                 out.push(prefix.clone());
             }
             for v in 0..dag.len() {
-                if !prefix.contains(&v) && dag.preds(v).iter().all(|&q| prefix.contains(&(q as usize))) {
+                if !prefix.contains(&v)
+                    && dag.preds(v).iter().all(|&q| prefix.contains(&(q as usize)))
+                {
                     prefix.push(v);
                     extend(dag, prefix, out);
                     prefix.pop();
@@ -457,20 +533,62 @@ mod tests {
             ],
         };
         let got = minimum_peak_order(&p, 1000).unwrap();
-        assert_eq!(got, Ordered { order: vec![0, 2, 1, 3, 4], peak: 11, lower_bound: 11, optimal: true });
+        assert_eq!(
+            got,
+            Ordered {
+                order: vec![0, 2, 1, 3, 4],
+                peak: 11,
+                lower_bound: 11,
+                optimal: true
+            }
+        );
         assert_eq!(peak_of(&p, &[0, 1, 2, 3, 4]), Ok(19));
     }
 
     #[test]
     fn malformed_problems_are_errors() {
-        let p = OrderProblem { workspace: vec![0; 2], edges: vec![(0, 1), (1, 0)], values: vec![] };
-        assert!(matches!(minimum_peak_order(&p, 9), Err(OrderError::Graph(LatticeError::Cycle { .. }))));
-        let p = OrderProblem { workspace: vec![0; 2], edges: vec![], values: vec![value(None, &[2], 1)] };
-        assert_eq!(minimum_peak_order(&p, 9), Err(OrderError::Range { value: 0, item: 2, len: 2 }));
-        let p = OrderProblem { workspace: vec![u64::MAX; 2], ..OrderProblem::default() };
+        let p = OrderProblem {
+            workspace: vec![0; 2],
+            edges: vec![(0, 1), (1, 0)],
+            values: vec![],
+        };
+        assert!(matches!(
+            minimum_peak_order(&p, 9),
+            Err(OrderError::Graph(LatticeError::Cycle { .. }))
+        ));
+        let p = OrderProblem {
+            workspace: vec![0; 2],
+            edges: vec![],
+            values: vec![value(None, &[2], 1)],
+        };
+        assert_eq!(
+            minimum_peak_order(&p, 9),
+            Err(OrderError::Range {
+                value: 0,
+                item: 2,
+                len: 2
+            })
+        );
+        let p = OrderProblem {
+            workspace: vec![u64::MAX; 2],
+            ..OrderProblem::default()
+        };
         assert_eq!(minimum_peak_order(&p, 9), Err(OrderError::Overflow));
-        let p = OrderProblem { workspace: vec![0; 2], edges: vec![(0, 1)], values: vec![] };
-        assert!(peak_of(&p, &[1, 0]).is_err() && peak_of(&p, &[0]).is_err() && peak_of(&p, &[0, 0]).is_err());
-        assert_eq!(minimum_peak_order(&OrderProblem::default(), 9).unwrap().peak, 0);
+        let p = OrderProblem {
+            workspace: vec![0; 2],
+            edges: vec![(0, 1)],
+            values: vec![],
+        };
+        assert!(
+            peak_of(&p, &[1, 0]).is_err()
+                && peak_of(&p, &[0]).is_err()
+                && peak_of(&p, &[0, 0]).is_err()
+        );
+        assert_eq!(
+            minimum_peak_order(&OrderProblem::default(), 9)
+                .unwrap()
+                .peak,
+            0
+        );
     }
 }

@@ -166,7 +166,9 @@ impl Exact {
             return End::Spent;
         }
         self.nodes += 1;
-        let Some(choice) = self.examine(part) else { return End::Failed };
+        let Some(choice) = self.examine(part) else {
+            return End::Failed;
+        };
         let mut rest = Vec::with_capacity(part.len());
         for &block in &choice.blocks {
             let mark = self.trail.len();
@@ -219,7 +221,9 @@ impl Exact {
     fn lift(&mut self, choice: &Choice, part: &[u32]) {
         for &block in &choice.blocks {
             let mine = self.blocks[block as usize];
-            let supports = part.iter().filter(|&&o| o != block && self.blocks[o as usize].meets(&mine));
+            let supports = part
+                .iter()
+                .filter(|&&o| o != block && self.blocks[o as usize].meets(&mine));
             let tops = supports.map(|&o| self.low[o as usize] + self.blocks[o as usize].size);
             let lowest = tops.min().unwrap_or(u64::MAX / 2);
             self.raise(block, lowest.max(choice.level + 1));
@@ -246,14 +250,18 @@ impl Exact {
                 self.unplaced[t] += block.size;
             }
         }
-        if let Some(t) = (first..last).find(|&t| self.unplaced[t] > 0 && self.floor[t] + self.unplaced[t] > self.capacity) {
+        if let Some(t) = (first..last)
+            .find(|&t| self.unplaced[t] > 0 && self.floor[t] + self.unplaced[t] > self.capacity)
+        {
             self.weight[t] += 1;
             return None;
         }
         for &b in part {
             let block = self.blocks[b as usize];
             let low = self.low[b as usize];
-            let clear = self.floor[block.first..block.last].iter().all(|&f| f == low);
+            let clear = self.floor[block.first..block.last]
+                .iter()
+                .all(|&f| f == low);
             for t in block.first..block.last {
                 if self.floor[t] == low {
                     self.options[t] += 1;
@@ -272,8 +280,14 @@ impl Exact {
             }
             let tight = self.floor[t] + self.unplaced[t] == self.capacity;
             let branches = u64::from(self.options[t]) + u64::from(!tight);
-            let weight = if branches == 1 { u64::MAX >> 16 } else { self.weight[t] };
-            if best.is_none_or(|(b, w, _)| u128::from(branches) * u128::from(w) < u128::from(b) * u128::from(weight)) {
+            let weight = if branches == 1 {
+                u64::MAX >> 16
+            } else {
+                self.weight[t]
+            };
+            if best.is_none_or(|(b, w, _)| {
+                u128::from(branches) * u128::from(w) < u128::from(b) * u128::from(weight)
+            }) {
                 best = Some((branches, weight, t));
             }
         }
@@ -292,7 +306,11 @@ impl Exact {
             (a.first, a.last, a.size, a.align) == (b.first, b.last, b.size, b.align)
         };
         blocks.dedup_by(|a, b| twin(*a, *b));
-        Some(Choice { blocks, level, none })
+        Some(Choice {
+            blocks,
+            level,
+            none,
+        })
     }
 }
 
@@ -301,10 +319,14 @@ const FIRST_SLICE: u64 = 2_000;
 
 /// Live buffers over maximal cliques, sorted by first section, then by input.
 fn sections(buffers: &[Buffer]) -> Vec<Block> {
-    let live: Vec<usize> = (0..buffers.len()).filter(|&i| buffers[i].is_live()).collect();
+    let live: Vec<usize> = (0..buffers.len())
+        .filter(|&i| buffers[i].is_live())
+        .collect();
     // A clique is maximal where a start is followed by an end.
-    let mut events: Vec<(u32, bool)> =
-        live.iter().flat_map(|&i| [(buffers[i].end, false), (buffers[i].start, true)]).collect();
+    let mut events: Vec<(u32, bool)> = live
+        .iter()
+        .flat_map(|&i| [(buffers[i].end, false), (buffers[i].start, true)])
+        .collect();
     events.sort_unstable();
     let mut instants = Vec::new();
     for pair in events.windows(2) {
@@ -318,7 +340,13 @@ fn sections(buffers: &[Buffer]) -> Vec<Block> {
             let b = &buffers[input];
             let first = instants.partition_point(|&t| t < b.start);
             let last = instants.partition_point(|&t| t < b.end);
-            Block { first, last, size: b.size, align: b.align, input }
+            Block {
+                first,
+                last,
+                size: b.size,
+                align: b.align,
+                input,
+            }
         })
         .collect();
     blocks.sort_by_key(|b| (b.first, b.input));
@@ -333,9 +361,20 @@ fn rankings(blocks: &[Block], total: &[u64], buffers: &[Buffer]) -> Vec<Vec<u32>
     let sorted = |key: &dyn Fn(&Block) -> [u128; 3]| {
         let mut order: Vec<usize> = (0..blocks.len()).collect();
         // The rest of the key keeps blocks that can be exchanged next to each other.
-        order.sort_by_key(|&i| (Reverse(key(&blocks[i])), blocks[i].first, blocks[i].last, blocks[i].align, i));
+        order.sort_by_key(|&i| {
+            (
+                Reverse(key(&blocks[i])),
+                blocks[i].first,
+                blocks[i].last,
+                blocks[i].align,
+                i,
+            )
+        });
         let mut rank = vec![0; blocks.len()];
-        order.iter().enumerate().for_each(|(r, &i)| rank[i] = r as u32);
+        order
+            .iter()
+            .enumerate()
+            .for_each(|(r, &i)| rank[i] = r as u32);
         rank
     };
     vec![

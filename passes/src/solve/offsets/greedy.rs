@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 
 /// How a gap is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fit {
+pub(super) enum Fit {
     /// The lowest that is large enough.
     First,
     /// The one with the least bytes left over, then the lowest; above everything only if there is none.
@@ -56,11 +56,7 @@ fn orders(buffers: &[Buffer]) -> Vec<Vec<usize>> {
 }
 
 /// Offsets for one order and fit.
-pub(super) fn first_fit(buffers: &[Buffer], order: &[usize]) -> Vec<u64> {
-    place(buffers, order, Fit::First)
-}
-
-fn place(buffers: &[Buffer], order: &[usize], fit: Fit) -> Vec<u64> {
+pub(super) fn place(buffers: &[Buffer], order: &[usize], fit: Fit) -> Vec<u64> {
     let mut offsets = vec![0; buffers.len()];
     let mut placed: Vec<usize> = Vec::with_capacity(buffers.len());
     for &i in order {

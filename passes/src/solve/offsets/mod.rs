@@ -60,7 +60,10 @@ pub struct Limits {
 impl Default for Limits {
     /// Minimise with two million nodes (some seconds).
     fn default() -> Self {
-        Self { capacity: None, nodes: 2_000_000 }
+        Self {
+            capacity: None,
+            nodes: 2_000_000,
+        }
     }
 }
 
@@ -93,7 +96,9 @@ pub enum OffsetError {
 #[must_use]
 pub fn max_live(buffers: &[Buffer]) -> u64 {
     let live = buffers.iter().filter(|b| b.is_live());
-    let mut events: Vec<(u32, bool, u64)> = live.flat_map(|b| [(b.end, false, b.size), (b.start, true, b.size)]).collect();
+    let mut events: Vec<(u32, bool, u64)> = live
+        .flat_map(|b| [(b.end, false, b.size), (b.start, true, b.size)])
+        .collect();
     events.sort_unstable();
     let (mut now, mut most) = (0u64, 0);
     for (_, starts, size) in events {
@@ -106,7 +111,11 @@ pub fn max_live(buffers: &[Buffer]) -> u64 {
 /// The largest end of a live buffer under `offsets`.
 #[must_use]
 pub fn peak(buffers: &[Buffer], offsets: &[u64]) -> u64 {
-    let ends = buffers.iter().zip(offsets).filter(|(b, _)| b.is_live()).map(|(b, o)| o + b.size);
+    let ends = buffers
+        .iter()
+        .zip(offsets)
+        .filter(|(b, _)| b.is_live())
+        .map(|(b, o)| o + b.size);
     ends.max().unwrap_or(0)
 }
 
@@ -138,7 +147,10 @@ pub fn assign(buffers: &[Buffer], limits: &Limits) -> Result<Assignment, OffsetE
     if let Some(bad) = buffers.iter().position(|b| b.align == 0) {
         return Err(OffsetError::Alignment(bad));
     }
-    let bytes: u128 = buffers.iter().map(|b| u128::from(b.size) + u128::from(b.align)).sum();
+    let bytes: u128 = buffers
+        .iter()
+        .map(|b| u128::from(b.size) + u128::from(b.align))
+        .sum();
     if bytes > u128::from(u64::MAX / 4) {
         return Err(OffsetError::Overflow);
     }
@@ -150,13 +162,22 @@ pub fn assign(buffers: &[Buffer], limits: &Limits) -> Result<Assignment, OffsetE
         lower_bound = improve(buffers, &mut offsets, target, limits);
     }
     let peak = peak(buffers, &offsets);
-    Ok(Assignment { offsets, peak, lower_bound, optimal: peak == lower_bound })
+    Ok(Assignment {
+        offsets,
+        peak,
+        lower_bound,
+        optimal: peak == lower_bound,
+    })
 }
 
 /// Bisects on the capacity between the proven bound and the best peak, in steps of the granularity of all peaks.
 /// Returns the proven lower bound.
 fn improve(buffers: &[Buffer], offsets: &mut Vec<u64>, target: u64, limits: &Limits) -> u64 {
-    let grain = buffers.iter().filter(|b| b.is_live()).fold(0, |g, b| gcd(gcd(g, b.size), b.align)).max(1);
+    let grain = buffers
+        .iter()
+        .filter(|b| b.is_live())
+        .fold(0, |g, b| gcd(gcd(g, b.size), b.align))
+        .max(1);
     let mut search = exact::Exact::new(buffers);
     let mut nodes = limits.nodes;
     let mut proven = max_live(buffers).next_multiple_of(grain);
@@ -164,7 +185,11 @@ fn improve(buffers: &[Buffer], offsets: &mut Vec<u64>, target: u64, limits: &Lim
     let mut high = peak(buffers, offsets);
     // The bound itself is the likeliest answer, so it is tried first and gets half of the nodes.
     let mut capacity = target.max(low) / grain * grain;
-    let mut share = if limits.capacity.is_some() { nodes } else { nodes / 2 };
+    let mut share = if limits.capacity.is_some() {
+        nodes
+    } else {
+        nodes / 2
+    };
     while low < high && nodes > 0 {
         let before = search.nodes();
         match search.fit(capacity, share.min(nodes)) {
@@ -179,7 +204,10 @@ fn improve(buffers: &[Buffer], offsets: &mut Vec<u64>, target: u64, limits: &Lim
             Outcome::Spent => low = capacity + grain,
         }
         nodes = nodes.saturating_sub(search.nodes() - before);
-        if limits.capacity.is_some_and(|c| high <= c || proven > c || low > c) {
+        if limits
+            .capacity
+            .is_some_and(|c| high <= c || proven > c || low > c)
+        {
             break;
         }
         capacity = (low + (high - low.min(high)) / 2) / grain * grain;

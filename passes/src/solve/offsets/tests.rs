@@ -4,14 +4,23 @@ use super::*;
 use proptest::prelude::*;
 
 fn buffer(size: u64, start: u32, end: u32) -> Buffer {
-    Buffer { size, start, end, align: 1 }
+    Buffer {
+        size,
+        start,
+        end,
+        align: 1,
+    }
 }
 
 /// The columns `id,lower,upper,size`.
 fn parse(text: &str) -> Vec<Buffer> {
     let row = |line: &str| {
         let field: Vec<&str> = line.split(',').collect();
-        buffer(field[3].parse().unwrap(), field[1].parse().unwrap(), field[2].parse().unwrap())
+        buffer(
+            field[3].parse().unwrap(),
+            field[1].parse().unwrap(),
+            field[2].parse().unwrap(),
+        )
     };
     text.lines().skip(1).map(row).collect()
 }
@@ -20,7 +29,10 @@ fn parse(text: &str) -> Vec<Buffer> {
 fn brute(buffers: &[Buffer]) -> u64 {
     fn permute(buffers: &[Buffer], order: &mut Vec<usize>, at: usize, best: &mut u64) {
         if at == order.len() {
-            *best = (*best).min(peak(buffers, &greedy::first_fit(buffers, order)));
+            *best = (*best).min(peak(
+                buffers,
+                &greedy::place(buffers, order, greedy::Fit::First),
+            ));
         }
         for i in at..order.len() {
             order.swap(at, i);
@@ -34,12 +46,26 @@ fn brute(buffers: &[Buffer]) -> u64 {
 }
 
 fn live_at(buffers: &[Buffer], step: u32) -> u64 {
-    buffers.iter().filter(|b| (b.start..b.end).contains(&step)).map(|b| b.size).sum()
+    buffers
+        .iter()
+        .filter(|b| (b.start..b.end).contains(&step))
+        .map(|b| b.size)
+        .sum()
 }
 
 fn buffers(most: usize, steps: u32) -> impl Strategy<Value = Vec<Buffer>> {
-    let one = (0u64..9, 0..steps, 0..steps, prop::sample::select(vec![1u64, 1, 1, 2, 4]));
-    let one = one.prop_map(|(size, start, length, align)| Buffer { size, start, end: start + length, align });
+    let one = (
+        0u64..9,
+        0..steps,
+        0..steps,
+        prop::sample::select(vec![1u64, 1, 1, 2, 4]),
+    );
+    let one = one.prop_map(|(size, start, length, align)| Buffer {
+        size,
+        start,
+        end: start + length,
+        align,
+    });
     prop::collection::vec(one, 0..most)
 }
 
@@ -98,9 +124,23 @@ fn published_small_instances_are_solved() {
         let got = assign(&buffers, &Limits::default()).unwrap();
         assert_eq!((got.peak, got.optimal), (capacity, true), "{text}");
         assert_eq!(conflict(&buffers, &got.offsets), None);
-        let fit = assign(&buffers, &Limits { capacity: Some(capacity), ..Limits::default() }).unwrap();
+        let fit = assign(
+            &buffers,
+            &Limits {
+                capacity: Some(capacity),
+                ..Limits::default()
+            },
+        )
+        .unwrap();
         assert!(fit.peak <= capacity);
-        let none = assign(&buffers, &Limits { capacity: Some(capacity - 1), ..Limits::default() }).unwrap();
+        let none = assign(
+            &buffers,
+            &Limits {
+                capacity: Some(capacity - 1),
+                ..Limits::default()
+            },
+        )
+        .unwrap();
         assert!(none.peak > capacity - 1 && none.lower_bound > capacity - 1);
     }
 }
@@ -108,7 +148,8 @@ fn published_small_instances_are_solved() {
 #[test]
 fn the_bound_is_not_always_reached() {
     // Live bytes never exceed 4, yet no assignment ends below 5: the middle buffers block each other.
-    let buffers = parse("id,lower,upper,size\n0,0,4,1\n1,0,2,2\n2,1,3,1\n3,3,6,2\n4,2,5,1\n5,5,7,2\n6,4,7,1");
+    let buffers =
+        parse("id,lower,upper,size\n0,0,4,1\n1,0,2,2\n2,1,3,1\n3,3,6,2\n4,2,5,1\n5,5,7,2\n6,4,7,1");
     let got = assign(&buffers, &Limits::default()).unwrap();
     assert!(got.optimal && got.peak == brute(&buffers));
 }
@@ -123,8 +164,14 @@ fn alignment_is_kept_and_counted() {
     let got = assign(&buffers, &Limits::default()).unwrap();
     assert_eq!((got.peak, got.lower_bound), (9, 9));
     buffers[0].align = 0;
-    assert_eq!(assign(&buffers, &Limits::default()), Err(OffsetError::Alignment(0)));
-    assert_eq!(assign(&[buffer(u64::MAX, 0, 1)], &Limits::default()), Err(OffsetError::Overflow));
+    assert_eq!(
+        assign(&buffers, &Limits::default()),
+        Err(OffsetError::Alignment(0))
+    );
+    assert_eq!(
+        assign(&[buffer(u64::MAX, 0, 1)], &Limits::default()),
+        Err(OffsetError::Overflow)
+    );
 }
 
 #[test]

@@ -203,11 +203,11 @@ pub fn evaluate(problem: &Problem, device_of: &[usize]) -> Evaluation {
     for value in &problem.values {
         let home = value.producer.map(|p| device_of[p]);
         let reads = |d: usize| value.users.iter().any(|&u| device_of[u] == d);
-        for d in 0..devices {
+        for (d, (load, stash)) in eval.loads.iter_mut().zip(&mut stash).enumerate() {
             let enters = home != Some(d) && reads(d);
             let leaves = home == Some(d) && value.users.iter().any(|&u| device_of[u] != d);
-            eval.loads[d] += if enters || leaves { value.cost } else { 0 };
-            stash[d] += if home == Some(d) || reads(d) {
+            *load += if enters || leaves { value.cost } else { 0 };
+            *stash += if home == Some(d) || reads(d) {
                 value.stash
             } else {
                 0
