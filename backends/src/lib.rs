@@ -5,6 +5,7 @@
 //! schedule against its predicted cycles. All of them take the same [`Feed`]s.
 
 pub mod cpu;
+pub mod reference;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
