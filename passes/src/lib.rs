@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 pub mod canonicalise;
+mod compile;
 pub mod cost;
 pub mod cse;
 pub mod dce;
@@ -39,5 +40,6 @@ pub mod schedule;
 pub mod solve;
 mod walk;
 
+pub use compile::{CompileError, CompileOptions, CompileReport, Observer, compile, config_hash};
 pub use manager::{Manager, PassError, PassReport, Report, optimise};
 pub use pass::{Found, Options, PASSES, PIPELINE, Pass, Precision, Run, UnknownPass, find, names};

@@ -145,7 +145,7 @@ impl Plan {
             programs,
             graph,
         } = read;
-        let graph = lxpod_ir::parse(&graph).map_err(|error| {
+        let graph = lxpod_ir::text::parse(&graph).map_err(|error| {
             PlanError::File(format!("the plan's graph does not parse: {error}"))
         })?;
         lxpod_ir::verify(&graph).map_err(|errors| PlanError::File(errors.to_string()))?;
