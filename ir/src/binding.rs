@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::Shape;
 
 /// An expression over checkpoint tensors. Its text form is a call, such as
-/// `concat(a.weight, scale(0.5, b.weight))`.
+/// `concat(a.weight, scale(0.5, b.weight))`; an odd name stands in quotes, as a JSON string.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Binding {
@@ -151,7 +151,8 @@ pub struct Piece<'a> {
 impl fmt::Display for Binding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Binding::Tensor(name) => f.write_str(name),
+            Binding::Tensor(name) if is_plain(name) => f.write_str(name),
+            Binding::Tensor(name) => write!(f, "{}", serde_json::Value::from(name.as_str())),
             Binding::Concat(parts) => {
                 f.write_str("concat(")?;
                 for (index, part) in parts.iter().enumerate() {
@@ -200,6 +201,11 @@ fn parse(text: &str, depth: usize) -> Result<(Binding, &str), String> {
     if depth > MAX_DEPTH {
         return Err(format!("binding nested deeper than {MAX_DEPTH}"));
     }
+    let text = text.trim_start();
+    if text.starts_with('"') {
+        let (name, length) = quoted(text)?;
+        return Ok((Binding::Tensor(name), &text[length..]));
+    }
     let (word, rest) = token(text)?;
     let Some(mut rest) = rest.trim_start().strip_prefix('(') else {
         return Ok((Binding::Tensor(word.to_owned()), rest));
@@ -233,6 +239,22 @@ fn parse(text: &str, depth: usize) -> Result<(Binding, &str), String> {
     }
 }
 
+/// The name in quotes at the start of `text`, and how many bytes it takes.
+fn quoted(text: &str) -> Result<(String, usize), String> {
+    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<String>();
+    match stream.next() {
+        Some(Ok(name)) => Ok((name, stream.byte_offset())),
+        _ => Err(format!("expected a name in quotes before `{text}`")),
+    }
+}
+
+/// Whether a tensor's name stands in a binding without quotes.
+fn is_plain(name: &str) -> bool {
+    let special =
+        |c: char| matches!(c, '(' | ')' | ',' | '"') || c.is_whitespace() || c.is_control();
+    !name.is_empty() && !name.contains(special)
+}
+
 /// Whether the operand at `position` of `call` is a number rather than a binding.
 fn is_number(call: &str, text: &str, position: usize) -> bool {
     match call {
@@ -264,14 +286,17 @@ fn build(call: &str, numbers: &[&str], mut parts: Vec<Binding>) -> Result<Bindin
         ("concat", [], 1..) => Ok(Binding::Concat(parts)),
         ("rows", [start, end], 1) => {
             let bound = |text: &str| text.parse::<usize>().map_err(|error| error.to_string());
-            Ok(Binding::Rows(
-                bound(start)?,
-                bound(end)?,
-                Box::new(parts.remove(0)),
-            ))
+            let (start, end) = (bound(start)?, bound(end)?);
+            if start > end {
+                return Err(format!("rows {start}..{end} end before they start"));
+            }
+            Ok(Binding::Rows(start, end, Box::new(parts.remove(0))))
         }
         ("scale", [factor], 1) => {
             let factor = factor.parse::<f32>().map_err(|error| error.to_string())?;
+            if !crate::ops::Scale::is_exact(factor) {
+                return Err(format!("{factor} is not a power of two"));
+            }
             Ok(Binding::Scale(factor, Box::new(parts.remove(0))))
         }
         _ => Err(wrong()),

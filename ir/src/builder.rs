@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::graph::Node;
 use crate::ops::{Input, Op, Param};
-use crate::{Binding, DType, Graph, Shape, SpaceId, Spaces, TensorType, Value};
+use crate::{Binding, DType, Graph, Shape, SpaceId, Spaces, TensorType, Types, Value};
 
 /// Adds nodes inside a current scope. The first type error is kept and returned by
 /// [`Builder::finish`], so that wiring code reads without error handling.
@@ -72,17 +73,19 @@ impl Builder {
         }
     }
 
-    /// A value to go on with after an error; the graph is dropped in the end.
+    /// A value to go on with after an error, whose node has as many outputs as any op; the graph is
+    /// dropped in the end.
     fn stand_in(&mut self) -> Value {
-        let ty = TensorType::fixed(DType::F32, []);
-        let path = self.path.clone();
-        let op = Input {
+        let input = Input {
             name: "error".to_owned(),
         };
-        let node = self
-            .graph
-            .add(op.into(), &[], &[ty], &path)
-            .expect("an input has the declared type");
+        let node = Node {
+            op: input.into(),
+            types: Types::from_elem(TensorType::fixed(DType::F32, []), 2),
+            scope: self.path.clone(),
+            stage: None,
+        };
+        let node = self.graph.insert(node, &[]);
         self.graph.value(node)
     }
 

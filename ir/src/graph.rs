@@ -13,7 +13,8 @@ use crate::ops::{Cost, Infer, Op};
 use crate::rows::Spaces;
 use crate::types::{TensorType, Types};
 
-/// Names a node of one graph. Ordered by age.
+/// Names a node of one graph. Ordered by age, as long as none was removed: a later node may take
+/// the place of a removed one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(u32);
 
@@ -136,15 +137,22 @@ impl Graph {
 
     /// Adds a node as it is, without asking its type rule; the verifier will.
     pub(crate) fn insert(&mut self, node: Node, inputs: &[Value]) -> NodeId {
-        let id = self.dag.add_node(node);
-        for (input, value) in inputs.iter().enumerate() {
-            let slot = Slot {
-                output: value.output,
-                input: input as u16,
-            };
-            self.dag.add_edge(value.node.petgraph(), id, slot);
+        let id = self.dag.add_node(node).into();
+        for (input, &value) in inputs.iter().enumerate() {
+            let input = input as u16;
+            self.connect(User { node: id, input }, value);
         }
-        id.into()
+        id
+    }
+
+    /// Gives a node an operand that it does not have yet.
+    pub(crate) fn connect(&mut self, user: User, value: Value) {
+        let slot = Slot {
+            output: value.output,
+            input: user.input,
+        };
+        self.dag
+            .add_edge(value.node.petgraph(), user.node.petgraph(), slot);
     }
 
     /// The node named by `id`, which must be in the graph.
@@ -212,6 +220,25 @@ impl Graph {
             .collect();
         slots.sort_unstable_by_key(|&(input, _)| input);
         slots.into_iter().map(|(_, value)| value).collect()
+    }
+
+    /// The numbers of a node's operands, ascending.
+    pub(crate) fn operand_numbers(&self, id: NodeId) -> SmallVec<[u16; 4]> {
+        let mut numbers: SmallVec<[u16; 4]> = self
+            .dag
+            .edges_directed(id.petgraph(), Direction::Incoming)
+            .map(|edge| edge.weight().input)
+            .collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    /// The nodes that use outputs of a node, one for each use.
+    pub(crate) fn successors(&self, id: NodeId) -> impl Iterator<Item = NodeId> + '_ {
+        let users = self
+            .dag
+            .neighbors_directed(id.petgraph(), Direction::Outgoing);
+        users.map(NodeId::from)
     }
 
     /// The uses of a value by nodes, in order of age.
@@ -304,16 +331,9 @@ impl Graph {
         order
     }
 
-    /// Makes every user and output of `old` use `new` instead.
-    pub(crate) fn replace_uses(&mut self, old: Value, new: Value) {
-        for user in self.users(old) {
-            self.set_input(user, new);
-        }
-        for output in &mut self.outputs {
-            if output.value == old {
-                output.value = new;
-            }
-        }
+    /// Makes one output another value.
+    pub(crate) fn set_output(&mut self, position: usize, new: Value) {
+        self.outputs[position].value = new;
     }
 
     /// Makes one operand of one node another value.
@@ -326,12 +346,7 @@ impl Graph {
         if let Some(edge) = edge {
             self.dag.remove_edge(edge);
         }
-        let slot = Slot {
-            output: new.output,
-            input: user.input,
-        };
-        self.dag
-            .add_edge(new.node.petgraph(), user.node.petgraph(), slot);
+        self.connect(user, new);
     }
 
     /// Removes a node that nothing uses.

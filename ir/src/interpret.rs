@@ -2,14 +2,14 @@
 
 use crate::ops::{Eval, Op};
 use crate::rows::Extents;
-use crate::tensor::{Scalar, Tensor};
+use crate::tensor::{Data, Scalar, Tensor};
 use crate::{Graph, NodeId, TensorType};
 
 /// Evaluates every node in order and returns the outputs, in the order of [`Graph::outputs`].
 /// `feed` gives the values of inputs and parameters at their run-time extents.
 ///
 /// # Errors
-/// An op rejects its operands' values, or a fed tensor has another shape than its type; the message
+/// An op rejects its operands' values, or a fed tensor has another shape or kind than its type; the message
 /// names the node's scope and op.
 pub fn interpret<S: Scalar>(
     graph: &Graph,
@@ -62,9 +62,13 @@ fn check_shape<S: Scalar>(
         || ty.shape.clone(),
         |space| ty.shape.with_rows(extents.rows(space)),
     );
-    if tensor.shape == expected {
-        Ok(tensor)
-    } else {
+    let real = matches!(tensor.data, Data::Real(_));
+    if tensor.shape != expected {
         Err(format!("fed {} for {}", tensor.shape, expected))
+    } else if real != ty.dtype.is_float() {
+        let kind = if real { "reals" } else { "integers" };
+        Err(format!("fed {kind} for {}", ty.dtype))
+    } else {
+        Ok(tensor)
     }
 }

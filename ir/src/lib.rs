@@ -41,6 +41,7 @@ mod patch;
 mod rows;
 mod shape;
 mod tensor;
+pub mod text;
 mod types;
 mod verify;
 
@@ -50,7 +51,7 @@ pub use dtype::DType;
 pub use graph::{Graph, Node, NodeId, Output, User, Value};
 pub use interpret::interpret;
 pub use patch::{Patch, Wire};
-pub use rows::{Extents, Layout, RowSpace, SpaceId, Spaces};
+pub use rows::{Extents, Layout, MAX_ROWS, RowSpace, SpaceId, Spaces};
 pub use shape::Shape;
 pub use tensor::{Data, Scalar, Tensor};
 pub use types::{TensorType, Types};

@@ -46,6 +46,9 @@ pub struct RowSpace {
     pub layout: Layout,
 }
 
+/// The most rows of a space, so that rows are counted in 32 bits and extents fit in memory.
+pub const MAX_ROWS: usize = 1 << 24;
+
 /// The row spaces of a graph.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spaces(Vec<RowSpace>);
@@ -63,7 +66,7 @@ impl Spaces {
     /// Declares a space of segments of at most `longest` rows, one for each entity of `owner`, or
     /// finds the one of that name.
     pub fn segments(&mut self, name: &str, owner: SpaceId, longest: usize) -> SpaceId {
-        let capacity = self.get(owner).capacity * longest;
+        let capacity = self.get(owner).capacity.saturating_mul(longest);
         let layout = Layout::Segments { owner, longest };
         self.declare(RowSpace {
             name: name.to_owned(),
@@ -72,7 +75,8 @@ impl Spaces {
         })
     }
 
-    /// Declares the union of `parts`, or finds it. Its name joins theirs with `+`.
+    /// Declares the union of `parts`, or finds it. Its name joins theirs with `+`, and is no other
+    /// space's.
     pub fn union(&mut self, parts: &[SpaceId]) -> SpaceId {
         if let Some(found) = self.find_union(parts) {
             return found;
@@ -81,10 +85,13 @@ impl Spaces {
             .iter()
             .map(|&part| self.get(part).name.as_str())
             .collect();
-        let capacity = parts.iter().map(|&part| self.get(part).capacity).sum();
+        let mut name = names.join("+");
+        while self.find(&name).is_some() {
+            name.push_str("+0");
+        }
         self.declare(RowSpace {
-            name: names.join("+"),
-            capacity,
+            name,
+            capacity: self.sum_of_capacities(parts),
             layout: Layout::Union(parts.to_vec()),
         })
     }
@@ -96,6 +103,71 @@ impl Spaces {
             self.0.push(space);
             SpaceId(id)
         })
+    }
+
+    /// Whether `space` may be declared next.
+    ///
+    /// # Errors
+    /// It has more than [`MAX_ROWS`] rows, the owner of its segments is no entity space, or its
+    /// capacity is not that of its segments or parts.
+    pub fn check(&self, space: &RowSpace) -> Result<(), String> {
+        let RowSpace {
+            name,
+            capacity,
+            layout,
+        } = space;
+        let expected = match layout {
+            Layout::Entities => *capacity,
+            Layout::Segments { owner, longest } => {
+                if !self.contains(*owner) || self.get(*owner).layout != Layout::Entities {
+                    return Err(format!("the owner of row space `{name}` has no entities"));
+                }
+                self.get(*owner).capacity.saturating_mul(*longest)
+            }
+            Layout::Union(parts) => {
+                if parts.is_empty() || !parts.iter().all(|&part| self.contains(part)) {
+                    return Err(format!("row space `{name}` has parts that do not exist"));
+                }
+                self.sum_of_capacities(parts)
+            }
+        };
+        if *capacity > MAX_ROWS {
+            Err(format!(
+                "row space `{name}` has {capacity} rows, more than {MAX_ROWS}"
+            ))
+        } else if *capacity != expected {
+            Err(format!(
+                "row space `{name}` has {capacity} rows, its layout gives {expected}"
+            ))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Checks every space as [`Spaces::check`] does.
+    ///
+    /// # Errors
+    /// One message for each space that may not be declared after those before it.
+    pub fn check_all(&self) -> Result<(), Vec<String>> {
+        let mut before = Spaces::default();
+        let mut errors = Vec::new();
+        for (_, space) in self.iter() {
+            errors.extend(before.check(space).err());
+            if before.find(&space.name).is_some() {
+                errors.push(format!("a second row space named `{}`", space.name));
+            }
+            before.0.push(space.clone());
+        }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(errors)
+        }
+    }
+
+    fn sum_of_capacities(&self, parts: &[SpaceId]) -> usize {
+        let capacities = parts.iter().map(|&part| self.get(part).capacity);
+        capacities.fold(0, usize::saturating_add)
     }
 
     /// The space of that name.
@@ -177,7 +249,15 @@ impl Extents {
         let mut bounds: Vec<Vec<u32>> = Vec::new();
         for (id, space) in spaces.iter() {
             let lengths: Vec<usize> = match &space.layout {
-                Layout::Entities => vec![1; entities(id, space)],
+                Layout::Entities => match entities(id, space) {
+                    count if count <= space.capacity => vec![1; count],
+                    count => {
+                        return Err(format!(
+                            "row space `{}` holds at most {} rows; got {count}",
+                            space.name, space.capacity
+                        ));
+                    }
+                },
                 Layout::Segments { owner, longest } => (0..bounds[owner.index()].len() - 1)
                     .map(|entity| length(id, entity, *longest))
                     .collect(),
@@ -186,15 +266,14 @@ impl Extents {
                     .map(|part| total(&bounds[part.index()]))
                     .collect(),
             };
-            if lengths.iter().any(|&rows| rows > spaces.longest(id))
-                || lengths.iter().sum::<usize>() > space.capacity
-            {
+            let rows = lengths.iter().copied().fold(0, usize::saturating_add);
+            if lengths.iter().any(|&rows| rows > spaces.longest(id)) || rows > space.capacity {
                 return Err(format!(
                     "row space `{}` holds at most {} rows, {} in one segment; got {}, at most {}",
                     space.name,
                     space.capacity,
                     spaces.longest(id),
-                    lengths.iter().sum::<usize>(),
+                    rows,
                     lengths.iter().max().unwrap_or(&0),
                 ));
             }

@@ -3,15 +3,21 @@
 //! 1. *Order*: no node depends on itself.
 //! 2. *Arity*: operands are numbered 0..n without gaps, and the op takes n of them.
 //! 3. *Types*: each node's output types are what its op's type rule says of its operands.
-//! 4. *Spaces*: a row space named by a type exists, and axis 0 is its capacity.
-//! 5. *Names*: inputs and outputs have unique names; outputs name existing values.
+//! 4. *Spaces*: a row space named by a type exists, and axis 0 is its capacity; every space is
+//!    well-formed ([`crate::Spaces::check`]).
+//! 5. *Names*: the inputs of one stage and the outputs have unique names; outputs name existing
+//!    values.
 //! 6. *Stages*: either no node has a stage, or every node has one; a value is used on the stage
 //!    that computes it, or on the stage its `transfer` goes to. No stage feeds an earlier one.
+//! 7. *Numbers*: attributes are finite.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
+use serde_json::Value as Json;
+
 use crate::ops::{Infer, Op};
+use crate::text::{Numbers, node_text};
 use crate::{Graph, NodeId, TensorType, Value};
 
 /// One violation.
@@ -19,8 +25,12 @@ use crate::{Graph, NodeId, TensorType, Value};
 pub struct VerifyError {
     /// The node it is about, if it is about one.
     pub node: Option<NodeId>,
+    /// The position of the output it is about, if it is about one.
+    pub output: Option<usize>,
     /// What is wrong; starts with the node's op and scope.
     pub message: String,
+    /// The node in the text form; empty if it is about none.
+    pub line: String,
 }
 
 /// Everything wrong with a graph.
@@ -29,9 +39,15 @@ pub struct VerifyErrors(pub Vec<VerifyError>);
 
 impl fmt::Display for VerifyErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the graph breaks {} invariants", self.0.len())?;
+        match self.0.len() {
+            1 => f.write_str("the graph breaks an invariant")?,
+            count => write!(f, "the graph breaks invariants in {count} places")?,
+        }
         for error in &self.0 {
             write!(f, "\n  {}", error.message)?;
+            if !error.line.is_empty() {
+                write!(f, "\n    {}", error.line)?;
+            }
         }
         Ok(())
     }
@@ -42,32 +58,60 @@ impl std::error::Error for VerifyErrors {}
 /// Checks every invariant.
 ///
 /// # Errors
-/// All violations, in node order.
+/// All violations: of row spaces, then of nodes in their order, then of outputs.
 pub fn verify(graph: &Graph) -> Result<(), VerifyErrors> {
     let mut verifier = Verifier {
         graph,
+        placed: graph.nodes().any(|id| graph.node(id).stage.is_some()),
+        circular: circular(graph),
+        inputs: BTreeSet::new(),
         errors: Vec::new(),
     };
-    verifier.order();
+    verifier.row_spaces();
     for id in graph.nodes() {
-        verifier.types(id);
-        verifier.spaces(id);
-        verifier.stages(id);
+        verifier.node(id);
     }
-    verifier.names();
+    verifier.outputs();
     if verifier.errors.is_empty() {
         Ok(())
     } else {
-        Err(VerifyErrors(verifier.errors))
+        Err(VerifyErrors(verifier.with_lines()))
     }
+}
+
+/// The nodes on cycles, or on a way from one cycle to another.
+fn circular(graph: &Graph) -> BTreeSet<NodeId> {
+    let sorted: BTreeSet<NodeId> = graph.topo().into_iter().collect();
+    let mut left: BTreeSet<NodeId> = graph.nodes().filter(|id| !sorted.contains(id)).collect();
+    let ends = |left: &BTreeSet<NodeId>, id: NodeId| {
+        !graph.successors(id).any(|user| left.contains(&user))
+    };
+    let mut ended: Vec<NodeId> = left.iter().copied().filter(|&id| ends(&left, id)).collect();
+    while let Some(id) = ended.pop() {
+        left.remove(&id);
+        let operands = graph.inputs(id);
+        ended.extend(
+            operands
+                .iter()
+                .map(|value| value.node)
+                .filter(|&id| left.contains(&id) && ends(&left, id)),
+        );
+    }
+    left
 }
 
 struct Verifier<'a> {
     graph: &'a Graph,
+    /// Whether any node has a stage.
+    placed: bool,
+    /// The nodes that depend on themselves.
+    circular: BTreeSet<NodeId>,
+    /// The names of inputs seen so far, by stage.
+    inputs: BTreeSet<(&'a str, Option<u32>)>,
     errors: Vec<VerifyError>,
 }
 
-impl Verifier<'_> {
+impl<'a> Verifier<'a> {
     fn report(&mut self, id: NodeId, message: &str) {
         let node = self.graph.node(id);
         let place = if node.scope.is_empty() {
@@ -75,28 +119,61 @@ impl Verifier<'_> {
         } else {
             format!(" in {}", node.scope)
         };
-        let message = format!("{}{place}: {message}", node.op.name());
         self.errors.push(VerifyError {
             node: Some(id),
-            message,
+            output: None,
+            message: format!("{}{place}: {message}", node.op.name()),
+            line: String::new(),
         });
     }
 
-    fn order(&mut self) {
-        let sorted: BTreeSet<NodeId> = self.graph.topo().into_iter().collect();
-        for id in self
-            .graph
-            .nodes()
-            .filter(|id| !sorted.contains(id))
-            .collect::<Vec<_>>()
-        {
+    fn report_graph(&mut self, output: Option<usize>, message: String) {
+        self.errors.push(VerifyError {
+            node: None,
+            output,
+            message,
+            line: String::new(),
+        });
+    }
+
+    /// The errors, each with the text of its node.
+    fn with_lines(self) -> Vec<VerifyError> {
+        let numbers = Numbers::new(self.graph);
+        let mut errors = self.errors;
+        for error in &mut errors {
+            error.line = error
+                .node
+                .map(|id| node_text(self.graph, &numbers, id))
+                .unwrap_or_default();
+        }
+        errors
+    }
+
+    fn row_spaces(&mut self) {
+        let errors = self.graph.spaces.check_all().err().unwrap_or_default();
+        for message in errors {
+            self.report_graph(None, message);
+        }
+    }
+
+    fn node(&mut self, id: NodeId) {
+        if self.circular.contains(&id) {
             self.report(id, "depends on itself");
         }
+        self.types(id);
+        self.spaces(id);
+        self.stages(id);
+        self.input_names(id);
+        self.numbers(id);
     }
 
     fn types(&mut self, id: NodeId) {
         let node = self.graph.node(id);
         let inputs = self.graph.inputs(id);
+        let numbers = self.graph.operand_numbers(id);
+        if (0..).zip(&numbers).any(|(index, &number)| index != number) {
+            return self.report(id, "lacks an operand between others, or has one twice");
+        }
         let missing = inputs
             .iter()
             .any(|v| usize::from(v.output) >= self.graph.node(v.node).types.len());
@@ -108,6 +185,10 @@ impl Verifier<'_> {
             .map(|&value| self.graph.ty(value).clone())
             .collect();
         let spaces = &self.graph.spaces;
+        let known = |ty: &TensorType| ty.rows.is_none_or(|space| spaces.contains(space));
+        if !operands.iter().chain(&node.types).all(known) {
+            return;
+        }
         match node.op.infer(&Infer {
             inputs: &operands,
             declared: &node.types,
@@ -116,26 +197,24 @@ impl Verifier<'_> {
             Err(error) => self.report(id, &error),
             Ok(types) if types == node.types => {}
             Ok(types) => {
-                let show = |types: &[TensorType]| {
-                    types
-                        .iter()
-                        .map(|ty| ty.display(spaces))
-                        .collect::<Vec<_>>()
-                        .join(", ")
-                };
                 let message = format!(
                     "has type {}, its operands give {}",
-                    show(&node.types),
-                    show(&types)
+                    self.show(&node.types),
+                    self.show(&types)
                 );
                 self.report(id, &message);
             }
         }
     }
 
+    fn show(&self, types: &[TensorType]) -> String {
+        let types = types.iter().map(|ty| ty.display(&self.graph.spaces));
+        types.collect::<Vec<_>>().join(", ")
+    }
+
     fn spaces(&mut self, id: NodeId) {
         let spaces = &self.graph.spaces;
-        for ty in self.graph.node(id).types.clone() {
+        for ty in &self.graph.node(id).types {
             match ty.rows {
                 Some(space) if !spaces.contains(space) => {
                     self.report(id, "names a row space that does not exist")
@@ -155,12 +234,7 @@ impl Verifier<'_> {
     fn stages(&mut self, id: NodeId) {
         let node = self.graph.node(id);
         let Some(stage) = node.stage else {
-            if self
-                .graph
-                .nodes()
-                .next()
-                .is_some_and(|first| self.graph.node(first).stage.is_some())
-            {
+            if self.placed {
                 self.report(id, "has no stage, others have");
             }
             return;
@@ -173,53 +247,57 @@ impl Verifier<'_> {
             };
             if home != Some(stage) {
                 let home = home.map_or("no stage".to_owned(), |home| format!("stage {home}"));
-                self.report(
-                    id,
-                    &format!(
-                        "runs on stage {stage} and uses a `{}` of {home}",
-                        source.op.name()
-                    ),
+                let message = format!(
+                    "runs on stage {stage} and uses a `{}` of {home}",
+                    source.op.name()
                 );
+                self.report(id, &message);
             }
         }
         if let Op::Transfer(transfer) = &node.op
             && transfer.to <= stage
         {
-            self.report(
-                id,
-                &format!("goes from stage {stage} back to {}", transfer.to),
-            );
+            let message = format!("goes from stage {stage} back to {}", transfer.to);
+            self.report(id, &message);
         }
     }
 
-    fn names(&mut self) {
-        let mut inputs = BTreeSet::new();
-        for id in self.graph.nodes() {
-            let node = self.graph.node(id);
-            if let Op::Input(input) = &node.op
-                && !inputs.insert((input.name.clone(), node.stage))
-            {
-                self.report(id, &format!("a second input named `{}`", input.name));
+    fn input_names(&mut self, id: NodeId) {
+        let node = self.graph.node(id);
+        if let Op::Input(input) = &node.op
+            && !self.inputs.insert((&input.name, node.stage))
+        {
+            self.report(id, &format!("a second input named `{}`", input.name));
+        }
+    }
+
+    fn numbers(&mut self, id: NodeId) {
+        for (key, value) in self.graph.node(id).op.attributes() {
+            let hole = match &value {
+                Json::Array(items) => items.iter().any(Json::is_null),
+                value => value.is_null(),
+            };
+            if hole {
+                self.report(id, &format!("attribute `{key}` is not finite"));
             }
         }
-        let mut outputs = BTreeSet::new();
-        for output in self.graph.outputs() {
+    }
+
+    fn outputs(&mut self) {
+        let mut names = BTreeSet::new();
+        for (position, output) in self.graph.outputs().iter().enumerate() {
             let Value {
                 node,
                 output: index,
             } = output.value;
             let exists =
                 self.graph.contains(node) && usize::from(index) < self.graph.node(node).types.len();
-            if !exists || !outputs.insert(&output.name) {
-                let message = if exists {
-                    "second output named"
-                } else {
-                    "nothing behind output"
-                };
-                self.errors.push(VerifyError {
-                    node: None,
-                    message: format!("{message} `{}`", output.name),
-                });
+            let name = &output.name;
+            if !exists {
+                self.report_graph(Some(position), format!("nothing behind output `{name}`"));
+            }
+            if !names.insert(name) {
+                self.report_graph(Some(position), format!("a second output named `{name}`"));
             }
         }
     }

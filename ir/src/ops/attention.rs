@@ -69,6 +69,8 @@ impl OpDef for Attention {
         let (_, _, keys) = Self::scores(cx)?;
         let width = query.shape.last_axis();
         if query.shape.len() != 2
+            || key.shape.len() != 2
+            || width == 0
             || self.heads == 0
             || width % self.heads != 0
             || key.shape.last_axis() != width
@@ -96,12 +98,13 @@ impl OpDef for Attention {
     }
 
     fn cost(&self, cx: &Infer<'_>) -> Cost {
-        let scores =
-            Self::scores(cx).map_or(0, |(segments, queries, keys)| segments * queries * keys);
+        let scores = Self::scores(cx).map_or(0, |(segments, queries, keys)| {
+            (segments as u64 * queries as u64).saturating_mul(keys as u64)
+        });
         let width = cx.inputs[0].shape.last_axis();
-        let flops = scores * (4 * width + 8 * self.heads);
+        let each = 4 * width as u64 + 8 * self.heads as u64;
         Cost {
-            flops: flops as u64,
+            flops: scores.saturating_mul(each),
             ..cx.moved()
         }
     }
@@ -187,7 +190,7 @@ impl Attention {
 mod tests {
     use super::*;
     use crate::rows::{Extents, Spaces};
-    use crate::{DType, Shape};
+    use crate::{DType, Shape, TensorType};
 
     #[test]
     fn a_segment_of_masked_keys_attends_uniformly() {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Eval, Infer, OpDef, Operand};
+use crate::DType;
 use crate::tensor::{Data, Scalar, Tensor};
 use crate::types::Types;
 
@@ -10,7 +11,7 @@ use crate::types::Types;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Constant {
-    /// The elements. Integers are exact up to 2^53.
+    /// The elements: of an `i32`, integers in its range; of a `bool`, 0 and 1.
     pub data: Vec<f64>,
 }
 
@@ -24,7 +25,15 @@ impl OpDef for Constant {
     fn infer(&self, cx: &Infer<'_>) -> Result<Types, String> {
         match cx.declared {
             [ty] if ty.rows.is_none() && ty.shape.elements() == self.data.len() => {
-                Ok(Types::from_elem(ty.clone(), 1))
+                let holds = |&value: &f64| match ty.dtype {
+                    DType::I32 => f64::from(value as i32) == value,
+                    DType::Bool => value == 0.0 || value == 1.0,
+                    DType::F32 | DType::F16 | DType::BF16 => true,
+                };
+                match self.data.iter().find(|value| !holds(value)) {
+                    Some(value) => Err(format!("{value} is no {}", ty.dtype)),
+                    None => Ok(Types::from_elem(ty.clone(), 1)),
+                }
             }
             [ty] => Err(format!(
                 "{} elements declared as {}",

@@ -36,6 +36,9 @@ impl OpDef for CrossEntropy {
 
     fn infer(&self, cx: &Infer<'_>) -> Result<Types, String> {
         let (logits, labels) = (cx.float(0, "logits")?, cx.integer(1, "labels")?);
+        if cx.inputs.len() > 2 {
+            cx.float(2, "weights")?;
+        }
         for ty in [labels, cx.inputs.get(2).unwrap_or(labels)] {
             if logits.shape.len() != 2
                 || *ty.shape != [logits.shape.rows()]

@@ -48,19 +48,19 @@ impl OpDef for LayerNorm {
 
     fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {
         let (x, gain, bias) = (cx.inputs[0], cx.inputs[1].reals(), cx.inputs[2].reals());
-        let count = S::from_f64(gain.len() as f64);
+        let width = gain.len();
+        let count = S::from_f64(width as f64);
         let mean = |values: &mut dyn Iterator<Item = S>| {
             let mut sum = S::from_f64(0.0);
             values.for_each(|value| sum += value);
             sum / count
         };
         let mut values = Vec::with_capacity(x.shape.elements());
-        for row in 0..x.shape.rows() {
-            let mut z = x.row(row).to_vec();
+        for (row, x) in x.reals().chunks(width.max(1)).enumerate() {
+            let mut z = x.to_vec();
             if let Some(residual) = cx.inputs.get(3) {
-                z.iter_mut()
-                    .zip(residual.row(row))
-                    .for_each(|(z, &r)| *z += r);
+                let residual = &residual.reals()[row * width..];
+                z.iter_mut().zip(residual).for_each(|(z, &r)| *z += r);
             }
             let centre = mean(&mut z.iter().copied());
             let variance = mean(&mut z.iter().map(|&z| (z - centre) * (z - centre)));

@@ -28,8 +28,11 @@ impl OpDef for Linear {
 
     fn infer(&self, cx: &Infer<'_>) -> Result<Types, String> {
         let (x, weight) = (cx.float(0, "x")?, cx.float(1, "weight")?);
-        let &[outputs, inner] = &*weight.shape else {
-            return Err(format!("weight must be a matrix, is {}", cx.show(weight)));
+        let (&[outputs, inner], None) = (&*weight.shape, weight.rows) else {
+            let weight = cx.show(weight);
+            return Err(format!(
+                "weight must be a matrix without a row space, is {weight}"
+            ));
         };
         if x.shape.len() != 2 || x.shape[1] != inner {
             return Err(format!(
@@ -48,9 +51,9 @@ impl OpDef for Linear {
     }
 
     fn cost(&self, cx: &Infer<'_>) -> Cost {
-        let macs = cx.inputs[0].shape.rows() * cx.inputs[1].shape.elements();
+        let rows = cx.inputs[0].shape.rows() as u64;
         Cost {
-            flops: 2 * macs as u64,
+            flops: rows.saturating_mul(2 * cx.inputs[1].shape.elements() as u64),
             ..cx.moved()
         }
     }
