@@ -1,1 +1,3 @@
 //! Backends: what runs or plays a plan.
+
+pub mod reference;

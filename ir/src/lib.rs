@@ -34,6 +34,7 @@
 pub mod binding;
 mod builder;
 mod dtype;
+pub mod front;
 mod graph;
 mod interpret;
 pub mod ops;
