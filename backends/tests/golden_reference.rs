@@ -9,19 +9,24 @@ use golden::compare::compare;
 use golden::pack::{Packed, Request, may_drop};
 use golden::{Case, folder};
 use lxpod_backends::reference;
-use lxpod_ir::Scalar;
 use lxpod_ir::front::{Losses, Task};
+use lxpod_ir::{Scalar, Tensor};
 
-/// Runs a case and returns the names of the outputs compared.
-fn check<S: Scalar>(case: &Case, request: &Request) -> BTreeSet<String> {
-    let packed = Packed::new(case, request);
-    let outputs = reference::run::<S>(
+/// Runs a packed case.
+fn run<S: Scalar>(case: &Case, packed: &Packed) -> Vec<(String, Tensor<S>)> {
+    reference::run(
         &packed.built.graph,
         &packed.extents,
         |name| packed.input(case, name),
         |name| case.parameter(name),
     )
-    .unwrap_or_else(|error| panic!("{}: {error}", case.name));
+    .unwrap_or_else(|error| panic!("{}: {error}", case.name))
+}
+
+/// Runs a case and returns the names of the outputs compared.
+fn check<S: Scalar>(case: &Case, request: &Request) -> BTreeSet<String> {
+    let packed = Packed::new(case, request);
+    let outputs = run::<S>(case, &packed);
     compare(case, &packed, &outputs).into_iter().collect()
 }
 
@@ -45,13 +50,17 @@ fn check_padding_free(case: &Case) {
         Task::Pretraining => Losses::None,
         Task::Qa | Task::Base => case.losses(),
     };
-    let request = Request {
-        samples: (0..batch).collect(),
-        drop_masked: true,
-        states: false,
-        losses,
-    };
-    assert!(!check::<f32>(case, &request).is_empty());
+    let alone: Vec<usize> = (0..batch).collect();
+    let shared = (0..batch).rev().chain(0..batch).collect();
+    for samples in [alone, shared] {
+        let request = Request {
+            samples,
+            drop_masked: true,
+            states: false,
+            losses: losses.clone(),
+        };
+        assert!(!check::<f32>(case, &request).is_empty());
+    }
 }
 
 /// Each question and image used by two samples, in another order than theirs.
@@ -147,6 +156,38 @@ golden! {
 fn double_precision() {
     for name in ["qa_tiny", "pretrain_all"] {
         check_dense::<f64>(&Case::load(name));
+    }
+}
+
+/// The pooled output of these samples, bit by bit.
+fn pooled(case: &Case, samples: Vec<usize>, drop_masked: bool) -> Vec<Vec<u32>> {
+    let request = Request {
+        samples,
+        drop_masked,
+        states: false,
+        losses: Losses::None,
+    };
+    let outputs = run::<f32>(case, &Packed::new(case, &request));
+    let found = outputs.iter().find(|(name, _)| name == "pooled_output");
+    let (_, tensor) = found.expect("a pooled output");
+    let rows = 0..tensor.shape.rows();
+    let bits = |row| tensor.row(row).iter().map(|value| value.to_bits());
+    rows.map(|row| bits(row).collect()).collect()
+}
+
+#[test]
+fn packing_changes_no_bit() {
+    for name in ["qa_batch16", "qa_box7_vmask_types", "qa_hole_mask"] {
+        let case = Case::load(name);
+        let [batch, ..] = case.sizes();
+        let dense = pooled(&case, (0..batch).collect(), false);
+        assert_eq!(pooled(&case, (0..batch).collect(), true), dense, "{name}");
+        let reversed = pooled(&case, (0..batch).rev().collect(), true);
+        assert!(reversed.iter().eq(dense.iter().rev()), "{name}");
+        for (sample, row) in dense.iter().enumerate() {
+            let alone = pooled(&case, vec![sample], true);
+            assert_eq!(alone[0], *row, "{name}");
+        }
     }
 }
 

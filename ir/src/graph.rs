@@ -364,16 +364,9 @@ impl Graph {
         self.contains(id).then_some(id)
     }
 
-    /// Makes every user and output of `old` use `new` instead.
-    pub(crate) fn replace_uses(&mut self, old: Value, new: Value) {
-        for user in self.users(old) {
-            self.set_input(user, new);
-        }
-        for output in &mut self.outputs {
-            if output.value == old {
-                output.value = new;
-            }
-        }
+    /// Makes one output another value.
+    pub(crate) fn set_output(&mut self, position: usize, new: Value) {
+        self.outputs[position].value = new;
     }
 
     /// Makes one operand of one node another value.

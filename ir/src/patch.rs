@@ -1,5 +1,6 @@
 //! Patches: checked edits. Passes read the graph and write patches; only applying one changes it.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -138,7 +139,8 @@ impl Patch {
         }
     }
 
-    /// Makes every user of `old` use `new`, which must have the same type.
+    /// Makes every user of `old` use `new`, which must have the same type. Nodes of the patch keep
+    /// the operands they were added with, so that `new` may be computed from `old`.
     pub fn replace(&mut self, old: Value, new: impl Into<Wire>) {
         self.replaced.push((old, new.into()));
     }
@@ -158,7 +160,7 @@ impl Patch {
         self.placed.push((node, stage));
     }
 
-    /// Removes a node that nothing uses.
+    /// Removes a node that nothing uses once the patch is applied.
     pub fn remove(&mut self, node: NodeId) {
         self.removed.push(node);
     }
@@ -166,13 +168,16 @@ impl Patch {
     /// Changes the graph.
     ///
     /// # Errors
-    /// A replacement has another type than what it replaces, or a removed node is still used. The
-    /// graph is then unchanged, except that unions may have been declared.
+    /// A replacement has another type than what it replaces, replacements go in a circle, or
+    /// something would still use a removed node. The graph is then unchanged, except that unions
+    /// may have been declared.
     pub fn apply(self, graph: &mut Graph) -> Result<(), String> {
         self.unions.iter().for_each(|parts| {
             graph.spaces.union(parts);
         });
-        self.check(graph)?;
+        self.check_types(graph)?;
+        let changes = self.changes(graph)?;
+        self.check_removals(graph, &changes)?;
         let mut added: Vec<NodeId> = Vec::with_capacity(self.nodes.len());
         let resolve = |added: &[NodeId], wire: Wire| match wire {
             Wire::Old(value) => value,
@@ -185,11 +190,11 @@ impl Patch {
             let inputs: Vec<Value> = inputs.iter().map(|&wire| resolve(&added, wire)).collect();
             added.push(graph.insert(node, &inputs));
         }
-        for (user, wire) in self.rewired {
+        for (user, wire) in changes.operands {
             graph.set_input(user, resolve(&added, wire));
         }
-        for (old, wire) in self.replaced {
-            graph.replace_uses(old, resolve(&added, wire));
+        for (output, wire) in changes.outputs {
+            graph.set_output(output, resolve(&added, wire));
         }
         for (value, ty) in self.retyped {
             graph.node_mut(value.node).types[usize::from(value.output)] = ty;
@@ -203,7 +208,7 @@ impl Patch {
         Ok(())
     }
 
-    fn check(&self, graph: &Graph) -> Result<(), String> {
+    fn check_types(&self, graph: &Graph) -> Result<(), String> {
         let rewired = self
             .rewired
             .iter()
@@ -218,25 +223,104 @@ impl Patch {
                 ));
             }
         }
-        let uses = |node: NodeId| {
-            let outputs: &Types = &graph.node(node).types;
-            (0..outputs.len()).map(move |output| Value {
-                node,
-                output: output as u16,
-            })
-        };
-        let gone = |node: &NodeId| self.removed.contains(node);
-        for &node in &self.removed {
-            let used = uses(node).any(|value| {
-                graph.is_output(value) || graph.users(value).iter().any(|user| !gone(&user.node))
-            });
-            if used {
-                return Err(format!(
-                    "a patch removes a `{}` that is still used",
-                    graph.node(node).op.name()
-                ));
-            }
-        }
         Ok(())
     }
+
+    /// What each operand and output that changes becomes in the end: a replacement that is itself
+    /// replaced is followed.
+    fn changes(&self, graph: &Graph) -> Result<Changes, String> {
+        let replaced: HashMap<Value, Wire> = self.replaced.iter().copied().collect();
+        let follow = |mut wire: Wire| {
+            for _ in 0..=replaced.len() {
+                match wire {
+                    Wire::Old(value) if replaced.contains_key(&value) => wire = replaced[&value],
+                    _ => return Ok(wire),
+                }
+            }
+            Err("a patch replaces values in a circle".to_owned())
+        };
+        let mut changes = Changes::default();
+        for &old in replaced.keys() {
+            let new = follow(Wire::Old(old))?;
+            let users = graph.users(old).into_iter();
+            changes.operands.extend(users.map(|user| (user, new)));
+        }
+        for &(user, wire) in &self.rewired {
+            changes.operands.insert(user, follow(wire)?);
+        }
+        for (position, output) in graph.outputs().iter().enumerate() {
+            if replaced.contains_key(&output.value) {
+                let new = follow(Wire::Old(output.value))?;
+                changes.outputs.push((position, new));
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Nothing uses a removed node: no operand that stays, no operand or output that changes, no
+    /// new node.
+    fn check_removals(&self, graph: &Graph, changes: &Changes) -> Result<(), String> {
+        let removed: HashSet<NodeId> = self.removed.iter().copied().collect();
+        let gone = |wire: &Wire| match wire {
+            Wire::Old(value) => removed.contains(&value.node),
+            Wire::New(..) => false,
+        };
+        let mut wires: Vec<Wire> = Vec::new();
+        wires.extend(self.nodes.iter().flat_map(|new| new.inputs.iter()));
+        let operands = changes.operands.iter();
+        wires.extend(
+            operands
+                .filter(|(user, _)| !removed.contains(&user.node))
+                .map(|(_, wire)| *wire),
+        );
+        wires.extend(changes.outputs.iter().map(|&(_, wire)| wire));
+        let kept = graph.outputs().iter().enumerate();
+        let changed: HashSet<usize> = changes
+            .outputs
+            .iter()
+            .map(|&(position, _)| position)
+            .collect();
+        wires.extend(
+            kept.filter(|(position, _)| !changed.contains(position))
+                .map(|(_, output)| Wire::Old(output.value)),
+        );
+        for &node in &self.removed {
+            wires.extend(self.staying_uses(graph, changes, &removed, node));
+        }
+        match wires.iter().find(|wire| gone(wire)) {
+            Some(Wire::Old(value)) => Err(format!(
+                "a patch removes a `{}` that is still used",
+                graph.node(value.node).op.name()
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The outputs of `node` that nodes use, will go on to use, and outlive it.
+    fn staying_uses(
+        &self,
+        graph: &Graph,
+        changes: &Changes,
+        removed: &HashSet<NodeId>,
+        node: NodeId,
+    ) -> Vec<Wire> {
+        let outputs: &Types = &graph.node(node).types;
+        let values = (0..outputs.len()).map(|output| Value {
+            node,
+            output: output as u16,
+        });
+        let stays =
+            |user: &User| !removed.contains(&user.node) && !changes.operands.contains_key(user);
+        values
+            .filter(|&value| graph.users(value).iter().any(stays))
+            .map(Wire::Old)
+            .collect()
+    }
+}
+
+/// What operands and outputs become.
+#[derive(Default)]
+struct Changes {
+    operands: BTreeMap<User, Wire>,
+    outputs: Vec<(usize, Wire)>,
 }

@@ -17,7 +17,7 @@
 //! return "y" = %0
 //! ```
 
-use lxpod_ir::{Graph, Patch};
+use lxpod_ir::Graph;
 
 use crate::pass::{Found, Options, Pass, Run};
 use crate::walk;
@@ -30,11 +30,6 @@ pub const PASS: Pass = Pass {
 };
 
 fn run(graph: &Graph, _: &Options) -> Found {
-    let dead = walk::dead(graph);
-    let mut patch = Patch::new();
-    graph
-        .nodes()
-        .filter(|id| dead.contains(id.index()))
-        .for_each(|id| patch.remove(id));
+    let patch = walk::without_dead(graph);
     Ok((!patch.is_empty()).then_some(patch))
 }

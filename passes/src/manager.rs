@@ -2,8 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use fixedbitset::FixedBitSet;
-use lxpod_ir::{Graph, NodeId, Patch, VerifyErrors, verify};
+use lxpod_ir::{Graph, Patch, VerifyErrors, verify};
 use serde::Serialize;
 
 use crate::pass::{Options, PIPELINE, Pass, Run, UnknownPass, find};
@@ -113,7 +112,7 @@ impl<'a> Manager<'a> {
         self
     }
 
-    /// Runs each pass until it finds nothing, and verifies the graph before the first pass and after
+    /// Runs each pass until it finds nothing, removes what it leaves without users, and verifies the graph before the first pass and after
     /// each.
     ///
     /// # Errors
@@ -144,7 +143,6 @@ impl<'a> Manager<'a> {
         let mut driver = Driver {
             pass,
             options: &self.options,
-            spared: walk::dead(graph),
             applied: 0,
             left,
         };
@@ -175,8 +173,6 @@ pub fn optimise(graph: &mut Graph, options: &Options) -> Result<Report, PassErro
 struct Driver<'a> {
     pass: &'a Pass,
     options: &'a Options,
-    /// Nodes that were dead before the pass; only `dce` may remove them.
-    spared: FixedBitSet,
     applied: usize,
     left: usize,
 }
@@ -229,17 +225,13 @@ impl Driver<'_> {
         Ok(())
     }
 
-    /// Removes what the pass left without users.
+    /// Removes what no output depends on, so that a value's users are those that count.
     fn sweep(&self, graph: &mut Graph) -> Result<(), PassError> {
-        let mut patch = Patch::new();
-        let dead = walk::dead(graph);
-        graph
-            .nodes()
-            .filter(|id: &NodeId| dead.contains(id.index()) && !self.spared.contains(id.index()))
-            .for_each(|id| patch.remove(id));
-        patch.apply(graph).map_err(|message| PassError::Refused {
-            pass: self.pass.name,
-            message,
-        })
+        walk::without_dead(graph)
+            .apply(graph)
+            .map_err(|message| PassError::Refused {
+                pass: self.pass.name,
+                message,
+            })
     }
 }

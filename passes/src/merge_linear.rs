@@ -27,7 +27,7 @@
 //! ```
 
 use lxpod_ir::ops::{Concat, Op, Part, Slice};
-use lxpod_ir::{Graph, NodeId, Patch, SpaceId, Value, Wire};
+use lxpod_ir::{Graph, Layout, NodeId, Patch, SpaceId, Value, Wire};
 
 use crate::pass::{Found, Options, Pass, Run};
 use crate::walk;
@@ -44,7 +44,7 @@ fn run(graph: &Graph, id: NodeId, _: &Options) -> Found {
         return Ok(None);
     }
     let same_weight = tall_group(graph, id);
-    if same_weight.len() > 1 {
+    if same_weight.len() > 1 && has_union(graph, &same_weight) {
         return merge_tall(graph, &same_weight).map(Some);
     }
     let same_rows = wide_group(graph, id);
@@ -76,19 +76,23 @@ fn alike(graph: &Graph, value: Value, input: u16, like: NodeId) -> Vec<NodeId> {
         .collect()
 }
 
-/// Linears of the weight and bias of `id` over different values in row spaces, none of which depends
-/// on another, `id` among them. In order of row space, then of the rows' age, so that groups over
+/// Linears of the weight and bias of `id` over different values in row spaces that are no unions,
+/// none of which depends on another, `id` among them. In order of row space, then of the rows' age, so that groups over
 /// the same values agree.
 fn tall_group(graph: &Graph, id: NodeId) -> Vec<NodeId> {
     let inputs = graph.inputs(id);
-    if graph.ty(inputs[0]).rows.is_none() {
+    let stacks = |rows: Value| {
+        let space = graph.ty(rows).rows.map(|space| graph.spaces.get(space));
+        space.is_some_and(|space| !matches!(space.layout, Layout::Union(_)))
+    };
+    if !stacks(inputs[0]) {
         return Vec::new();
     }
     let mut group = vec![id];
     for other in alike(graph, inputs[1], 1, id) {
         let rows = graph.inputs(other)[0];
         let fits = graph.inputs(other)[1..] == inputs[1..]
-            && graph.ty(rows).rows.is_some()
+            && stacks(rows)
             && group.iter().all(|&member| {
                 graph.inputs(member)[0] != rows && independent(graph, member, other)
             });
@@ -108,6 +112,20 @@ fn independent(graph: &Graph, a: NodeId, b: NodeId) -> bool {
         && !walk::dependents(graph, b).contains(a.index())
 }
 
+/// The row spaces of linears in row spaces.
+fn spaces_of(graph: &Graph, group: &[NodeId]) -> Vec<SpaceId> {
+    let rows = |&id: &NodeId| graph.ty(graph.inputs(id)[0]).rows;
+    group.iter().filter_map(rows).collect()
+}
+
+/// Whether the union of the rows can be declared: its name may belong to another space.
+fn has_union(graph: &Graph, group: &[NodeId]) -> bool {
+    let parts = spaces_of(graph, group);
+    let mut spaces = graph.spaces.clone();
+    let union = spaces.union(&parts);
+    spaces.get(union).layout == Layout::Union(parts)
+}
+
 fn merge_tall(graph: &Graph, group: &[NodeId]) -> Result<Patch, String> {
     let first = group[0];
     let rows: Vec<Value> = group.iter().map(|&id| graph.inputs(id)[0]).collect();
@@ -115,9 +133,7 @@ fn merge_tall(graph: &Graph, group: &[NodeId]) -> Result<Patch, String> {
     let stacked = match existing_concat(graph, &rows, first) {
         Some(value) => value.into(),
         None => {
-            let spaces: Option<Vec<SpaceId>> =
-                rows.iter().map(|&value| graph.ty(value).rows).collect();
-            patch.declare_union(&spaces.ok_or("rows without a row space")?);
+            patch.declare_union(&spaces_of(graph, group));
             concat(graph, &mut patch, first, &rows)?
         }
     };

@@ -5,20 +5,23 @@
 //! - through an op that works row by row, rows are picked from each operand in that row space;
 //! - through attention, rows are picked from the queries, keys and values stay whole;
 //! - through another `gather_rows`, rows are picked from its index;
-//! - through `linear`, columns are picked as rows of weight and bias; through elementwise ops and
-//!   `gather_rows`, from the operands.
+//! - through `linear`, columns are picked as rows of weight and bias; through elementwise ops, from
+//!   the operands.
 //!
 //! *Why it helps.* LXMERT's answer reads one row of the last cross layer, [CLS]. Its feed-forward
 //! block and the queries of its self attention shrink to one row per sample; the keys and values stay,
 //! since that row attends to all others. With `dce` this saves 8.6 % of all work at 12 words.
 //!
-//! *What it needs.* `cse` and `dce` before it, since a dead user keeps a value whole. Of the index
-//! of a `gather_rows` that passes attention: it lives in the entities space that owns the segments of
-//! the queries, and entry e names a row of segment e. The first is checked here; the second is what
-//! an index of entities into their own segments means.
+//! *What it needs.* `cse` and `dce` before it, since another user keeps a value whole.
 //!
-//! *What it promises.* The rows computed go down with each patch: an index moves only into a space
-//! of larger capacity than its own. What is computed is computed as before, bit by bit. `cse` should
+//! *When attention's segments stay right.* Picking rows before attention makes segment e of the
+//! queries the one row that entry e of the index names, so that row must be of segment e. The index
+//! must be an input, must live in an entities space, and that space must own the segments of the
+//! queries. Of such an input the runtime has to see to it that each entity names a row of its own.
+//! An index computed from others promises nothing of the kind and does not pass attention.
+//!
+//! *What it promises.* What is computed goes down with each patch: an index moves only in front of a
+//! value of larger capacity than its own. What is computed is computed as before, bit by bit. `cse` should
 //! follow, since equal gathers may meet at one value.
 //!
 //! ```text
@@ -27,7 +30,7 @@
 //! ```
 
 use lxpod_ir::ops::{Attention, GatherRows, Op, RowUse, Slice};
-use lxpod_ir::{Graph, Layout, NodeId, Patch, TensorType, Value, Wire};
+use lxpod_ir::{Graph, Layout, NodeId, Patch, SpaceId, Value, Wire};
 
 use crate::pass::{Found, Options, Pass, Run};
 
@@ -98,7 +101,7 @@ fn narrow_rows(
 ) -> Result<Option<Wire>, String> {
     let (ty, index_ty) = (graph.ty(graph.value(id)), graph.ty(index));
     let inputs = graph.inputs(id);
-    let moves: Vec<bool> = match rows_through(graph, id, index_ty) {
+    let moves: Vec<bool> = match rows_through(graph, id, index) {
         Some(moves) if index_ty.shape.rows() < ty.shape.rows() => moves,
         _ => return Ok(None),
     };
@@ -116,7 +119,7 @@ fn narrow_rows(
 }
 
 /// Which operands rows are to be picked from so that the result holds the picked rows.
-fn rows_through(graph: &Graph, id: NodeId, index: &TensorType) -> Option<Vec<bool>> {
+fn rows_through(graph: &Graph, id: NodeId, index: Value) -> Option<Vec<bool>> {
     let op = &graph.node(id).op;
     let rows = graph.ty(graph.value(id)).rows?;
     let inputs = graph.inputs(id);
@@ -129,15 +132,21 @@ fn rows_through(graph: &Graph, id: NodeId, index: &TensorType) -> Option<Vec<boo
             RowUse::Local => types()
                 .all(|ty| ty.rows.is_none_or(|own| own == rows))
                 .then(|| types().map(|ty| ty.rows.is_some()).collect()),
-            RowUse::Query => {
-                let entities = index.rows?;
-                let own = graph.spaces.get(entities).layout == Layout::Entities
-                    && graph.spaces.owner(rows) == Some(entities);
-                own.then(|| (0..inputs.len()).map(|operand| operand == 0).collect())
-            }
+            RowUse::Query => names_own_rows(graph, index, rows)
+                .then(|| (0..inputs.len()).map(|operand| operand == 0).collect()),
             RowUse::Mixing => None,
         },
     }
+}
+
+/// Whether entry e of the index is a row of segment e of `rows`; see the module.
+fn names_own_rows(graph: &Graph, index: Value, rows: SpaceId) -> bool {
+    let given = matches!(graph.node(index.node).op, Op::Input(_));
+    let entities = graph
+        .ty(index)
+        .rows
+        .filter(|&space| graph.spaces.get(space).layout == Layout::Entities);
+    given && entities.is_some() && graph.spaces.owner(rows) == entities
 }
 
 /// The op without an output that nothing uses.
@@ -168,7 +177,6 @@ fn narrow_columns(
     let picks: Vec<Option<&Slice>> = match &graph.node(id).op {
         Op::Linear(_) => [None, Some(&of_params), Some(&of_params)].to_vec(),
         Op::Add(_) | Op::Scale(_) | Op::Activate(_) | Op::Cast(_) => vec![Some(slice); 2],
-        Op::GatherRows(_) if !graph.node(inputs[0].node).op.is_leaf() => vec![Some(slice), None],
         _ => return Ok(None),
     };
     let mut operands = Vec::with_capacity(inputs.len());

@@ -2,7 +2,7 @@
 
 use fixedbitset::FixedBitSet;
 use lxpod_ir::ops::Op;
-use lxpod_ir::{Graph, NodeId, User, Value};
+use lxpod_ir::{Graph, NodeId, Patch, User, Value};
 
 /// The outputs of a node.
 pub(crate) fn values(graph: &Graph, node: NodeId) -> impl Iterator<Item = Value> + use<> {
@@ -22,18 +22,21 @@ pub(crate) fn sole_use(graph: &Graph, value: Value) -> Option<User> {
     }
 }
 
-/// The nodes that no output depends on, by index.
-pub(crate) fn dead(graph: &Graph) -> FixedBitSet {
-    let mut dead = FixedBitSet::with_capacity(graph.bound());
-    dead.extend(graph.nodes().map(NodeId::index));
+/// The patch that removes every node that no output depends on.
+pub(crate) fn without_dead(graph: &Graph) -> Patch {
+    let mut live = FixedBitSet::with_capacity(graph.bound());
     let mut stack: Vec<NodeId> = graph.outputs().iter().map(|out| out.value.node).collect();
     while let Some(node) = stack.pop() {
-        if dead.contains(node.index()) {
-            dead.remove(node.index());
+        if !live.put(node.index()) {
             stack.extend(graph.inputs(node).iter().map(|value| value.node));
         }
     }
-    dead
+    let mut patch = Patch::new();
+    graph
+        .nodes()
+        .filter(|id| !live.contains(id.index()))
+        .for_each(|id| patch.remove(id));
+    patch
 }
 
 /// The nodes that depend on a node, without itself, by index.

@@ -25,8 +25,8 @@ pub(super) fn encode(b: &mut Builder, cx: &Context<'_>, text: Value, trace: &mut
             x: boxes,
             mask: cx.inputs.visual_attention_mask,
         };
-        language.x = tower(b, cx, Tower::LANGUAGE, language, trace);
-        vision.x = tower(b, cx, Tower::VISION, vision, trace);
+        language.x = tower(b, cx, Tower::LANGUAGE, cx.config.l_layers, language, trace);
+        vision.x = tower(b, cx, Tower::VISION, cx.config.r_layers, vision, trace);
         if let Some([text_rows, box_rows]) = cx.inputs.sample_rows {
             language = gather(b, language, text_rows);
             vision = gather(b, vision, box_rows);
@@ -72,13 +72,10 @@ fn tower(
     b: &mut Builder,
     cx: &Context<'_>,
     tower: Tower,
+    layers: usize,
     mut stream: Stream,
     trace: &mut Trace,
 ) -> Value {
-    let layers = match tower.module {
-        "layer" => cx.config.l_layers,
-        _ => cx.config.r_layers,
-    };
     for index in 0..layers {
         let (x, weights) = b.scoped(&format!("{}.{index}", tower.module), |b| {
             let block = b.scoped("attention", |b| {

@@ -106,7 +106,8 @@ pub(super) struct AttentionBlock {
     key: Dense,
     value: Dense,
     output: Closing,
-    op: [usize; 2],
+    heads: usize,
+    scale: f32,
 }
 
 impl AttentionBlock {
@@ -122,7 +123,8 @@ impl AttentionBlock {
             key,
             value,
             output: Closing::declare(b, "output", width, width),
-            op: [config.num_attention_heads, config.head_size()],
+            heads: config.num_attention_heads,
+            scale: (1.0 / (config.head_size() as f64).sqrt()) as f32,
         }
     }
 
@@ -134,10 +136,9 @@ impl AttentionBlock {
         context: Stream,
         probabilities: bool,
     ) -> (Value, Option<Value>) {
-        let [heads, head_size] = self.op;
         let op = Attention {
-            heads,
-            scale: (1.0 / (head_size as f64).sqrt()) as f32,
+            heads: self.heads,
+            scale: self.scale,
             probabilities,
         };
         let attended = b.scoped(self.inner, |b| {
