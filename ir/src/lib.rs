@@ -38,6 +38,7 @@ mod graph;
 mod interpret;
 pub mod ops;
 mod patch;
+pub mod random;
 mod rows;
 mod shape;
 mod tensor;
