@@ -33,6 +33,7 @@
 
 pub mod binding;
 mod builder;
+mod dot;
 mod dtype;
 mod graph;
 mod interpret;
@@ -48,6 +49,7 @@ mod verify;
 
 pub use binding::Binding;
 pub use builder::Builder;
+pub use dot::dot;
 pub use dtype::DType;
 pub use graph::{Graph, Node, NodeId, Output, User, Value};
 pub use interpret::interpret;
