@@ -1,1 +1,90 @@
 //! Backends: what runs or plays a plan.
+//!
+//! [`cpu`] executes a plan's programs in arenas of planned layout, fast; [`reference`] evaluates the
+//! plan's graph by the ops' reference semantics, slowly, as the oracle; [`sim`] plays the plan's
+//! schedule against its predicted cycles. All of them take the same [`Feed`]s.
+
+pub mod cpu;
+pub mod reference;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use lxpod_ir::{Extents, Tensor};
+use lxpod_passes::plan::Memory;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// An error of whoever supplies weights.
+pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Reads rows of a checkpoint tensor, trailing axes flattened, widened to f32: name, rows of axis 0,
+/// destination. Called from several threads at once.
+pub type Fetch<'a> = &'a (dyn Fn(&str, Range<usize>, &mut [f32]) -> Result<(), SourceError> + Sync);
+
+/// The values of one micro-batch's inputs.
+#[derive(Clone, Debug)]
+pub struct Feed {
+    /// How many rows each row space has.
+    pub extents: Extents,
+    /// By input name, at those extents.
+    pub inputs: BTreeMap<String, Tensor<f32>>,
+}
+
+/// The outputs of one micro-batch, in the order of the graph's outputs, at run-time extents.
+pub type Outputs = Vec<Tensor<f32>>;
+
+/// What went wrong in a backend.
+#[derive(Debug, Error)]
+pub enum BackendError {
+    /// The user's data: an input that is missing, of the wrong shape, or out of range.
+    #[error("{0}")]
+    Data(String),
+    /// The source of the weights.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The machine cannot run what was asked for.
+    #[error("not supported: {0}")]
+    Unsupported(String),
+    /// A defect of lxpod, such as an access outside a live buffer found by guard mode.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+/// What one tile really used in a run, re-derived from the accesses of its steps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TileLedger {
+    /// The tile: replica x stages + stage.
+    pub tile: usize,
+    /// Bytes by category; only the executed categories and `max_live` are measured.
+    pub memory: Memory,
+}
+
+/// What a backend really allocated on the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostLedger {
+    /// Packed weights.
+    pub weights: u64,
+    /// Arenas of all tiles.
+    pub arenas: u64,
+    /// Scratch of all workers.
+    pub scratch: u64,
+}
+
+/// A plan ready to run.
+pub trait Executable: Send {
+    /// Runs one micro-batch per feed, dealt to the replicas in turn.
+    ///
+    /// # Errors
+    /// A feed does not fit the plan, or holds an index out of range.
+    fn run(&mut self, feeds: &[Feed]) -> Result<Vec<Outputs>, BackendError>;
+
+    /// The tile ledger of all runs so far; empty where the backend has no tiles.
+    fn ledger(&self) -> Vec<TileLedger>;
+
+    /// The host ledger.
+    fn host(&self) -> HostLedger;
+
+    /// What the backend runs on, for reports: kernel table and threads.
+    fn description(&self) -> String;
+}

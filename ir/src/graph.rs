@@ -331,6 +331,39 @@ impl Graph {
         order
     }
 
+    /// The same graph with its nodes numbered 0.. in the order of [`Graph::topo`], which is then the
+    /// order of their ids and of the lines of the text form.
+    pub fn compacted(&self) -> Graph {
+        let mut compact = Graph::new(&self.name, self.spaces.clone());
+        let mut renamed: Vec<Option<NodeId>> = vec![None; self.bound()];
+        let rename = |renamed: &[Option<NodeId>], value: Value| {
+            renamed[value.node.index()].map(|node| Value {
+                node,
+                output: value.output,
+            })
+        };
+        for id in self.topo() {
+            let inputs: Vec<Value> = self
+                .inputs(id)
+                .into_iter()
+                .filter_map(|v| rename(&renamed, v))
+                .collect();
+            renamed[id.index()] = Some(compact.insert(self.node(id).clone(), &inputs));
+        }
+        for output in &self.outputs {
+            if let Some(value) = rename(&renamed, output.value) {
+                compact.add_output(&output.name, value);
+            }
+        }
+        compact
+    }
+
+    /// The node with that index.
+    pub fn at(&self, index: usize) -> Option<NodeId> {
+        let id = NodeId(u32::try_from(index).ok()?);
+        self.contains(id).then_some(id)
+    }
+
     /// Makes one output another value.
     pub(crate) fn set_output(&mut self, position: usize, new: Value) {
         self.outputs[position].value = new;

@@ -1,0 +1,328 @@
+//! `attention`: one head of one segment.
+
+use super::gemm::{
+    Feed, Packed, SLACK, Single, Strided, Tile, Tiles, multiply, pack_columns, pack_tile,
+};
+use super::math::exp;
+use super::pack::PANEL;
+use super::scratch::LINE;
+use super::simd::{LANES, Simd, max_lanes, sum_lanes};
+use super::{Kernels, Scratch, View, ViewMut};
+
+/// The inputs of one attention head: the columns that belong to the head, of the rows that belong to the segment.
+#[derive(Clone, Copy)]
+pub struct Attention<'a> {
+    /// Queries, \[nq, d\].
+    pub q: View<'a>,
+    /// Keys, \[nk, d\].
+    pub k: View<'a>,
+    /// Values, \[nk, d\].
+    pub v: View<'a>,
+    /// One per key: 1 keeps it, 0 masks it, anything else is extrapolated.
+    pub mask: &'a [f32],
+    /// Multiplies q·k; 1/√d, or 1 where that is folded into the query's weights.
+    pub scale: f32,
+}
+
+/// The most rows of a tile in any table.
+const MOST_ROWS: usize = 6;
+
+/// f32 values of scratch that [`attention_head`] needs for up to `keys` keys of up to `d` columns.
+pub fn attention_scratch(keys: usize, d: usize) -> usize {
+    Layout::new(keys, d).end
+}
+
+/// Writes y = P·v to `out`, \[nq, d\], where P = softmax((q·k)·scale + (1 − mask)·f32::MIN) over the keys; and P to `probs`, \[nq, nk\], if asked.
+///
+/// All in f32, rounded once at the store. Where all keys are masked, P is uniform. The bits of a row of the result depend on its query,
+/// and on the keys up to the last whose probability is not zero: trailing masked keys can be left out.
+/// (q·k and P·v are sums in ascending order; the denominator sums key i in lane i mod 8.) `out` may be the memory of `q`.
+/// `scratch` must have [`attention_scratch`] values.
+///
+/// # Panics
+/// If shapes disagree.
+pub fn attention_head(
+    kernels: &Kernels,
+    inputs: &Attention<'_>,
+    out: ViewMut<'_>,
+    probs: Option<ViewMut<'_>>,
+    scratch: &mut Scratch,
+) {
+    let Attention { q, k, v, mask, .. } = *inputs;
+    let (nq, nk, d) = (q.rows(), k.rows(), q.cols());
+    assert_eq!(k.cols(), d, "columns of the keys");
+    assert_eq!((v.rows(), v.cols()), (nk, d), "shape of the values");
+    assert_eq!(mask.len(), nk, "length of the mask");
+    assert_eq!(
+        (out.rows(), out.cols()),
+        (nq, d),
+        "output shape of attention"
+    );
+    if let Some(probs) = &probs {
+        assert_eq!(
+            (probs.rows(), probs.cols()),
+            (nq, nk),
+            "shape of the probabilities"
+        );
+    }
+    let work = scratch.take(attention_scratch(nk, d));
+    // SAFETY: a table exists only for a CPU that can run it, and the shapes were checked.
+    unsafe {
+        (kernels.attention)(Args {
+            inputs,
+            out,
+            probs,
+            work,
+        })
+    };
+}
+
+/// A checked call of [`attention_head`].
+pub(super) struct Args<'a> {
+    inputs: &'a Attention<'a>,
+    out: ViewMut<'a>,
+    probs: Option<ViewMut<'a>>,
+    work: &'a mut [f32],
+}
+
+/// Where things lie in the scratch, in values.
+struct Layout {
+    /// Keys and columns rounded up to whole panels.
+    keys: usize,
+    cols: usize,
+    /// Keys as panels of 16 keys, each by column.
+    k: usize,
+    /// Values as panels of 16 columns, each by key.
+    v: usize,
+    /// One packed tile of queries.
+    q: usize,
+    /// Scores, then probabilities, of one tile.
+    p: usize,
+    /// Results of one tile.
+    y: usize,
+    /// What is added to the scores of each key.
+    bias: usize,
+    end: usize,
+}
+
+impl Layout {
+    #[inline(always)]
+    fn new(nk: usize, d: usize) -> Self {
+        let keys = nk.next_multiple_of(PANEL);
+        let cols = d.next_multiple_of(PANEL);
+        let k = 0;
+        let v = k + keys * d;
+        let q = v + nk * cols;
+        let p = q + (MOST_ROWS * d + SLACK).next_multiple_of(LINE);
+        let y = p + MOST_ROWS * keys;
+        let bias = y + MOST_ROWS * cols;
+        Layout {
+            keys,
+            cols,
+            k,
+            v,
+            q,
+            p,
+            y,
+            bias,
+            end: bias + keys,
+        }
+    }
+}
+
+/// The body of [`attention_head`].
+///
+/// # Safety
+/// The shapes were checked and `work` has [`attention_scratch`] values.
+#[inline(always)]
+pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
+    let inputs = args.inputs;
+    let at = Layout::new(inputs.k.rows(), inputs.k.cols());
+    for (bias, &mask) in args.work[at.bias..].iter_mut().zip(inputs.mask) {
+        *bias = (1.0 - mask) * f32::MIN;
+    }
+    // SAFETY: the caller's contract.
+    unsafe {
+        pack_keys(s, inputs.k, args.work[at.k..at.v].as_mut_ptr());
+        pack_values(s, inputs.v, args.work[at.v..at.q].as_mut_ptr());
+    }
+    let tiles = Tiles::new(inputs.q.rows(), S::MAX_ROWS);
+    for i in 0..tiles.count() {
+        let (first, rows) = tiles.tile(i);
+        // SAFETY: the caller's contract; the query rows exist.
+        unsafe {
+            scores(s, inputs, (first, rows), args.work, &at);
+            for r in 0..rows {
+                let (p, bias) =
+                    args.work[at.p + r * at.keys..].split_at_mut(at.bias - at.p - r * at.keys);
+                softmax(s, &mut p[..at.keys], bias, inputs.mask.len(), inputs.scale);
+            }
+            weigh(s, inputs.v, rows, args.work, &at);
+            for r in 0..rows {
+                if let Some(probs) = &args.probs {
+                    store_row(s, &args.work[at.p + r * at.keys..], probs, first + r);
+                }
+                store_row(s, &args.work[at.y + r * at.cols..], &args.out, first + r);
+            }
+        }
+    }
+}
+
+/// Packs keys as panels of 16 keys, column after column, missing keys as zeros.
+///
+/// # Safety
+/// `to` is valid for writing the keys, rounded up to 16, times the columns.
+#[inline(always)]
+unsafe fn pack_keys<S: Simd>(s: S, k: View<'_>, to: *mut f32) {
+    let mut first = 0;
+    while first < k.rows().next_multiple_of(PANEL) {
+        let start = first / PANEL * PANEL * k.cols() + first % PANEL;
+        let count = k.rows().saturating_sub(first).min(LANES);
+        // SAFETY: the caller's contract; the rows exist.
+        unsafe {
+            if count > 0 {
+                pack_columns(s, k, first, count, to.add(start), PANEL);
+            } else {
+                for c in 0..k.cols() {
+                    s.store_f32(to.add(start + c * PANEL), s.splat(0.0));
+                }
+            }
+        }
+        first += LANES;
+    }
+}
+
+/// Packs values as panels of 16 columns, row after row, missing columns as zeros.
+///
+/// # Safety
+/// `to` is valid for writing the rows times the columns, rounded up to 16.
+#[inline(always)]
+unsafe fn pack_values<S: Simd>(s: S, v: View<'_>, to: *mut f32) {
+    for r in 0..v.rows() {
+        let row = v.row(r);
+        let mut c = 0;
+        while c < v.cols().next_multiple_of(PANEL) {
+            let place = c / PANEL * PANEL * v.rows() + r * PANEL + c % PANEL;
+            // SAFETY: the caller's contract; only columns that exist are read.
+            unsafe {
+                let x = if c < v.cols() {
+                    row.load_up_to(s, c, v.cols() - c)
+                } else {
+                    s.splat(0.0)
+                };
+                s.store_f32(to.add(place), x);
+            }
+            c += LANES;
+        }
+    }
+}
+
+/// q·k for the query rows (first, count) and all keys.
+///
+/// # Safety
+/// The rows exist and the keys are packed.
+#[inline(always)]
+unsafe fn scores<S: Simd>(
+    s: S,
+    inputs: &Attention<'_>,
+    (first, rows): (usize, usize),
+    work: &mut [f32],
+    at: &Layout,
+) {
+    let d = inputs.q.cols();
+    let work = work.as_mut_ptr();
+    // SAFETY: the layout has room for the packed queries and the scores.
+    unsafe {
+        pack_tile(s, inputs.q, first, rows, work.add(at.q));
+        let tile = Tile {
+            a: work.add(at.q),
+            a_row: 1,
+            w: work.add(at.k).cast(),
+            w_panel: d * PANEL * size_of::<f32>(),
+            depth: d,
+            c: work.add(at.p),
+            c_row: at.keys,
+            fresh: true,
+        };
+        multiply::<S, Single, Packed>(s, tile, rows, at.keys / PANEL, &mut Feed::none());
+    }
+}
+
+/// Turns the sums q·k of the first `nk` keys into probabilities, and the others into zeros.
+#[inline(always)]
+fn softmax<S: Simd>(s: S, p: &mut [f32], bias: &[f32], nk: usize, scale: f32) {
+    let mut largest = s.splat(f32::NEG_INFINITY);
+    let factor = s.splat(scale);
+    p[nk..].fill(f32::NEG_INFINITY);
+    for (p, bias) in p[..nk]
+        .as_chunks_mut::<LANES>()
+        .0
+        .iter_mut()
+        .zip(bias.as_chunks::<LANES>().0)
+    {
+        let score = s.add(s.mul(s.pack(*p), factor), s.pack(*bias));
+        largest = s.max(score, largest);
+        *p = s.unpack(score);
+    }
+    let mut most = max_lanes(s, largest);
+    for i in nk / LANES * LANES..nk {
+        p[i] = p[i] * scale + bias[i];
+        most = if p[i] > most { p[i] } else { most };
+    }
+    let most = s.splat(most);
+    let mut total = s.splat(0.0);
+    for p in p.as_chunks_mut::<LANES>().0 {
+        let e = exp(s, s.sub(s.pack(*p), most));
+        total = s.add(total, e);
+        *p = s.unpack(e);
+    }
+    let total = s.splat(sum_lanes(s, total));
+    for p in p.as_chunks_mut::<LANES>().0 {
+        *p = s.unpack(s.div(s.pack(*p), total));
+    }
+}
+
+/// P·v for a tile of rows.
+///
+/// # Safety
+/// The probabilities are in place and the values are packed.
+#[inline(always)]
+unsafe fn weigh<S: Simd>(s: S, v: View<'_>, rows: usize, work: &mut [f32], at: &Layout) {
+    let work = work.as_mut_ptr();
+    // SAFETY: the layout has room for the results.
+    unsafe {
+        let tile = Tile {
+            a: work.add(at.p),
+            a_row: at.keys,
+            w: work.add(at.v).cast(),
+            w_panel: v.rows() * PANEL * size_of::<f32>(),
+            depth: v.rows(),
+            c: work.add(at.y),
+            c_row: at.cols,
+            fresh: true,
+        };
+        multiply::<S, Single, Strided>(s, tile, rows, at.cols / PANEL, &mut Feed::none());
+    }
+}
+
+/// Stores as many of `values` as `out` has columns in its row `r`. A negative zero becomes positive: whether a sum that underflowed ends as one
+/// would depend on masked keys after it.
+///
+/// # Safety
+/// The row exists.
+#[inline(always)]
+unsafe fn store_row<S: Simd>(s: S, values: &[f32], out: &ViewMut<'_>, r: usize) {
+    let row = out.row(r);
+    let cols = out.cols();
+    for (i, values) in values
+        .as_chunks::<LANES>()
+        .0
+        .iter()
+        .take(cols.div_ceil(LANES))
+        .enumerate()
+    {
+        let c = i * LANES;
+        // SAFETY: the caller's contract; only columns that exist are written.
+        unsafe { row.store(s, c, cols - c, s.add(s.pack(*values), s.splat(0.0))) };
+    }
+}

@@ -1,0 +1,164 @@
+//! Kernel tables: one per instruction set, chosen at run time.
+
+use std::fmt;
+
+use thiserror::Error;
+
+#[cfg(target_arch = "x86_64")]
+use super::simd::Avx2;
+use super::simd::Portable;
+use super::view::Row;
+use super::{attention, elementwise, linear, loss, norm};
+
+/// The environment variable that overrides the choice of a table.
+const VARIABLE: &str = "LXPOD_ISA";
+
+/// The kernels of one instruction set. One exists only where the CPU can run it.
+pub struct Kernels {
+    name: &'static str,
+    pub(super) linear: unsafe fn(linear::Args<'_>),
+    pub(super) attention: unsafe fn(attention::Args<'_>),
+    pub(super) layer_norm: unsafe fn(norm::Args<'_>),
+    pub(super) elementwise: unsafe fn(elementwise::Args<'_>),
+    pub(super) log_sum_exp: unsafe fn(Row, usize) -> f64,
+}
+
+impl fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Kernels").field(&self.name).finish()
+    }
+}
+
+/// Why the table that the environment asks for cannot be had.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum IsaError {
+    /// No table has this name.
+    #[error(
+        "{VARIABLE}={0}: no such kernels; choose portable or avx2, or unset it for the best this CPU has"
+    )]
+    Unknown(String),
+    /// The CPU cannot run this table.
+    #[error(
+        "{VARIABLE}={0}: this CPU cannot run these kernels (avx2 needs AVX2, FMA and F16C); choose portable, or unset it"
+    )]
+    Unsupported(&'static str),
+}
+
+impl Kernels {
+    /// The best table that this CPU can run, or the one that `LXPOD_ISA` (`portable` or `avx2`) names.
+    ///
+    /// # Errors
+    /// If the variable names no table, or one that this CPU cannot run.
+    pub fn select() -> Result<&'static Kernels, IsaError> {
+        let wanted = std::env::var_os(VARIABLE).filter(|v| !v.is_empty());
+        Self::named(wanted.map(|v| v.to_string_lossy().into_owned()).as_deref())
+    }
+
+    /// The table of a name, or the best.
+    fn named(name: Option<&str>) -> Result<&'static Kernels, IsaError> {
+        match name {
+            Some("portable") => Ok(&portable::TABLE),
+            Some("avx2") => Self::avx2().ok_or(IsaError::Unsupported("avx2")),
+            Some(other) => Err(IsaError::Unknown(other.to_owned())),
+            None => Ok(Self::avx2().unwrap_or(&portable::TABLE)),
+        }
+    }
+
+    /// Every table that this CPU can run, the portable one first.
+    pub fn all_supported() -> impl Iterator<Item = &'static Kernels> {
+        std::iter::once(&portable::TABLE).chain(Self::avx2())
+    }
+
+    /// The name: `portable` or `avx2`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn avx2() -> Option<&'static Kernels> {
+        Avx2::detected().then_some(&avx2::TABLE)
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn avx2() -> Option<&'static Kernels> {
+        None
+    }
+}
+
+/// Stamps out a table: every kernel body for one token, in functions that enable its features.
+macro_rules! table {
+    ($module:ident, $token:expr $(, $features:literal)?) => {
+        mod $module {
+            use super::*;
+
+            /// # Safety
+            /// The CPU has the features and the call was checked.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn linear(args: linear::Args<'_>) {
+                // SAFETY: the caller's contract.
+                unsafe { linear::run($token, args) }
+            }
+            /// # Safety
+            /// The CPU has the features and the call was checked.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn attention(args: attention::Args<'_>) {
+                // SAFETY: the caller's contract.
+                unsafe { attention::run($token, args) }
+            }
+            /// # Safety
+            /// The CPU has the features and the call was checked.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn layer_norm(args: norm::Args<'_>) {
+                // SAFETY: the caller's contract.
+                unsafe { norm::run($token, args) }
+            }
+            /// # Safety
+            /// The CPU has the features and the call was checked.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn elementwise(args: elementwise::Args<'_>) {
+                // SAFETY: the caller's contract.
+                unsafe { elementwise::run($token, args) }
+            }
+            /// # Safety
+            /// The CPU has the features and the row exists.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn log_sum_exp(row: Row, cols: usize) -> f64 {
+                // SAFETY: the caller's contract.
+                unsafe { loss::log_sum_exp($token, row, cols) }
+            }
+
+            pub(super) static TABLE: Kernels = Kernels {
+                name: stringify!($module),
+                linear,
+                attention,
+                layer_norm,
+                elementwise,
+                log_sum_exp,
+            };
+        }
+    };
+}
+
+table!(portable, Portable);
+#[cfg(target_arch = "x86_64")]
+table!(avx2, Avx2::assume(), "avx2,fma,f16c");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_select_tables() {
+        assert_eq!(
+            Kernels::named(Some("portable")).map(Kernels::name),
+            Ok("portable")
+        );
+        let error = Kernels::named(Some("sse9")).expect_err("no such table");
+        assert!(error.to_string().contains("portable or avx2"), "{error}");
+        let best = Kernels::named(None).expect("one always exists");
+        assert_eq!(
+            Some(best.name()),
+            Kernels::all_supported().last().map(Kernels::name)
+        );
+    }
+}

@@ -1,0 +1,147 @@
+//! Exponential, error function, hyperbolic tangent, and the activations made of them, eight lanes at a time.
+//!
+//! Error bounds are tested below over the whole range, for every table. NaN gives NaN.
+//! Coefficients are the decimal expansions of the exact values, or of a fit described where they stand.
+
+use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LOG2_E};
+
+use lxpod_ir::ops::Activation;
+
+use super::simd::Simd;
+
+/// Adding and subtracting 1.5·2^23 rounds a number of magnitude below 2^22 to the nearest integer, ties to even.
+const ROUND: f32 = 12_582_912.0;
+
+/// Horner's rule: `c[0] + c[1]·x + c[2]·x² + …`.
+#[inline(always)]
+fn polynomial<S: Simd, const N: usize>(s: S, x: S::V, c: [f32; N]) -> S::V {
+    let mut sum = s.splat(c[N - 1]);
+    let mut i = N - 1;
+    while i > 0 {
+        i -= 1;
+        sum = s.fma(sum, x, s.splat(c[i]));
+    }
+    sum
+}
+
+/// x rounded to the nearest integer, for |x| < 2^22.
+#[inline(always)]
+fn round<S: Simd>(s: S, x: S::V) -> S::V {
+    s.sub(s.add(x, s.splat(ROUND)), s.splat(ROUND))
+}
+
+/// eˣ: relative error at most 2e-7 where the result is normal, at most one step of 2^-149 where it is subnormal;
+/// +0 from -104 down to -∞, +∞ from 89 up.
+///
+/// x = n·ln 2 + r with |r| ≤ ln 2 / 2; e^r by its Taylor series to the 7th degree (truncation 6e-9); 2^n in
+/// two factors, so that the ends of the range do not overflow. ln 2 is split in two so that n times its first part is exact.
+#[inline(always)]
+pub(super) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
+    const LN2_HIGH: f32 = 355.0 / 512.0;
+    const LN2_LOW: f32 = (std::f64::consts::LN_2 - 355.0 / 512.0) as f32;
+    const INVERSE_FACTORIALS: [f32; 8] = [
+        1.0,
+        1.0,
+        0.5,
+        1.0 / 6.0,
+        1.0 / 24.0,
+        1.0 / 120.0,
+        1.0 / 720.0,
+        1.0 / 5040.0,
+    ];
+    let x = s.max(s.splat(-104.0), s.min(s.splat(89.0), x));
+    let n = round(s, s.mul(x, s.splat(LOG2_E)));
+    let r = s.fma(n, s.splat(-LN2_HIGH), x);
+    let r = s.fma(n, s.splat(-LN2_LOW), r);
+    let p = polynomial(s, r, INVERSE_FACTORIALS);
+    let half = round(s, s.mul(n, s.splat(0.5)));
+    s.mul(s.mul(p, s.pow2(half)), s.pow2(s.sub(n, half)))
+}
+
+/// erf x: absolute error at most 2e-7, relative error at most 4e-7; exactly ±1 for |x| ≥ 3.92, where that is the nearest f32.
+///
+/// x·P(x²)/Q(x²), a fit of erf(x)/x on |x| ≤ 3.925 at 400 Chebyshev points with the degrees 6 and 5, its largest relative error made as
+/// small as possible by reweighted linear least squares in 50-digit arithmetic (it is 1.9e-9).
+#[inline(always)]
+pub(super) fn erf<S: Simd>(s: S, x: S::V) -> S::V {
+    const P: [f32; 7] = [
+        FRAC_2_SQRT_PI,
+        0.185_142_79,
+        0.054_249_473,
+        3.839_504e-3,
+        3.769_617_6e-4,
+        4.614_574e-6,
+        -1.282_861_4e-8,
+    ];
+    const Q: [f32; 6] = [
+        1.0,
+        0.497_411_93,
+        0.113_880_84,
+        0.015_432_53,
+        1.301_974_8e-3,
+        6.244_935e-5,
+    ];
+    const SATURATED: f32 = 3.92;
+    let u = s.mul(x, x);
+    let y = s.div(s.mul(x, polynomial(s, u, P)), polynomial(s, u, Q));
+    s.select_lt(
+        s.splat(SATURATED),
+        s.abs(x),
+        s.with_sign(s.splat(1.0), x),
+        y,
+    )
+}
+
+/// tanh x: relative error at most 4e-7.
+///
+/// Below 0.625 the fourth convergent of Lambert's continued fraction x/(1 + x²/(3 + x²/(5 + …))), above it 1 − 2/(e^(2|x|) + 1).
+#[inline(always)]
+pub(super) fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
+    const P: [f32; 4] = [135_135.0, 17_325.0, 378.0, 1.0];
+    const Q: [f32; 4] = [135_135.0, 62_370.0, 3_150.0, 28.0];
+    let u = s.mul(x, x);
+    let near = s.div(s.mul(x, polynomial(s, u, P)), polynomial(s, u, Q));
+    let magnitude = s.abs(x);
+    let e = exp(s, s.add(magnitude, magnitude));
+    let one = s.splat(1.0);
+    let far = s.sub(one, s.div(s.splat(2.0), s.add(e, one)));
+    s.select_lt(magnitude, s.splat(0.625), near, s.with_sign(s.abs(far), x))
+}
+
+/// 0.5·x·(1 + erf(x/√2)): absolute error at most 2e-7·max(1, |x|).
+#[inline(always)]
+fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
+    let e = erf(s, s.mul(x, s.splat(FRAC_1_SQRT_2)));
+    let half = s.mul(x, s.splat(0.5));
+    s.fma(half, e, half)
+}
+
+/// 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))): absolute error at most 3e-7·max(1, |x|).
+#[inline(always)]
+fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
+    /// √(2/π).
+    const FACTOR: f32 = 0.797_884_6;
+    let u = s.mul(x, x);
+    let inner = s.mul(x, s.fma(u, s.splat(FACTOR * 0.044_715), s.splat(FACTOR)));
+    let half = s.mul(x, s.splat(0.5));
+    s.fma(half, tanh(s, inner), half)
+}
+
+/// x / (1 + e⁻ˣ): relative error at most 4e-7 where the result is normal.
+#[inline(always)]
+fn silu<S: Simd>(s: S, x: S::V) -> S::V {
+    let e = exp(s, s.sub(s.splat(0.0), x));
+    s.div(x, s.add(s.splat(1.0), e))
+}
+
+/// One activation of eight lanes.
+#[inline(always)]
+pub(super) fn activation<S: Simd>(s: S, act: Activation, x: S::V) -> S::V {
+    match act {
+        Activation::Gelu => gelu(s, x),
+        Activation::GeluTanh => gelu_tanh(s, x),
+        Activation::Relu => s.max(s.splat(0.0), x),
+        Activation::Silu => silu(s, x),
+        Activation::Tanh => tanh(s, x),
+    }
+}

@@ -1,0 +1,155 @@
+//! Weights packed for the matrix kernels.
+
+use half::slice::HalfFloatSliceExt;
+use lxpod_ir::DType;
+
+use bytemuck::Zeroable;
+
+use super::scratch::{LINE, Line};
+
+/// Output columns of a panel.
+pub(super) const PANEL: usize = 16;
+
+/// The weight \[n, k\] of a linear layer (out × in, as `nn.Linear` stores it), packed in panels of 16 outputs.
+///
+/// Panel `p` holds outputs `16·p ..`, and within it the 16 values for input 0 come first, then those for input 1, and so on. The
+/// last panel is padded with zeros. A panel starts on a cache line. Values are f16 or f32.
+pub struct Panels {
+    lines: Vec<Line>,
+    n: usize,
+    k: usize,
+    dtype: DType,
+    /// Cache lines of one panel.
+    panel_lines: usize,
+}
+
+impl Panels {
+    /// A weight of zeros.
+    ///
+    /// # Panics
+    /// If `dtype` is neither f16 nor f32.
+    pub fn new(n: usize, k: usize, dtype: DType) -> Self {
+        assert!(
+            matches!(dtype, DType::F16 | DType::F32),
+            "panels of {dtype}"
+        );
+        let panel_lines = (PANEL * k * dtype.size()).div_ceil(size_of::<Line>());
+        let lines = vec![Line::zeroed(); n.div_ceil(PANEL) * panel_lines];
+        Panels {
+            lines,
+            n,
+            k,
+            dtype,
+            panel_lines,
+        }
+    }
+
+    /// Number of outputs.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+    /// Number of inputs.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+    /// The dtype of a packed value.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+    /// Number of panels.
+    pub fn panels(&self) -> usize {
+        self.n.div_ceil(PANEL)
+    }
+    /// Bytes allocated, padding included.
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.lines.as_slice())
+    }
+
+    /// Stores the rows (outputs) from `first_row` on, each of k values, end to end in `rows`; rounds to nearest even.
+    ///
+    /// # Panics
+    /// If `rows` is not a whole number of rows, or too many.
+    pub fn fill_rows(&mut self, first_row: usize, rows: &[f32]) {
+        if self.k == 0 || rows.is_empty() {
+            return;
+        }
+        assert!(
+            rows.len().is_multiple_of(self.k),
+            "{} values are no rows of {}",
+            rows.len(),
+            self.k
+        );
+        let count = rows.len() / self.k;
+        assert!(
+            first_row + count <= self.n,
+            "rows {first_row}..{} of {}",
+            first_row + count,
+            self.n
+        );
+        for (row, n) in rows.chunks_exact(self.k).zip(first_row..) {
+            let panel = &mut self.lines[n / PANEL * self.panel_lines..][..self.panel_lines];
+            match self.dtype {
+                DType::F16 => fill_f16(bytemuck::cast_slice_mut(panel), n % PANEL, row),
+                _ => fill_f32(bytemuck::cast_slice_mut(panel), n % PANEL, row),
+            }
+        }
+    }
+
+    /// Reads row (output) `n` back: its values from input `first` on, as many as `out` holds.
+    ///
+    /// # Panics
+    /// If the weight has no such row or inputs.
+    pub fn read_row(&self, n: usize, first: usize, out: &mut [f32]) {
+        assert!(n < self.n, "row {n} of {}", self.n);
+        assert!(
+            first + out.len() <= self.k,
+            "inputs {first}..{} of {}",
+            first + out.len(),
+            self.k
+        );
+        let panel = &self.lines[n / PANEL * self.panel_lines..][..self.panel_lines];
+        if out.is_empty() {
+            return;
+        }
+        let start = first * PANEL + n % PANEL;
+        if self.dtype == DType::F16 {
+            let halves: &[half::f16] = bytemuck::cast_slice(panel);
+            let column = halves[start..].iter().step_by(PANEL);
+            out.iter_mut()
+                .zip(column)
+                .for_each(|(to, from)| *to = from.to_f32());
+        } else {
+            let floats: &[f32] = bytemuck::cast_slice(panel);
+            let column = floats[start..].iter().step_by(PANEL);
+            out.iter_mut()
+                .zip(column)
+                .for_each(|(to, from)| *to = *from);
+        }
+    }
+
+    /// The start of panel `p` (one after the last is allowed), and the bytes from one panel to the next.
+    pub(super) fn panel(&self, p: usize) -> (*const u8, usize) {
+        let bytes = self.panel_lines * LINE * size_of::<f32>();
+        (
+            self.lines.as_ptr().cast::<u8>().wrapping_add(p * bytes),
+            bytes,
+        )
+    }
+}
+
+fn fill_f32(panel: &mut [f32], lane: usize, row: &[f32]) {
+    for (to, &x) in panel[lane..].iter_mut().step_by(PANEL).zip(row) {
+        *to = x;
+    }
+}
+
+fn fill_f16(panel: &mut [half::f16], lane: usize, row: &[f32]) {
+    const CHUNK: usize = 256;
+    let mut rounded = [half::f16::ZERO; CHUNK];
+    for (i, chunk) in row.chunks(CHUNK).enumerate() {
+        let rounded = &mut rounded[..chunk.len()];
+        rounded.convert_from_f32_slice(chunk);
+        let column = panel[i * CHUNK * PANEL + lane..].iter_mut().step_by(PANEL);
+        column.zip(rounded).for_each(|(to, x)| *to = *x);
+    }
+}

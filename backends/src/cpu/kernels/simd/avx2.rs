@@ -1,0 +1,171 @@
+//! AVX2 with FMA and F16C.
+
+use std::arch::x86_64::*;
+
+use super::{LANES, Simd};
+
+/// Proof that this CPU has AVX2, FMA and F16C.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Avx2(());
+
+impl Avx2 {
+    /// Whether this CPU has all three features.
+    pub(in super::super) fn detected() -> bool {
+        is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+    }
+
+    /// The token, without a check.
+    ///
+    /// # Safety
+    /// [`Avx2::detected`] returned true in this process.
+    #[inline(always)]
+    pub(in super::super) unsafe fn assume() -> Self {
+        Avx2(())
+    }
+}
+
+/// Calls a vector intrinsic.
+macro_rules! vector {
+    ($call:expr) => {
+        // SAFETY: an `Avx2` token exists only where the CPU has the features the intrinsic needs.
+        unsafe { $call }
+    };
+}
+
+impl Simd for Avx2 {
+    type V = __m256;
+
+    const MAX_ROWS: usize = 6;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m256 {
+        vector!(_mm256_set1_ps(x))
+    }
+    #[inline(always)]
+    fn pack(self, lanes: [f32; LANES]) -> __m256 {
+        // SAFETY: the array is 32 readable bytes.
+        unsafe { self.load_f32(lanes.as_ptr()) }
+    }
+    #[inline(always)]
+    fn unpack(self, v: __m256) -> [f32; LANES] {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: the array is 32 writable bytes.
+        unsafe { self.store_f32(lanes.as_mut_ptr(), v) };
+        lanes
+    }
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        vector!(_mm256_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        vector!(_mm256_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        vector!(_mm256_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m256, b: __m256) -> __m256 {
+        vector!(_mm256_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        vector!(_mm256_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn min(self, a: __m256, b: __m256) -> __m256 {
+        vector!(_mm256_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn max(self, a: __m256, b: __m256) -> __m256 {
+        vector!(_mm256_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn abs(self, a: __m256) -> __m256 {
+        vector!(_mm256_andnot_ps(_mm256_set1_ps(-0.0), a))
+    }
+    #[inline(always)]
+    fn with_sign(self, magnitude: __m256, sign: __m256) -> __m256 {
+        vector!(_mm256_or_ps(
+            magnitude,
+            _mm256_and_ps(_mm256_set1_ps(-0.0), sign)
+        ))
+    }
+    #[inline(always)]
+    fn select_lt(self, a: __m256, b: __m256, yes: __m256, no: __m256) -> __m256 {
+        vector!(_mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)))
+    }
+    #[inline(always)]
+    fn pow2(self, n: __m256) -> __m256 {
+        vector!({
+            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+        })
+    }
+    #[inline(always)]
+    fn transpose(self, rows: &mut [__m256; LANES]) {
+        let [a, b, c, d, e, f, g, h] = *rows;
+        vector!({
+            // Pairs of rows interleaved, then fours, within each half; then the halves exchanged.
+            let (ab0, ab1) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let (cd0, cd1) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            let (ef0, ef1) = (_mm256_unpacklo_ps(e, f), _mm256_unpackhi_ps(e, f));
+            let (gh0, gh1) = (_mm256_unpacklo_ps(g, h), _mm256_unpackhi_ps(g, h));
+            let low = [
+                _mm256_shuffle_ps::<0x44>(ab0, cd0),
+                _mm256_shuffle_ps::<0xee>(ab0, cd0),
+                _mm256_shuffle_ps::<0x44>(ab1, cd1),
+                _mm256_shuffle_ps::<0xee>(ab1, cd1),
+            ];
+            let high = [
+                _mm256_shuffle_ps::<0x44>(ef0, gh0),
+                _mm256_shuffle_ps::<0xee>(ef0, gh0),
+                _mm256_shuffle_ps::<0x44>(ef1, gh1),
+                _mm256_shuffle_ps::<0xee>(ef1, gh1),
+            ];
+            for i in 0..4 {
+                rows[i] = _mm256_permute2f128_ps::<0x20>(low[i], high[i]);
+                rows[i + 4] = _mm256_permute2f128_ps::<0x31>(low[i], high[i]);
+            }
+        });
+    }
+    #[inline(always)]
+    unsafe fn load_f32(self, p: *const f32) -> __m256 {
+        // SAFETY: the caller's contract, and the token for the feature.
+        unsafe { _mm256_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> __m256 {
+        // SAFETY: the caller's contract, and the token for the feature.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> __m256 {
+        // SAFETY: the caller's contract, and the token for the feature.
+        unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_f32(self, p: *mut f32, v: __m256) {
+        // SAFETY: the caller's contract, and the token for the feature.
+        unsafe { _mm256_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    fn to_f16(self, v: __m256) -> [u16; LANES] {
+        let mut bits = [0; LANES];
+        vector!({
+            let rounded = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
+            _mm_storeu_si128(bits.as_mut_ptr().cast(), rounded);
+        });
+        bits
+    }
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        vector!(_mm_prefetch::<_MM_HINT_T0>(p.cast()));
+    }
+}

@@ -1,0 +1,104 @@
+//! Eight lanes of f32: what the kernels are written in.
+//!
+//! A kernel body is a function generic over [`Simd`] and marked `#[inline(always)]`; the entry points of
+//! `isa` instantiate it inside a function that enables the instruction set, so that every vector operation
+//! becomes one instruction there. A body must not hide vector operations in closures that are not inlined.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx2::Avx2;
+pub(super) use portable::Portable;
+
+/// Lanes of a vector.
+pub(super) const LANES: usize = 8;
+
+/// A token that proves that the CPU has an instruction set, and the operations of that set.
+///
+/// Lane-wise operations follow IEEE 754 with round-to-nearest-even. `min(a, b)` and `max(a, b)` give `b` when either is NaN.
+pub(super) trait Simd: Copy {
+    /// Eight f32 lanes.
+    type V: Copy;
+
+    /// The most rows a matrix tile of 16 columns may have without spilling accumulators.
+    const MAX_ROWS: usize;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::V;
+    /// The lanes of an array, in order.
+    fn pack(self, lanes: [f32; LANES]) -> Self::V;
+    /// The lanes as an array, in order.
+    fn unpack(self, v: Self::V) -> [f32; LANES];
+
+    /// `a + b`.
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a - b`.
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a · b`.
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a / b`.
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a · b + c`, rounded once where the instruction set can, else twice; always the same for one set.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `a < b ? a : b`.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a > b ? a : b`.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The absolute value: the sign bit cleared.
+    fn abs(self, a: Self::V) -> Self::V;
+    /// `magnitude` (whose sign bit must be clear) with the sign bit of `sign`.
+    fn with_sign(self, magnitude: Self::V, sign: Self::V) -> Self::V;
+    /// `a < b ? yes : no`; `no` when either is NaN.
+    fn select_lt(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
+    /// 2 to the power `n`, for integral `n` in -126..=127; any number for other `n`, NaN included.
+    fn pow2(self, n: Self::V) -> Self::V;
+    /// The transpose of an 8x8 matrix given by rows.
+    fn transpose(self, rows: &mut [Self::V; LANES]);
+
+    /// Eight f32, no alignment needed.
+    ///
+    /// # Safety
+    /// `p` is valid for reading 32 bytes.
+    unsafe fn load_f32(self, p: *const f32) -> Self::V;
+    /// Eight f16, widened exactly; no alignment needed.
+    ///
+    /// # Safety
+    /// `p` is valid for reading 16 bytes.
+    unsafe fn load_f16(self, p: *const u16) -> Self::V;
+    /// Eight bf16, widened exactly; no alignment needed.
+    ///
+    /// # Safety
+    /// `p` is valid for reading 16 bytes.
+    unsafe fn load_bf16(self, p: *const u16) -> Self::V;
+    /// Stores eight f32, no alignment needed.
+    ///
+    /// # Safety
+    /// `p` is valid for writing 32 bytes.
+    unsafe fn store_f32(self, p: *mut f32, v: Self::V);
+    /// Eight f16, rounded to nearest even, too large ones to infinity.
+    fn to_f16(self, v: Self::V) -> [u16; LANES];
+    /// Eight bf16, rounded to nearest even, too large ones to infinity.
+    #[inline(always)]
+    fn to_bf16(self, v: Self::V) -> [u16; LANES] {
+        self.unpack(v).map(|x| half::bf16::from_f32(x).to_bits())
+    }
+    /// Asks for the cache line at `p`; any address is allowed.
+    fn prefetch(self, p: *const u8);
+}
+
+/// The sum of the lanes, in one fixed order: pairs four apart, then two apart, then neighbours.
+#[inline(always)]
+pub(super) fn sum_lanes<S: Simd>(s: S, v: S::V) -> f32 {
+    let [a, b, c, d, e, f, g, h] = s.unpack(v);
+    ((a + e) + (c + g)) + ((b + f) + (d + h))
+}
+
+/// The largest lane; NaN if the last of the lanes compared is NaN.
+#[inline(always)]
+pub(super) fn max_lanes<S: Simd>(s: S, v: S::V) -> f32 {
+    s.unpack(v)
+        .into_iter()
+        .fold(f32::NEG_INFINITY, |m, x| if m > x { m } else { x })
+}

@@ -1,0 +1,148 @@
+//! The portable instruction set: arrays that the compiler vectorises as it can.
+
+use super::{LANES, Simd};
+
+/// Proof of nothing: every CPU runs it. Multiplies and adds round separately.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Portable;
+
+/// Applies a function of two lanes.
+#[inline(always)]
+fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+    let mut out = [0.0; LANES];
+    for i in 0..LANES {
+        out[i] = f(a[i], b[i]);
+    }
+    out
+}
+
+/// The value of an f16, exactly. Multiplying by 2^112 moves the exponent bias from 15 to 127 and
+/// normalises subnormals; infinities and NaNs get the exponent 255 afterwards.
+#[inline(always)]
+fn widen_f16(h: u16) -> f32 {
+    let magnitude = (u32::from(h) & 0x7fff) << 13;
+    let scaled = f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23);
+    let special = if magnitude >= 31 << 23 { 255 << 23 } else { 0 };
+    let sign = (u32::from(h) & 0x8000) << 16;
+    f32::from_bits(scaled.to_bits() | special | sign)
+}
+
+impl Simd for Portable {
+    type V = [f32; LANES];
+
+    const MAX_ROWS: usize = 3;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn pack(self, lanes: [f32; LANES]) -> Self::V {
+        lanes
+    }
+    #[inline(always)]
+    fn unpack(self, v: Self::V) -> [f32; LANES] {
+        v
+    }
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        self.add(self.mul(a, b), c)
+    }
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn abs(self, a: Self::V) -> Self::V {
+        a.map(f32::abs)
+    }
+    #[inline(always)]
+    fn with_sign(self, magnitude: Self::V, sign: Self::V) -> Self::V {
+        zip(magnitude, sign, f32::copysign)
+    }
+    #[inline(always)]
+    fn select_lt(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V {
+        let mut out = no;
+        for i in 0..LANES {
+            out[i] = if a[i] < b[i] { yes[i] } else { no[i] };
+        }
+        out
+    }
+    #[inline(always)]
+    fn pow2(self, n: Self::V) -> Self::V {
+        n.map(|n| f32::from_bits((n as i32).wrapping_add(127).cast_unsigned() << 23))
+    }
+    #[inline(always)]
+    fn transpose(self, rows: &mut [Self::V; LANES]) {
+        let mut columns = [[0.0; LANES]; LANES];
+        for (i, row) in rows.iter().enumerate() {
+            for (column, &x) in columns.iter_mut().zip(row) {
+                column[i] = x;
+            }
+        }
+        *rows = columns;
+    }
+    #[inline(always)]
+    unsafe fn load_f32(self, p: *const f32) -> Self::V {
+        // SAFETY: the caller's contract; the read is unaligned.
+        unsafe { p.cast::<Self::V>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> Self::V {
+        // SAFETY: the caller's contract; the read is unaligned.
+        unsafe { p.cast::<[u16; LANES]>().read_unaligned() }.map(widen_f16)
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> Self::V {
+        // SAFETY: the caller's contract; the read is unaligned.
+        unsafe { p.cast::<[u16; LANES]>().read_unaligned() }
+            .map(|h| f32::from_bits(u32::from(h) << 16))
+    }
+    #[inline(always)]
+    unsafe fn store_f32(self, p: *mut f32, v: Self::V) {
+        // SAFETY: the caller's contract; the write is unaligned.
+        unsafe { p.cast::<Self::V>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    fn to_f16(self, v: Self::V) -> [u16; LANES] {
+        v.map(|x| half::f16::from_f32_const(x).to_bits())
+    }
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::widen_f16;
+
+    #[test]
+    fn widening_every_f16_is_exact() {
+        for h in 0..=u16::MAX {
+            let (ours, reference) = (widen_f16(h), half::f16::from_bits(h).to_f32_const());
+            assert!(
+                ours.to_bits() == reference.to_bits() || (ours.is_nan() && reference.is_nan()),
+                "{h:#06x}"
+            );
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! Steps with everything resolved that does not change between runs.
+
+use lxpod_ir::ops::{Attention, Op, Reduction};
+use lxpod_ir::{DType, Extents, Graph, NodeId, SpaceId, TensorType, Value};
+use lxpod_passes::plan::{Place, Plan};
+
+use super::arena::Arena;
+use super::kernels::{View, ViewMut};
+use super::store::{Form, Resident, Store};
+use crate::BackendError;
+
+/// What an operand is to the tile: the category of its bytes, by its role in the graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// An input or an output of the graph.
+    HostIo,
+    /// Received from the stage before.
+    Received,
+    /// Computed and used by steps.
+    Activation,
+}
+
+/// A value in a tile's arena.
+#[derive(Clone, Debug)]
+pub(super) struct Operand {
+    /// The stage whose arena it lies in.
+    pub stage: usize,
+    /// Tile address of its buffer.
+    pub offset: u64,
+    /// Tile address one past its buffer.
+    pub end: u64,
+    /// Index of its buffer in the stage's program.
+    pub buffer: usize,
+    /// What it is to the tile.
+    pub role: Role,
+    /// How its elements are stored.
+    pub dtype: DType,
+    /// The row space of its rows; none for a fixed number.
+    pub rows: Option<SpaceId>,
+    capacity: usize,
+    columns: usize,
+    column: usize,
+    stride: usize,
+    after: Vec<SpaceId>,
+}
+
+impl Operand {
+    /// Rows in this run.
+    pub(super) fn extent(&self, extents: &Extents) -> usize {
+        self.rows.map_or(self.capacity, |space| extents.rows(space))
+    }
+
+    /// Tile addresses from its first to one past its last element in this run.
+    pub(super) fn span(&self, extents: &Extents) -> std::ops::Range<u64> {
+        let before: usize = self.after.iter().map(|&space| extents.rows(space)).sum();
+        let size = self.dtype.size() as u64;
+        let start = self.offset + (before * self.stride + self.column) as u64 * size;
+        let rows = self.extent(extents);
+        let elements = if rows == 0 { 0 } else { (rows - 1) * self.stride + self.columns };
+        start..start + elements as u64 * size
+    }
+
+    /// Reads it.
+    ///
+    /// # Safety
+    /// Nobody writes its bytes while the view is read.
+    pub(super) unsafe fn view<'a>(&self, arenas: &'a [Arena], extents: &Extents) -> View<'a> {
+        let span = self.span(extents);
+        let extent = [self.extent(extents), self.columns];
+        // SAFETY: the arena checks the range; the caller promises that nobody writes it.
+        unsafe { View::from_raw_parts(arenas[self.stage].at(span.start, span.end), self.dtype, extent, self.stride) }
+    }
+
+    /// Writes it.
+    ///
+    /// # Safety
+    /// Workers write disjoint elements, and nobody else accesses its bytes meanwhile.
+    pub(super) unsafe fn view_mut<'a>(&self, arenas: &'a [Arena], extents: &Extents) -> ViewMut<'a> {
+        let span = self.span(extents);
+        let extent = [self.extent(extents), self.columns];
+        // SAFETY: the arena checks the range; the caller promises exclusive elements.
+        unsafe { ViewMut::from_raw_parts(arenas[self.stage].at(span.start, span.end), self.dtype, extent, self.stride) }
+    }
+
+    /// Its integers.
+    ///
+    /// # Safety
+    /// As [`Operand::view`].
+    pub(super) unsafe fn ints<'a>(&self, arenas: &'a [Arena], extents: &Extents) -> &'a [i32] {
+        let span = self.span(extents);
+        let length = (span.end - span.start) as usize / size_of::<i32>();
+        // SAFETY: buffers are aligned to cache lines, the arena checks the range, and any bits are integers.
+        unsafe { std::slice::from_raw_parts(arenas[self.stage].at(span.start, span.end).cast(), length) }
+    }
+
+    /// Its integers, to write.
+    ///
+    /// # Safety
+    /// Only one worker calls this at a time, and nobody else accesses the bytes meanwhile.
+    #[expect(clippy::mut_from_ref, reason = "the arena is shared memory; exclusive access is the caller's promise")]
+    pub(super) unsafe fn ints_mut<'a>(&self, arenas: &'a [Arena], extents: &Extents) -> &'a mut [i32] {
+        let span = self.span(extents);
+        let length = (span.end - span.start) as usize / size_of::<i32>();
+        // SAFETY: as `ints`; the caller promises exclusive access.
+        unsafe { std::slice::from_raw_parts_mut(arenas[self.stage].at(span.start, span.end).cast(), length) }
+    }
+
+    /// Its f32 values, one per row.
+    ///
+    /// # Safety
+    /// As [`Operand::view`].
+    pub(super) unsafe fn floats<'a>(&self, arenas: &'a [Arena], extents: &Extents) -> &'a [f32] {
+        // SAFETY: any bits are an i32 and a f32, which have the same size and alignment.
+        bytemuck::cast_slice(unsafe { self.ints(arenas, extents) })
+    }
+}
+
+/// An operand of a step: in the arena, or resident.
+#[derive(Clone)]
+pub(super) enum Source {
+    /// Computed or fed.
+    Arena(Operand),
+    /// A parameter or constant.
+    Resident(Resident),
+}
+
+/// What a step does.
+#[derive(Clone, Debug)]
+pub(super) enum Kernel {
+    /// `linear`.
+    Linear(Option<lxpod_ir::ops::Activation>),
+    /// `attention`, and the segments' space of queries and keys.
+    Attention(Attention, SpaceId, SpaceId),
+    /// `layer_norm` with that eps.
+    LayerNorm(f32),
+    /// `gather_rows`.
+    Gather,
+    /// `concat` of rows (`false`) or columns (`true`).
+    Concat(bool),
+    /// `add`.
+    Add,
+    /// `scale`.
+    Scale(f32),
+    /// `activate`.
+    Activate(lxpod_ir::ops::Activation),
+    /// `cast` and `transfer`.
+    Copy,
+    /// `cross_entropy`.
+    CrossEntropy(Reduction),
+    /// `bce` with that factor.
+    Bce(f32),
+    /// `smooth_l1`.
+    SmoothL1,
+}
+
+/// One step, ready to run.
+#[derive(Clone)]
+pub(super) struct CpuStep {
+    /// The node, for messages and profiles.
+    pub node: NodeId,
+    /// What to do.
+    pub kernel: Kernel,
+    /// The operands.
+    pub inputs: Vec<Source>,
+    /// The parameters' nodes among the operands, for the ledger.
+    pub parameters: Vec<NodeId>,
+    /// The results.
+    pub outputs: Vec<Operand>,
+}
+
+/// A graph input to write, or a graph output to read, on one stage.
+#[derive(Clone, Debug)]
+pub(super) struct HostValue {
+    /// The name of an input; the index of an output.
+    pub name: String,
+    /// Which output of the graph it is.
+    pub index: usize,
+    /// Where it lies.
+    pub operand: Operand,
+    /// Its type.
+    pub ty: TensorType,
+}
+
+/// One stage, ready to run.
+pub(super) struct CpuProgram {
+    /// Written by the host before the steps.
+    pub loads: Vec<HostValue>,
+    /// The steps.
+    pub steps: Vec<CpuStep>,
+    /// Read by the host after the steps.
+    pub stores: Vec<HostValue>,
+}
+
+/// Resolves one stage's program.
+pub(super) fn resolve(plan: &Plan, stage: usize, store: &Store) -> Result<CpuProgram, BackendError> {
+    let resolver = Resolver { plan, stage, store };
+    let steps: Result<Vec<CpuStep>, _> = plan.programs[stage].steps.iter().map(|step| resolver.step(step)).collect();
+    let steps = steps?;
+    Ok(CpuProgram { loads: resolver.loads(), stores: resolver.stores(&steps), steps })
+}
+
+struct Resolver<'a> {
+    plan: &'a Plan,
+    stage: usize,
+    store: &'a Store,
+}
+
+impl Resolver<'_> {
+    fn graph(&self) -> &Graph {
+        &self.plan.graph
+    }
+
+    fn step(&self, step: &lxpod_passes::plan::Step) -> Result<CpuStep, BackendError> {
+        let node = step.id(self.graph());
+        let op = &self.graph().node(node).op;
+        let mut parameters = Vec::new();
+        let mut inputs = Vec::new();
+        for (input, (value, place)) in self.graph().inputs(node).into_iter().zip(&step.inputs).enumerate() {
+            if matches!(self.graph().node(value.node).op, Op::Param(_) | Op::Constant(_)) {
+                parameters.push(value.node);
+                let resident = self.store.get(self.graph(), value.node, Form::of(op, input))?;
+                inputs.push(Source::Resident(resident));
+            } else {
+                inputs.push(Source::Arena(self.operand(value, place, self.stage)));
+            }
+        }
+        let receiver = step.receiver(self.graph()).unwrap_or(self.stage);
+        let output = |(output, place): (usize, &Place)| {
+            self.operand(Value { node, output: output as u16 }, place, receiver)
+        };
+        let outputs = step.outputs.iter().enumerate().map(output).collect();
+        Ok(CpuStep { node, kernel: self.kernel(node)?, inputs, parameters, outputs })
+    }
+
+    fn operand(&self, value: Value, place: &Place, stage: usize) -> Operand {
+        let ty = self.graph().ty(value);
+        let buffer = &self.plan.programs[stage].buffers[place.buffer];
+        let root = self.root(value);
+        let role = match &self.graph().node(root.node).op {
+            Op::Input(_) => Role::HostIo,
+            Op::Transfer(_) => Role::Received,
+            _ if self.leaves(root) => Role::HostIo,
+            _ => Role::Activation,
+        };
+        Operand {
+            stage,
+            offset: buffer.offset,
+            end: buffer.offset + buffer.bytes,
+            buffer: place.buffer,
+            role,
+            dtype: ty.dtype,
+            rows: ty.rows,
+            capacity: ty.shape.rows(),
+            columns: ty.shape.row_elements(),
+            column: place.column,
+            stride: place.stride,
+            after: place.after.clone(),
+        }
+    }
+
+    /// The value whose storage a view names.
+    fn root(&self, value: Value) -> Value {
+        match &self.graph().node(value.node).op {
+            op if op.is_view() => self.root(self.graph().inputs(value.node)[0]),
+            _ => value,
+        }
+    }
+
+    /// Whether the value, or a view of it, is an output of the graph.
+    fn leaves(&self, value: Value) -> bool {
+        self.graph().is_output(value)
+            || self.graph().users(value).iter().any(|user| {
+                self.graph().node(user.node).op.is_view() && self.leaves(self.graph().value(user.node))
+            })
+    }
+
+    fn kernel(&self, node: NodeId) -> Result<Kernel, BackendError> {
+        let types = self.graph().input_types(node);
+        let unsupported = |what: &str| Err(BackendError::Unsupported(format!("{what} on the CPU")));
+        Ok(match &self.graph().node(node).op {
+            Op::Linear(linear) => Kernel::Linear(linear.activation),
+            Op::Attention(attention) => match (types[0].rows, types[1].rows) {
+                (Some(query), Some(key)) => Kernel::Attention(attention.clone(), query, key),
+                _ => return unsupported("attention without row spaces"),
+            },
+            Op::LayerNorm(norm) => Kernel::LayerNorm(norm.eps as f32),
+            Op::GatherRows(_) => Kernel::Gather,
+            Op::Concat(concat) if concat.axis == 0 => Kernel::Concat(false),
+            Op::Concat(concat) if concat.axis == 1 && types[0].shape.len() == 2 => Kernel::Concat(true),
+            Op::Concat(_) => return unsupported("concat along an inner axis"),
+            Op::Add(_) => Kernel::Add,
+            Op::Scale(scale) => Kernel::Scale(scale.factor),
+            Op::Activate(activate) => Kernel::Activate(activate.kind),
+            Op::Cast(_) | Op::Transfer(_) => Kernel::Copy,
+            Op::CrossEntropy(loss) => Kernel::CrossEntropy(loss.reduction),
+            Op::Bce(loss) => Kernel::Bce(loss.factor),
+            Op::SmoothL1(_) => Kernel::SmoothL1,
+            Op::Input(_) | Op::Param(_) | Op::Constant(_) | Op::Slice(_) | Op::Part(_) => {
+                return Err(BackendError::Internal("a step of a leaf or a view".to_owned()));
+            }
+        })
+    }
+
+    fn loads(&self) -> Vec<HostValue> {
+        let program = &self.plan.programs[self.stage];
+        let mut loads = Vec::new();
+        for (index, buffer) in program.buffers.iter().enumerate() {
+            let Some(node) = self.graph().at(buffer.node) else { continue };
+            if let Op::Input(input) = &self.graph().node(node).op {
+                let ty = self.graph().node(node).types[0].clone();
+                let place = Place { buffer: index, column: 0, stride: ty.shape.row_elements(), after: Vec::new() };
+                let operand = self.operand(self.graph().value(node), &place, self.stage);
+                loads.push(HostValue { name: input.name.clone(), index: 0, operand, ty });
+            }
+        }
+        loads
+    }
+
+    fn stores(&self, steps: &[CpuStep]) -> Vec<HostValue> {
+        let mut stores = Vec::new();
+        for (index, output) in self.graph().outputs().iter().enumerate() {
+            let root = self.root(output.value);
+            let step = steps.iter().position(|step| step.node == root.node);
+            let Some(step) = step.filter(|_| !matches!(self.graph().node(root.node).op, Op::Transfer(_))) else { continue };
+            let Some(place) = self.place_of(output.value, step) else { continue };
+            let operand = self.operand(output.value, &place, self.stage);
+            let ty = self.graph().ty(output.value).clone();
+            stores.push(HostValue { name: output.name.clone(), index, operand, ty });
+        }
+        stores
+    }
+
+    /// Where an output lies: its root's place, and the columns of the slices above it.
+    fn place_of(&self, value: Value, step: usize) -> Option<Place> {
+        if let Op::Slice(slice) = &self.graph().node(value.node).op {
+            let mut place = self.place_of(self.graph().inputs(value.node)[0], step)?;
+            place.column += slice.start;
+            return Some(place);
+        }
+        if let Op::Part(part) = &self.graph().node(value.node).op {
+            let operand = self.graph().inputs(value.node)[0];
+            let mut place = self.place_of(operand, step)?;
+            if let Some(lxpod_ir::Layout::Union(parts)) =
+                self.graph().ty(operand).rows.map(|space| &self.graph().spaces.get(space).layout)
+            {
+                place.after.extend_from_slice(&parts[..part.index]);
+            }
+            return Some(place);
+        }
+        self.plan.programs[self.stage].steps[step].outputs.get(usize::from(value.output)).cloned()
+    }
+}

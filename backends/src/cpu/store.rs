@@ -1,0 +1,227 @@
+//! Resident parameters, as the kernels want them: packed panels, tables, vectors.
+//!
+//! Bindings are evaluated tensor by tensor, in bounded pieces, straight into place. One binding in
+//! one form is stored once, however many stages, replicas and plans use it.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytemuck::Zeroable;
+use half::{bf16, f16};
+use lxpod_ir::binding::Piece;
+use lxpod_ir::ops::Op;
+use lxpod_ir::{Binding, DType, Graph, NodeId, TensorType};
+use rayon::prelude::*;
+
+use super::kernels::{Panels, View};
+use crate::{BackendError, Fetch};
+
+/// Elements read at once.
+const CHUNK: usize = 1 << 18;
+
+/// A parameter in the form its users want.
+#[derive(Clone)]
+pub(super) enum Resident {
+    /// The weight of a `linear`.
+    Panels(Arc<Panels>),
+    /// A vector that epilogues and norms read as f32, rounded to the parameter's dtype.
+    Vector(Arc<Vec<f32>>),
+    /// A row-major matrix in the parameter's dtype.
+    Table(Arc<Table>),
+}
+
+impl Resident {
+    /// Bytes allocated.
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Resident::Panels(panels) => panels.bytes() as u64,
+            Resident::Vector(values) => size_of_val(values.as_slice()) as u64,
+            Resident::Table(table) => size_of_val(table.lines.as_slice()) as u64,
+        }
+    }
+}
+
+/// A row-major matrix of floats.
+pub(super) struct Table {
+    lines: Vec<[u64; 8]>,
+    dtype: DType,
+    rows: usize,
+    columns: usize,
+}
+
+impl Table {
+    fn new(dtype: DType, rows: usize, columns: usize) -> Self {
+        let lines = (rows * columns * dtype.size()).div_ceil(64);
+        Table { lines: vec![Zeroable::zeroed(); lines], dtype, rows, columns }
+    }
+
+    fn fill(&mut self, first: usize, values: &[f32]) {
+        let range = first * self.columns..first * self.columns + values.len();
+        match self.dtype {
+            DType::F16 => store(&mut bytemuck::cast_slice_mut(&mut self.lines)[range], values, f16::from_f32),
+            DType::BF16 => store(&mut bytemuck::cast_slice_mut(&mut self.lines)[range], values, bf16::from_f32),
+            DType::F32 | DType::I32 | DType::Bool => {
+                bytemuck::cast_slice_mut(&mut self.lines)[range].copy_from_slice(values);
+            }
+        }
+    }
+
+    /// The matrix.
+    pub(super) fn view(&self) -> View<'_> {
+        let (rows, columns) = (self.rows, self.columns);
+        match self.dtype {
+            DType::F16 => View::new::<f16>(bytemuck::cast_slice(&self.lines), rows, columns),
+            DType::BF16 => View::new::<bf16>(bytemuck::cast_slice(&self.lines), rows, columns),
+            DType::F32 | DType::I32 | DType::Bool => {
+                View::new::<f32>(bytemuck::cast_slice(&self.lines), rows, columns)
+            }
+        }
+    }
+}
+
+fn store<T>(out: &mut [T], values: &[f32], round: impl Fn(f32) -> T) {
+    out.iter_mut().zip(values).for_each(|(out, &value)| *out = round(value));
+}
+
+/// How a user wants a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Form {
+    /// See [`Resident::Panels`].
+    Panels,
+    /// See [`Resident::Vector`].
+    Vector,
+    /// See [`Resident::Table`].
+    Table,
+}
+
+impl Form {
+    /// The form in which operand `input` of `op` wants a parameter.
+    pub(super) fn of(op: &Op, input: usize) -> Form {
+        match (op, input) {
+            (Op::Linear(_), 1) => Form::Panels,
+            (Op::Linear(_), 2) | (Op::LayerNorm(_), 1 | 2) => Form::Vector,
+            _ => Form::Table,
+        }
+    }
+}
+
+type Key = (String, DType, Form);
+
+/// Every parameter a graph's steps read.
+pub(super) struct Store {
+    entries: BTreeMap<Key, Resident>,
+}
+
+impl Store {
+    /// Reads every parameter of the graph. `rows` gives the rows of each checkpoint tensor.
+    ///
+    /// # Errors
+    /// The source fails.
+    pub(super) fn load(graph: &Graph, rows: &(dyn Fn(&str) -> usize + Sync), fetch: Fetch<'_>) -> Result<Self, BackendError> {
+        let mut wanted: BTreeMap<Key, (TensorType, &Binding)> = BTreeMap::new();
+        for id in graph.nodes() {
+            for (input, value) in graph.inputs(id).into_iter().enumerate() {
+                if let Op::Param(param) = &graph.node(value.node).op {
+                    let key = key(graph, value.node, &param.value, Form::of(&graph.node(id).op, input));
+                    wanted.entry(key).or_insert_with(|| (graph.ty(value).clone(), &param.value));
+                }
+            }
+        }
+        let mut jobs: Vec<_> = wanted.into_iter().collect();
+        jobs.sort_by_key(|(_, (ty, _))| std::cmp::Reverse(ty.bytes()));
+        let load = |(key, (ty, binding)): (Key, (TensorType, &Binding))| {
+            let resident = build(&ty, key.2, &mut |range, sink| read(binding, range, ty.shape.row_elements(), rows, fetch, sink))?;
+            Ok((key, resident))
+        };
+        let entries: Result<Vec<_>, BackendError> = jobs.into_par_iter().with_max_len(1).map(load).collect();
+        Ok(Store { entries: entries?.into_iter().collect() })
+    }
+
+    /// The parameter `node`, in that form.
+    pub(super) fn get(&self, graph: &Graph, node: NodeId, form: Form) -> Result<Resident, BackendError> {
+        let found = match &graph.node(node).op {
+            Op::Param(param) => self.entries.get(&key(graph, node, &param.value, form)).cloned(),
+            Op::Constant(constant) => Some(literal(&constant.data, &graph.node(node).types[0], form)?),
+            _ => None,
+        };
+        found.ok_or_else(|| BackendError::Internal("a step reads a parameter that was not loaded".to_owned()))
+    }
+
+    /// Bytes allocated.
+    pub(super) fn bytes(&self) -> u64 {
+        self.entries.values().map(Resident::bytes).sum()
+    }
+}
+
+fn key(graph: &Graph, node: NodeId, binding: &Binding, form: Form) -> Key {
+    (binding.to_string(), graph.node(node).types[0].dtype, form)
+}
+
+type Sink<'a> = &'a mut dyn FnMut(usize, &[f32]);
+
+/// Makes the resident form of a value whose rows `read` delivers.
+fn build(
+    ty: &TensorType,
+    form: Form,
+    read: &mut dyn FnMut(Range<usize>, Sink<'_>) -> Result<(), BackendError>,
+) -> Result<Resident, BackendError> {
+    let (rows, columns) = (ty.shape.rows(), ty.shape.row_elements());
+    Ok(match form {
+        Form::Panels => {
+            let mut panels = Panels::new(rows, columns, ty.dtype);
+            read(0..rows, &mut |first, values| panels.fill_rows(first, values))?;
+            Resident::Panels(Arc::new(panels))
+        }
+        Form::Vector => {
+            let mut vector = vec![0.0; rows];
+            read(0..rows, &mut |first, values| vector[first..first + values.len()].copy_from_slice(values))?;
+            let dtype = ty.dtype;
+            vector.iter_mut().for_each(|value| *value = lxpod_ir::Scalar::round_to(*value, dtype));
+            Resident::Vector(Arc::new(vector))
+        }
+        Form::Table => {
+            let mut table = Table::new(ty.dtype, rows, columns);
+            read(0..rows, &mut |first, values| table.fill(first, values))?;
+            Resident::Table(Arc::new(table))
+        }
+    })
+}
+
+fn literal(data: &[f64], ty: &TensorType, form: Form) -> Result<Resident, BackendError> {
+    if !ty.dtype.is_float() {
+        return Err(BackendError::Unsupported("an integer constant as an operand of a step".to_owned()));
+    }
+    let values: Vec<f32> = data.iter().map(|&value| value as f32).collect();
+    build(ty, form, &mut |_, sink| {
+        sink(0, &values);
+        Ok(())
+    })
+}
+
+/// Delivers rows of a binding to `sink`, piece by piece.
+fn read(
+    binding: &Binding,
+    range: Range<usize>,
+    width: usize,
+    rows: &(dyn Fn(&str) -> usize + Sync),
+    fetch: Fetch<'_>,
+    sink: Sink<'_>,
+) -> Result<(), BackendError> {
+    let step = (CHUNK / width.max(1)).max(1);
+    let mut buffer = Vec::new();
+    let mut row = range.start;
+    for Piece { tensor, start, end, factor } in binding.pieces(range.start, range.end, &|name| rows(name)) {
+        for first in (start..end).step_by(step) {
+            let last = (first + step).min(end);
+            buffer.resize((last - first) * width, 0.0);
+            fetch(tensor, first..last, &mut buffer)?;
+            if factor != 1.0 {
+                buffer.iter_mut().for_each(|value| *value *= factor);
+            }
+            sink(row, &buffer);
+            row += last - first;
+        }
+    }
+    Ok(())
+}

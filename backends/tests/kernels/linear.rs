@@ -1,0 +1,223 @@
+//! `linear`, its packed weights, and gathering from them.
+
+use half::f16;
+use lxpod_backends::cpu::kernels::{
+    Kernels, Linear, Panels, ROW_BLOCK, Scratch, gather_panels, linear, linear_scratch,
+};
+use lxpod_ir::DType;
+use lxpod_ir::ops::Activation;
+use proptest::prelude::*;
+
+use crate::rowwise::reference_activation;
+use crate::support::{Matrix, Random, config, float, tables};
+
+/// Packs `rows` (n × k), a few rows at a time.
+fn pack(n: usize, k: usize, dtype: DType, rows: &[f32]) -> Panels {
+    let mut panels = Panels::new(n, k, dtype);
+    for (i, some) in rows.chunks(5 * k).enumerate() {
+        panels.fill_rows(5 * i, some);
+    }
+    panels
+}
+
+fn stored(dtype: DType, x: f32) -> f64 {
+    if dtype == DType::F16 {
+        f64::from(f16::from_f32(x))
+    } else {
+        f64::from(x)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    seed: u64,
+    shape: [usize; 3],
+    dtypes: [DType; 3],
+    gaps: [usize; 2],
+    bias: bool,
+    activation: Option<Activation>,
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let k = prop_oneof![6 => 1..70_usize, 1 => 760..780_usize, 1 => 1530..1600_usize];
+    let activation = prop_oneof![
+        Just(None),
+        Just(Some(Activation::Gelu)),
+        Just(Some(Activation::Relu)),
+        Just(Some(Activation::Tanh)),
+    ];
+    let weights = prop_oneof![Just(DType::F32), Just(DType::F16)];
+    let dtypes = (float(), weights, float()).prop_map(|(x, w, y)| [x, w, y]);
+    let shape = (0..40_usize, k, 1..70_usize).prop_map(|(m, k, n)| [m, k, n]);
+    (
+        any::<u64>(),
+        shape,
+        dtypes,
+        [0..9_usize, 0..9],
+        any::<bool>(),
+        activation,
+    )
+        .prop_map(|(seed, shape, dtypes, gaps, bias, activation)| Case {
+            seed,
+            shape,
+            dtypes,
+            gaps,
+            bias,
+            activation,
+        })
+}
+
+fn check_case(kernels: &Kernels, case: &Case) {
+    let [m, k, n] = case.shape;
+    let mut random = Random::new(case.seed);
+    let x = Matrix::random(&mut random, case.dtypes[0], m, k, case.gaps[0]);
+    let rows = random.many(n * k);
+    let bias = random.many(n);
+    let weights = pack(n, k, case.dtypes[1], &rows);
+    let bias = case.bias.then_some(bias.as_slice());
+    let mut y = Matrix::output(case.dtypes[2], m, n, case.gaps[1]);
+    let layer = Linear {
+        x: x.view(),
+        weights: &weights,
+        bias,
+        activation: case.activation,
+    };
+    let mut scratch = Scratch::new(linear_scratch(m, k));
+    linear(
+        kernels,
+        &layer,
+        y.view_mut(),
+        0..weights.panels(),
+        &mut scratch,
+    );
+    y.check(case.dtypes[2], kernels.name(), |r, c| {
+        let products =
+            (0..k).map(|i| f64::from(x.get(r, i)) * stored(case.dtypes[1], rows[c * k + i]));
+        let (sum, size) = products.fold((0.0, 0.0), |(s, a), p| (s + p, a + p.abs()));
+        let sum = sum + bias.map_or(0.0, |b| f64::from(b[c]));
+        let want = case
+            .activation
+            .map_or(sum, |act| reference_activation(act, sum));
+        (
+            want,
+            1.2 * (size + 1.0) * k as f64 * 0.5_f64.powi(24) + 4e-7,
+        )
+    });
+}
+
+proptest! {
+    #![proptest_config(config(60))]
+
+    #[test]
+    fn matches_plain_loops(case in case()) {
+        tables().into_iter().for_each(|kernels| check_case(kernels, &case));
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_rows_or_panels(
+        seed: u64, m in 1..130_usize, k in prop_oneof![1..50_usize, 700..1700_usize], n in 1..100_usize, first: usize, cut: usize,
+        dtype in float(), half: bool,
+    ) {
+        let mut random = Random::new(seed);
+        let x = Matrix::random(&mut random, dtype, m, k, 3);
+        let weights = pack(n, k, if half { DType::F16 } else { DType::F32 }, &random.many(n * k));
+        let bias = random.many(n);
+        let (first, cut) = (first % m, cut % (weights.panels() + 1));
+        let mut scratch = Scratch::new(linear_scratch(m, k));
+        for kernels in tables() {
+            let layer = Linear { x: x.view(), weights: &weights, bias: Some(&bias), activation: Some(Activation::Gelu) };
+            let mut whole = Matrix::output(DType::F32, m, n, 0);
+            linear(kernels, &layer, whole.view_mut(), 0..weights.panels(), &mut scratch);
+            for last in [first + 1, (first + 2).min(m), (first + 3).min(m), (first + 7).min(m), m] {
+                let layer = Linear { x: x.view().row_range(first..last), ..layer };
+                let mut part = Matrix::output(DType::F32, last - first, n, 5);
+                linear(kernels, &layer, part.view_mut(), cut..weights.panels(), &mut scratch);
+                linear(kernels, &layer, part.view_mut(), 0..cut, &mut scratch);
+                for r in first..last {
+                    prop_assert_eq!(part.bits(r - first), whole.bits(r), "{} row {}", kernels.name(), r);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn panels_read_back(seed: u64, n in 1..40_usize, k in 1..600_usize, half: bool) {
+        let dtype = if half { DType::F16 } else { DType::F32 };
+        let rows = Random::new(seed).many(n * k);
+        let panels = pack(n, k, dtype, &rows);
+        prop_assert_eq!(panels.bytes(), panels.panels() * (16 * k * dtype.size()).next_multiple_of(64));
+        let indices: Vec<i32> = (0..n as i32).rev().collect();
+        for kernels in tables() {
+            let mut out = Matrix::output(DType::F32, n, k, 1);
+            prop_assert!(gather_panels(kernels, &panels, &indices, out.view_mut(), 0..n).is_ok());
+            out.check(DType::F32, "gather", |r, c| (stored(dtype, rows[(n - 1 - r) * k + c]), 0.0));
+        }
+    }
+}
+
+#[test]
+fn row_blocks_agree() {
+    let (m, k, n) = (2 * ROW_BLOCK + 5, 20, 33);
+    let case = Case {
+        seed: 1,
+        shape: [m, k, n],
+        dtypes: [DType::F16, DType::F16, DType::F16],
+        gaps: [0, 0],
+        bias: true,
+        activation: None,
+    };
+    tables()
+        .into_iter()
+        .for_each(|kernels| check_case(kernels, &case));
+}
+
+#[test]
+fn odd_numbers_stay_in_their_rows_and_columns() {
+    let (m, k, n) = (7, 11, 19);
+    let mut random = Random::new(4);
+    let mut x = Matrix::random(&mut random, DType::F16, m, k, 0);
+    x.set(2, 5, f32::NAN);
+    x.set(4, 0, f32::INFINITY);
+    let mut rows = random.many(n * k);
+    rows[17 * k + 3] = f32::NAN;
+    let weights = pack(n, k, DType::F16, &rows);
+    for kernels in tables() {
+        let mut y = Matrix::output(DType::F32, m, n, 0);
+        let layer = Linear {
+            x: x.view(),
+            weights: &weights,
+            bias: None,
+            activation: None,
+        };
+        let mut scratch = Scratch::new(linear_scratch(m, k));
+        linear(
+            kernels,
+            &layer,
+            y.view_mut(),
+            0..weights.panels(),
+            &mut scratch,
+        );
+        for r in 0..m {
+            for c in 0..n {
+                let got = y.get(r, c);
+                if r == 2 || c == 17 {
+                    assert!(got.is_nan(), "({r}, {c}) is {got}");
+                } else if r == 4 {
+                    assert!(got.is_infinite(), "({r}, {c}) is {got}");
+                } else {
+                    assert!(got.is_finite(), "({r}, {c}) is {got}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_round_to_nearest_even() {
+    let mut panels = Panels::new(1, 4, DType::F16);
+    // Between 2048 and 2050 f16 has nothing; 65520 is the first that rounds to infinity.
+    panels.fill_rows(0, &[2049.0, 2051.0, 65519.9, 65520.0]);
+    let mut back = [0.0; 4];
+    panels.read_row(0, 0, &mut back);
+    assert_eq!(back, [2048.0, 2052.0, 65504.0, f32::INFINITY]);
+}

@@ -1,0 +1,63 @@
+//! Cost models: how many cycles a node takes on a tile of a target.
+//!
+//! There is one trait and one model per kind of machine. Partition minimises these cycles and the
+//! simulator plays them, so that the two cannot disagree.
+
+mod cpu;
+mod mk2;
+
+use lxpod_ir::{Graph, Machine, NodeId, Target};
+use serde::{Deserialize, Serialize};
+
+/// Cycles of one node on one tile, by what the tile does meanwhile.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cycles {
+    /// Cores computing.
+    pub compute: u64,
+    /// Cores exchanging data inside the tile.
+    pub exchange: u64,
+    /// Cores waiting for one another.
+    pub sync: u64,
+}
+
+impl Cycles {
+    /// All of them.
+    pub fn total(self) -> u64 {
+        self.compute + self.exchange + self.sync
+    }
+}
+
+impl std::ops::Add for Cycles {
+    type Output = Cycles;
+
+    fn add(self, other: Cycles) -> Cycles {
+        Cycles {
+            compute: self.compute + other.compute,
+            exchange: self.exchange + other.exchange,
+            sync: self.sync + other.sync,
+        }
+    }
+}
+
+impl std::iter::Sum for Cycles {
+    fn sum<I: Iterator<Item = Cycles>>(items: I) -> Cycles {
+        items.fold(Cycles::default(), |sum, cycles| sum + cycles)
+    }
+}
+
+/// The cycles of nodes on the tiles of one machine.
+pub trait CostModel {
+    /// What the model assumes and where its constants come from, for `--explain`.
+    fn explain(&self) -> &'static str;
+
+    /// Cycles of a node at full capacity. Leaves and views take none.
+    fn node(&self, graph: &Graph, id: NodeId) -> Cycles;
+}
+
+/// The model of a target's machine.
+pub fn model(target: &Target) -> Box<dyn CostModel> {
+    match target.machine {
+        Machine::Mk2 => Box::new(mk2::Mk2::new(target)),
+        Machine::Cpu => Box::new(cpu::Cpu::new(target)),
+    }
+}

@@ -1,0 +1,100 @@
+//! The order of a stage's steps: the one with the least peak of live activations.
+
+use lxpod_ir::{Graph, NodeId, Value};
+use rustc_hash::FxHashMap;
+
+use super::lower::is_send;
+use crate::solve::order::{OrderProblem, OrderValue, minimum_peak_order};
+
+/// More ideals than any LXMERT stage has; beyond, the order is greedy and the bound says so.
+const MOST_IDEALS: usize = 20_000;
+
+/// The steps of one stage in order, sends last.
+pub(super) struct OrderedSteps {
+    /// The nodes of the steps.
+    pub nodes: Vec<NodeId>,
+    /// The least peak any order has, or a lower bound of it.
+    pub best_peak: u64,
+}
+
+/// Orders the steps of `stage`. Values that leave the graph lie in host buffers and do not count.
+pub(super) fn order_steps(graph: &Graph, stage: u32) -> OrderedSteps {
+    let here = |id: &NodeId| {
+        let node = graph.node(*id);
+        node.stage == Some(stage) && !node.op.is_leaf() && !node.op.is_view()
+    };
+    let (sends, steps): (Vec<NodeId>, Vec<NodeId>) = graph
+        .topo()
+        .into_iter()
+        .filter(here)
+        .partition(|&id| is_send(graph, id));
+    let index: FxHashMap<NodeId, usize> = steps
+        .iter()
+        .enumerate()
+        .map(|(index, &id)| (id, index))
+        .collect();
+    let problem = OrderProblem {
+        workspace: vec![0; steps.len()],
+        edges: Vec::new(),
+        values: values(graph, &steps, &index),
+    };
+    let ordered = minimum_peak_order(&problem, MOST_IDEALS).expect("a verified graph has an order");
+    let nodes = ordered
+        .order
+        .iter()
+        .map(|&item| steps[item])
+        .chain(sends)
+        .collect();
+    OrderedSteps {
+        nodes,
+        best_peak: ordered.lower_bound,
+    }
+}
+
+/// What each step leaves in memory, for how long. A view keeps its operand alive.
+fn values(graph: &Graph, steps: &[NodeId], index: &FxHashMap<NodeId, usize>) -> Vec<OrderValue> {
+    let mut values = Vec::new();
+    for (producer, &id) in steps.iter().enumerate() {
+        for (output, ty) in graph.node(id).types.iter().enumerate() {
+            let mut uses = Uses::default();
+            uses.collect(
+                graph,
+                Value {
+                    node: id,
+                    output: output as u16,
+                },
+                index,
+            );
+            let bytes = if uses.leaves { 0 } else { ty.bytes() as u64 };
+            values.push(OrderValue {
+                producer: Some(producer),
+                users: uses.steps,
+                bytes,
+                kept: uses.sent,
+            });
+        }
+    }
+    values
+}
+
+#[derive(Default)]
+struct Uses {
+    steps: Vec<usize>,
+    sent: bool,
+    leaves: bool,
+}
+
+impl Uses {
+    fn collect(&mut self, graph: &Graph, value: Value, index: &FxHashMap<NodeId, usize>) {
+        self.leaves |= graph.is_output(value);
+        for user in graph.users(value) {
+            if graph.node(user.node).op.is_view() {
+                self.collect(graph, graph.value(user.node), index);
+            } else if let Some(&step) = index.get(&user.node) {
+                self.steps.push(step);
+            } else {
+                self.sent = true;
+            }
+        }
+    }
+}

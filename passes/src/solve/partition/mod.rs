@@ -1,0 +1,359 @@
+//! Exact split of a DAG into pipeline stages.
+//!
+//! # Problem
+//! Items are laid on `devices` devices numbered in pipeline order, so that no ordering edge runs from a higher to
+//! a lower device: every stage is a difference of two ideals (*contiguous*). The load of a device is
+//!
+//! ```text
+//!   sum of cycles of its items
+//! + sum of cost of values produced on it with a user elsewhere      (each value once)
+//! + sum of cost of values used on it but produced elsewhere         (each value once)
+//! ```
+//!
+//! and the objective is the largest load. This is the cost model of Tarnawski et al., *Efficient algorithms for
+//! device placement of DNN graph operators*, NeurIPS 2020. The bytes of a device are
+//!
+//! ```text
+//!   sum of resident + sum of shared blocks with a user on it + max of workspace
+//! + in_flight[non-empty devices after it] * sum of stash of values produced or used on it
+//! ```
+//!
+//! # Method
+//! A bound B is tested by computing for every ideal the fewest devices that can run all items outside it with no
+//! load above B: from each ideal reached, last to first, a depth-first walk removes one item at a time, keeping
+//! the load incrementally, and stops where the part of the load that can only grow passes B. Fewest devices
+//! dominates because both the room left and the stash factor only get better. The smallest feasible B is found
+//! by bisection between the trivial bound and the best chain split; a failed test also yields the smallest
+//! bound at which its outcome could change, so the result is exact.
+//!
+//! # Ties
+//! Among the splits with the optimal bottleneck the engine returns one with the least total load (so the least
+//! communication), then the fewest non-empty devices, then the first in ideal order. Empty devices come last.
+
+mod model;
+mod search;
+#[cfg(test)]
+mod tests;
+
+use super::lattice::{Dag, Lattice, LatticeError};
+use model::Model;
+use search::{Search, Verdict};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// An instance. Indices in `edges`, `values` and `shared` are positions in `items`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// The atoms to place.
+    pub items: Vec<Item>,
+    /// Ordering beyond what `values` imply.
+    pub edges: Vec<Edge>,
+    /// Data that costs time where it crosses between devices.
+    pub values: Vec<Value>,
+    /// Memory that several items use and each device holds once.
+    pub shared: Vec<Shared>,
+    /// Number of devices, at least 1.
+    pub devices: usize,
+    /// Bytes of each device; `None` is unlimited.
+    pub memory_limit: Option<u64>,
+    /// Copies of its stashed values a device keeps, by the number of non-empty devices behind it; must not
+    /// decrease; the last entry holds for all greater depths. Empty means no stash.
+    pub in_flight: Vec<u64>,
+}
+
+/// One atom.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Item {
+    /// Time it takes.
+    pub cycles: u64,
+    /// Bytes that stay on its device, such as weights.
+    pub resident: u64,
+    /// Lower bound of the transient bytes while it runs.
+    pub workspace: u64,
+}
+
+/// `from` may not be on a later device than `to`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Edge {
+    /// The earlier item.
+    pub from: usize,
+    /// The later item.
+    pub to: usize,
+}
+
+/// One tensor and who reads it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Value {
+    /// Its item; `None` if it comes from outside the pod, and then only its receivers pay.
+    pub producer: Option<usize>,
+    /// Its readers, in any order.
+    pub users: Vec<usize>,
+    /// Cycles to move it, paid once by the sender and once by each receiving device.
+    pub cost: u64,
+    /// Bytes kept for the backward pass on each device that produces or uses it, per micro-batch in flight.
+    pub stash: u64,
+    /// The value orders nothing: its users may be on earlier devices (gradients, whose items share an atom with
+    /// their forward counterparts).
+    pub feedback: bool,
+}
+
+/// Bytes held once by each device that has at least one user, such as a weight used by two atoms.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shared {
+    /// Size.
+    pub bytes: u64,
+    /// Items that use it.
+    pub users: Vec<usize>,
+}
+
+/// Bounds on the work; deterministic substitutes for a time limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Above this many ideals the engine splits chains instead and does not claim optimality.
+    pub ideals: usize,
+    /// Steps of all walks together; when spent, the best split so far is returned.
+    pub steps: u64,
+}
+
+impl Default for Limits {
+    /// 100,000 ideals and 4e9 steps (some tens of seconds).
+    fn default() -> Self {
+        Self {
+            ideals: 100_000,
+            steps: 4_000_000_000,
+        }
+    }
+}
+
+/// A split.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Solution {
+    /// The device of each item.
+    pub device_of: Vec<usize>,
+    /// The largest load, in cycles.
+    pub objective: u64,
+    /// No contiguous split has a smaller largest load.
+    pub lower_bound: u64,
+    /// `objective == lower_bound`.
+    pub optimal: bool,
+    /// Ideals of the ordering; 0 if there were more than the limit.
+    pub ideals: usize,
+    /// Cycles of each device.
+    pub loads: Vec<u64>,
+    /// Bytes of each device.
+    pub memory: Vec<u64>,
+}
+
+/// Why there is no split.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum PartitionError {
+    /// The ordering is not a DAG.
+    #[error(transparent)]
+    Graph(#[from] LatticeError),
+    /// A field of the problem has no meaning.
+    #[error("{0}")]
+    Invalid(String),
+    /// No split fits.
+    #[error(
+        "no split over {devices} devices fits {limit} bytes each: {} {needed} bytes on the fullest device",
+        if *.proven { "every split needs at least" } else { "the best split found needs" }
+    )]
+    Memory {
+        /// Number of devices.
+        devices: usize,
+        /// The limit given.
+        limit: u64,
+        /// The smallest limit at which a split was found.
+        needed: u64,
+        /// Whether `needed` is also a lower bound over all contiguous splits.
+        proven: bool,
+    },
+}
+
+/// What a placement costs, by the definition in the module's documentation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evaluation {
+    /// Cycles of each device.
+    pub loads: Vec<u64>,
+    /// Bytes of each device.
+    pub memory: Vec<u64>,
+}
+
+/// Cost of any placement, contiguous or not: O(devices x references) and independent of the search.
+///
+/// # Panics
+/// If `device_of` does not give each item a device below `problem.devices`.
+#[must_use]
+pub fn evaluate(problem: &Problem, device_of: &[usize]) -> Evaluation {
+    let devices = problem.devices;
+    assert_eq!(device_of.len(), problem.items.len(), "one device per item");
+    let mut eval = Evaluation {
+        loads: vec![0; devices],
+        memory: vec![0; devices],
+    };
+    let mut workspace = vec![0; devices];
+    let mut stash = vec![0; devices];
+    let mut used = vec![false; devices];
+    for (item, &d) in problem.items.iter().zip(device_of) {
+        eval.loads[d] += item.cycles;
+        eval.memory[d] += item.resident;
+        workspace[d] = item.workspace.max(workspace[d]);
+        used[d] = true;
+    }
+    for value in &problem.values {
+        let home = value.producer.map(|p| device_of[p]);
+        let reads = |d: usize| value.users.iter().any(|&u| device_of[u] == d);
+        for (d, (load, stash)) in eval.loads.iter_mut().zip(&mut stash).enumerate() {
+            let enters = home != Some(d) && reads(d);
+            let leaves = home == Some(d) && value.users.iter().any(|&u| device_of[u] != d);
+            *load += if enters || leaves { value.cost } else { 0 };
+            *stash += if home == Some(d) || reads(d) {
+                value.stash
+            } else {
+                0
+            };
+        }
+    }
+    for block in &problem.shared {
+        for (d, memory) in eval.memory.iter_mut().enumerate() {
+            *memory += if block.users.iter().any(|&u| device_of[u] == d) {
+                block.bytes
+            } else {
+                0
+            };
+        }
+    }
+    for d in 0..devices {
+        let behind = used[d + 1..].iter().filter(|&&u| u).count();
+        eval.memory[d] += workspace[d] + stash[d] * model::copies(&problem.in_flight, behind);
+    }
+    eval
+}
+
+/// Minimises the largest load.
+///
+/// # Errors
+/// A malformed problem, or one that does not fit the memory.
+pub fn solve(problem: &Problem, limits: &Limits) -> Result<Solution, PartitionError> {
+    let (model, dag) = Model::new(problem)?;
+    let mut steps = limits.steps;
+    let mut best = None;
+    let chains = chain_orders(&dag)
+        .iter()
+        .map(|o| Lattice::chain(o))
+        .collect::<Result<Vec<_>, _>>()?;
+    for chain in &chains {
+        best = Search::new(&model, chain).minimise(best, &mut steps).0;
+    }
+    let lattice = match Lattice::enumerate(&dag, limits.ideals) {
+        Ok(lattice) => lattice,
+        Err(LatticeError::TooMany { .. }) => {
+            let best = best.ok_or_else(|| tightest(problem, &model, &chains, &mut steps).0)?;
+            let splits = chains
+                .iter()
+                .map(|c| Search::new(&model, c).refine(best.clone(), &mut steps));
+            let best = splits
+                .min_by_key(|s| evaluate(problem, s).loads.iter().sum::<u64>())
+                .unwrap_or(best);
+            return Ok(finish(problem, best, model.trivial_bound(), 0));
+        }
+        Err(other) => return Err(other.into()),
+    };
+    let mut search = Search::new(&model, &lattice);
+    let (best, bound, verdict) = search.minimise(best, &mut steps);
+    let Some(best) = best else {
+        let (error, found) = tightest(problem, &model, std::slice::from_ref(&lattice), &mut steps);
+        let proven = verdict == Verdict::Exact && found == Verdict::Exact;
+        return Err(if proven {
+            error
+        } else {
+            tightest(problem, &model, &chains, &mut u64::MAX.clone()).0
+        });
+    };
+    let best = search.refine(best, &mut steps);
+    Ok(finish(problem, best, bound, lattice.len()))
+}
+
+/// Total orders worth cutting: index order, and depth-first from the sources and from the sinks, which keep
+/// branches together.
+fn chain_orders(dag: &Dag) -> Vec<Vec<u32>> {
+    let mut orders = vec![dag.topological().to_vec()];
+    let sources = (0..dag.len()).filter(|&v| dag.preds(v).is_empty());
+    let mut forward = depth_first(dag, sources, Dag::succs);
+    forward.reverse();
+    orders.push(forward);
+    let sinks = (0..dag.len()).filter(|&v| dag.succs(v).is_empty());
+    orders.push(depth_first(dag, sinks, Dag::preds));
+    orders.dedup();
+    orders
+}
+
+/// Post-order of a depth-first search along `next`.
+fn depth_first(
+    dag: &Dag,
+    roots: impl Iterator<Item = usize>,
+    next: impl Fn(&Dag, usize) -> &[u32],
+) -> Vec<u32> {
+    let mut seen = vec![false; dag.len()];
+    let mut order = Vec::with_capacity(dag.len());
+    for root in roots {
+        let mut stack = vec![(root, 0)];
+        seen[root] = true;
+        while let Some((v, cursor)) = stack.last_mut() {
+            match next(dag, *v).get(*cursor) {
+                Some(&w) => {
+                    *cursor += 1;
+                    if !std::mem::replace(&mut seen[w as usize], true) {
+                        stack.push((w as usize, 0));
+                    }
+                }
+                None => {
+                    order.push(*v as u32);
+                    stack.pop();
+                }
+            }
+        }
+    }
+    order
+}
+
+/// The error for a problem without a split: the smallest memory limit at which there is one on `lattices`.
+fn tightest(
+    problem: &Problem,
+    model: &Model,
+    lattices: &[Lattice],
+    steps: &mut u64,
+) -> (PartitionError, Verdict) {
+    let mut needed = u64::MAX;
+    let mut verdict = Verdict::Exact;
+    for lattice in lattices {
+        let (least, end) = Search::new(model, lattice).least_memory(steps);
+        needed = needed.min(least);
+        verdict = if end == Verdict::Spent { end } else { verdict };
+    }
+    let limit = problem.memory_limit.unwrap_or(u64::MAX);
+    let proven = lattices.len() == 1 && verdict == Verdict::Exact;
+    (
+        PartitionError::Memory {
+            devices: problem.devices,
+            limit,
+            needed,
+            proven,
+        },
+        verdict,
+    )
+}
+
+fn finish(problem: &Problem, device_of: Vec<usize>, lower_bound: u64, ideals: usize) -> Solution {
+    let Evaluation { loads, memory } = evaluate(problem, &device_of);
+    let objective = loads.iter().copied().max().unwrap_or(0);
+    Solution {
+        device_of,
+        objective,
+        lower_bound,
+        optimal: objective == lower_bound,
+        ideals,
+        loads,
+        memory,
+    }
+}
