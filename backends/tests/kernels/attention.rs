@@ -203,3 +203,12 @@ fn nan_stays_in_its_query() {
         }
     }
 }
+
+#[test]
+fn no_keys_give_zeros() {
+    let head = Head::random(&mut Random::new(2), DType::F32, [3, 0, 10]);
+    for kernels in tables() {
+        let (y, _) = head.run(kernels, 0..3, 0, DType::F32);
+        y.check(DType::F32, kernels.name(), |_, _| (0.0, 0.0));
+    }
+}
