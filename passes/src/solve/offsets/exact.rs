@@ -64,6 +64,7 @@ pub(super) struct Exact {
     options: Vec<u32>,
     ripe: Vec<bool>,
     attempt: usize,
+    depth: usize,
     nodes: u64,
     stop: u64,
 }
@@ -89,6 +90,7 @@ impl Exact {
             trail: Vec::new(),
             capacity: 0,
             attempt: 0,
+            depth: 0,
             nodes: 0,
             stop: 0,
             plain,
@@ -165,10 +167,17 @@ impl Exact {
 
     /// One node: places the connected component `part`.
     fn branch(&mut self, part: &[u32]) -> End {
-        if self.nodes >= self.stop {
+        if self.nodes >= self.stop || self.depth == DEEPEST {
             return End::Spent;
         }
         self.nodes += 1;
+        self.depth += 1;
+        let end = self.expand(part);
+        self.depth -= 1;
+        end
+    }
+
+    fn expand(&mut self, part: &[u32]) -> End {
         let Some(choice) = self.examine(part) else {
             return End::Failed;
         };
@@ -369,6 +378,9 @@ const FIRST_SLICE: u64 = 500;
 
 /// Every so many attempts one is that many times as long, which bounds the cost of a proof.
 const LONG: usize = 16;
+
+/// Nested decisions of one component; deeper attempts are given up, which bounds the stack.
+const DEEPEST: usize = 2_000;
 
 /// Marks a placement on the trail.
 const PLACED: u64 = u64::MAX;

@@ -200,3 +200,13 @@ fn nothing_to_place() {
     assert_eq!((got.offsets, got.peak, got.optimal), (vec![0, 0], 0, true));
     assert_eq!(assign(&[], &Limits::default()).unwrap().peak, 0);
 }
+
+#[test]
+fn a_huge_component_does_not_exhaust_the_stack() {
+    let ring = |i: u32| [buffer(3, i, i + 2), buffer(2, i, i + 3)];
+    let buffers: Vec<Buffer> = (0..3000).flat_map(ring).collect();
+    let found = exact::Exact::new(&buffers).fit(max_live(&buffers), 20_000);
+    if let Outcome::Fits(offsets) = found {
+        assert_eq!(conflict(&buffers, &offsets), None);
+    }
+}
