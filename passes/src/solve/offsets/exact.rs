@@ -112,7 +112,7 @@ impl Exact {
         self.placed = vec![false; self.blocks.len()];
         let last = self.nodes + budget;
         let all: Vec<u32> = (0..self.blocks.len() as u32).collect();
-        let mut slice = FIRST_SLICE;
+        let mut slice = FIRST_SLICE.max(self.blocks.len() as u64);
         self.attempt = 0;
         while self.nodes < last {
             let long = if self.attempt % LONG == LONG - 1 {
@@ -373,7 +373,7 @@ impl Exact {
     }
 }
 
-/// Nodes of the first attempt; each further attempt has 1/32 more.
+/// Nodes of the first attempt, or one per block if that is more; each further attempt has 1/32 more.
 const FIRST_SLICE: u64 = 500;
 
 /// Every so many attempts one is that many times as long, which bounds the cost of a proof.
