@@ -16,9 +16,9 @@
 //! Constants stay finite.
 //!
 //! ```text
-//! %0 = param {"value":"a"} : f32[8,8]
-//! %1 = param {"value":"b"} : f32[8,8]             %2 = param {"value":"concat(a, b)"} : f32[16,8]
-//! %2 = concat %0, %1 {"axis":0} : f32[16,8]    →
+//! %0 = param {value=a} : f32[8,8]
+//! %1 = param {value=b} : f32[8,8]           →    %0 = param {value="concat(a, b)"} : f32[16,8]
+//! %2 = concat %0, %1 {axis=0} : f32[16,8]
 //! ```
 
 use lxpod_ir::ops::{Concat, Constant, Eval, Op, Param, Scale, Slice};

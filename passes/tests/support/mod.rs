@@ -146,7 +146,7 @@ impl World {
             Binding::Scale(factor, inner) => {
                 let inner = self.bound(inner);
                 let scaled = inner.reals().iter().map(|x| x * factor).collect();
-                Tensor::real(inner.shape.clone(), scaled)
+                Tensor::real(inner.shape, scaled)
             }
             Binding::Rows(start, end, inner) => {
                 let rows: Vec<i32> = (*start as i32..*end as i32).collect();
