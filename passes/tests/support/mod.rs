@@ -3,6 +3,7 @@
 
 pub(crate) mod lxmert;
 pub(crate) mod random;
+pub(crate) mod rules;
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
@@ -133,7 +134,7 @@ impl World {
             }
             ("ids", _) => Tensor::int(shape, (0..rows).map(|_| rng.below(5) as i32).collect()),
             ("mask", _) => Tensor::real(shape, (0..rows).map(|_| rng.below(2) as f32).collect()),
-            _ => reals(&mut rng, shape),
+            _ => model_input(&mut rng, name, extents, spaces, shape),
         }
     }
 
@@ -165,6 +166,33 @@ impl World {
             #[allow(unreachable_patterns, reason = "the list of bindings may grow")]
             other => panic!("{other} is not known here"),
         }
+    }
+}
+
+/// The inputs of the front end's models.
+fn model_input(
+    rng: &mut Rng,
+    name: &str,
+    extents: &Extents,
+    spaces: &Spaces,
+    shape: Shape,
+) -> Tensor<f32> {
+    let rows_of = |names: [&str; 2]| names.iter().find_map(|name| spaces.find(name)).unwrap();
+    let rows = shape.rows();
+    let mut below = |limit: usize| (0..rows).map(|_| rng.below(limit) as i32).collect();
+    match name {
+        "first_token" => {
+            let text = rows_of(["sample_text", "text"]);
+            let first = |sample| extents.segment(text, sample).start as i32;
+            Tensor::int(shape, (0..rows).map(first).collect())
+        }
+        "sample_text_rows" => Tensor::int(shape, below(extents.rows(rows_of(["text", "text"])))),
+        "sample_box_rows" => Tensor::int(shape, below(extents.rows(rows_of(["box", "box"])))),
+        "input_ids" => Tensor::int(shape, below(5)),
+        "position_ids" => Tensor::int(shape, below(3)),
+        _ if name.ends_with("labels") && shape.len() == 1 => Tensor::int(shape, below(2)),
+        "token_type_ids" | "matched_label" | "ans" => Tensor::int(shape, below(2)),
+        _ => reals(rng, shape),
     }
 }
 
