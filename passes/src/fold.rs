@@ -55,7 +55,9 @@ fn run(graph: &Graph, id: NodeId, _: &Options) -> Found {
 /// The value of a node over constants, if it is small and finite.
 fn constant(graph: &Graph, id: NodeId) -> Option<Constant> {
     let node = graph.node(id);
-    if node.types[0].rows.is_some() || node.types[0].shape.elements() > MOST_ELEMENTS {
+    let known = |value: &Value| matches!(graph.node(value.node).op, Op::Constant(_));
+    let small = node.types[0].rows.is_none() && node.types[0].shape.elements() <= MOST_ELEMENTS;
+    if !small || !graph.inputs(id).iter().all(known) {
         return None;
     }
     let types = graph.input_types(id);
@@ -73,10 +75,8 @@ fn constant(graph: &Graph, id: NodeId) -> Option<Constant> {
     let operands: Vec<Tensor<f32>> = graph
         .inputs(id)
         .iter()
-        .map(|&value| match &graph.node(value.node).op {
-            op @ Op::Constant(_) => eval(op, &[], &[], &graph.node(value.node).types),
-            _ => None,
-        })
+        .map(|value| graph.node(value.node))
+        .map(|leaf| eval(&leaf.op, &[], &[], &leaf.types))
         .collect::<Option<_>>()?;
     let operands: Vec<&Tensor<f32>> = operands.iter().collect();
     let data: Vec<f64> = match eval(&node.op, &operands, &types, &node.types)?.data {
