@@ -3,8 +3,8 @@
 //! *What it does.*
 //! - An op whose operands are all constants becomes a constant, by the op's reference semantics in
 //!   f32, if the result has at most 4,096 elements.
-//! - `scale` by a power of two, `concat` and `slice` along axis 0 of parameters become part of a
-//!   parameter's binding, which is evaluated when a plan is loaded.
+//! - `scale` in f32 by a power of two, `concat` and `slice` along axis 0 of parameters become part
+//!   of a parameter's binding, which is evaluated when a plan is loaded.
 //!
 //! *Why it helps.* Nothing of it is left at run time. Merged query, key and value weights become one
 //! resident buffer; the 1/8 of LXMERT's attention and the 1/2 of its visual embedding disappear.
@@ -22,7 +22,7 @@
 //! ```
 
 use lxpod_ir::ops::{Concat, Constant, Eval, Op, Param, Scale, Slice};
-use lxpod_ir::{Binding, Data, Extents, Graph, NodeId, Patch, Tensor, Value};
+use lxpod_ir::{Binding, DType, Data, Extents, Graph, NodeId, Patch, Tensor, Value};
 
 use crate::pass::{Found, Options, Pass, Run};
 
@@ -104,7 +104,7 @@ fn binding(graph: &Graph, id: NodeId) -> Option<Binding> {
         parts.push(param.value.clone());
     }
     match (&graph.node(id).op, parts.pop()?) {
-        (Op::Scale(Scale { factor }), inner) if Scale::is_exact(*factor) => scaled(*factor, inner),
+        (Op::Scale(Scale { factor }), inner) if dtype == DType::F32 => scaled(*factor, inner),
         (
             &Op::Slice(Slice {
                 axis: 0,
@@ -148,13 +148,12 @@ fn is_consumed(graph: &Graph, value: Value, id: NodeId) -> bool {
 }
 
 fn scaled(factor: f32, inner: Binding) -> Option<Binding> {
-    match inner {
-        Binding::Scale(own, inner) => {
-            let product = factor * own;
-            Scale::is_exact(product).then_some(Binding::Scale(product, inner))
-        }
-        inner => Some(Binding::Scale(factor, Box::new(inner))),
-    }
+    let (product, inner) = match inner {
+        Binding::Scale(own, inner) => (factor * own, inner),
+        inner => (factor, Box::new(inner)),
+    };
+    let exact = Scale::is_exact(factor) && Scale::is_exact(product);
+    exact.then_some(Binding::Scale(product, inner))
 }
 
 fn rows(start: usize, end: usize, inner: Binding) -> Binding {

@@ -84,18 +84,8 @@ impl World {
         }
     }
 
-    /// The same extents in the spaces of another version of the graph.
-    fn extents_of(&self, spaces: &Spaces) -> Extents {
-        Extents::new(
-            spaces,
-            |id, _| self.extents.rows(id),
-            |id, entity, _| self.extents.segment(id, entity).len(),
-        )
-        .unwrap()
-    }
-
     pub(crate) fn run(&self, graph: &Graph) -> Vec<Tensor<f32>> {
-        let extents = self.extents_of(&graph.spaces);
+        let extents = extended(&self.extents, &graph.spaces);
         interpret(graph, &extents, |op, ty| match op {
             Op::Input(input) => Ok(self.input(&graph.spaces, &extents, &input.name, ty)),
             Op::Param(param) => Ok(self.bound(&param.value)),
@@ -167,6 +157,16 @@ impl World {
             other => panic!("{other} is not known here"),
         }
     }
+}
+
+/// The same extents in the spaces of another version of the graph, which may have more unions.
+pub(crate) fn extended(extents: &Extents, spaces: &Spaces) -> Extents {
+    Extents::new(
+        spaces,
+        |id, _| extents.rows(id),
+        |id, entity, _| extents.segment(id, entity).len(),
+    )
+    .unwrap()
 }
 
 /// The inputs of the front end's models.
