@@ -5,12 +5,69 @@ use std::collections::BTreeMap;
 
 use lxpod_ir::ops::Op;
 use lxpod_ir::{Binding, Extents, Graph, Scalar, Shape, Tensor, TensorType, interpret};
+use lxpod_passes::plan::Plan;
 use thiserror::Error;
+
+use crate::{BackendError, Executable, Feed, Fetch, HostLedger, Outputs, TileLedger};
 
 /// Why a graph did not run; names the parameter or input, or the node's scope and op.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{0}")]
 pub struct ReferenceError(String);
+
+/// A plan run by its graph's reference semantics, in f32.
+pub struct Reference {
+    plan: Plan,
+    parameters: BTreeMap<String, (Shape, Vec<f32>)>,
+}
+
+impl Reference {
+    /// Reads every tensor that the plan's parameters are made of.
+    ///
+    /// # Errors
+    /// The source of the weights fails.
+    pub fn load(plan: Plan, fetch: Fetch<'_>) -> Result<Self, BackendError> {
+        let mut parameters = BTreeMap::new();
+        for id in plan.graph.nodes() {
+            let Op::Param(param) = &plan.graph.node(id).op else { continue };
+            for name in param.value.tensors() {
+                let expected = plan.provenance.expected.iter().find(|(other, _)| other == name);
+                let unknown = || BackendError::Internal(format!("the plan expects no tensor `{name}`"));
+                let shape = Shape::new(&expected.ok_or_else(unknown)?.1);
+                let mut values = vec![0.0; shape.elements()];
+                fetch(name, 0..shape.rows(), &mut values)?;
+                parameters.insert(name.to_owned(), (shape, values));
+            }
+        }
+        Ok(Reference { plan, parameters })
+    }
+}
+
+impl Executable for Reference {
+    fn run(&mut self, feeds: &[Feed]) -> Result<Vec<Outputs>, BackendError> {
+        let answer = |feed: &Feed| {
+            let input = |name: &str| feed.inputs.get(name).cloned();
+            let parameter = |name: &str| self.parameters.get(name).cloned();
+            let outputs = run::<f32>(&self.plan.graph, &feed.extents, input, parameter);
+            let outputs = outputs.map_err(|error| BackendError::Data(error.to_string()))?;
+            Ok(outputs.into_iter().map(|(_, tensor)| tensor).collect())
+        };
+        feeds.iter().map(answer).collect()
+    }
+
+    fn ledger(&self) -> Vec<TileLedger> {
+        Vec::new()
+    }
+
+    fn host(&self) -> HostLedger {
+        let bytes = self.parameters.values().map(|(_, values)| size_of_val(values.as_slice()) as u64).sum();
+        HostLedger { weights: bytes, ..HostLedger::default() }
+    }
+
+    fn description(&self) -> String {
+        "reference: plain loops, 1 thread".to_owned()
+    }
+}
 
 /// Runs `graph` at these extents and returns its outputs by name, in the graph's order. `S` is the
 /// type to compute with, `f32` or `f64`; only `f32` rounds stored values to their dtypes.

@@ -19,7 +19,10 @@ pub fn interpret<S: Scalar>(
     let mut values: Vec<Vec<Tensor<S>>> = vec![Vec::new(); graph.bound()];
     for id in graph.topo() {
         let node = graph.node(id);
-        let place = |error: String| format!("{} in {}: {error}", node.op.name(), node.scope);
+        let place = |error: String| match &*node.scope {
+            "" => format!("{}: {error}", node.op.name()),
+            scope => format!("{} in {scope}: {error}", node.op.name()),
+        };
         values[id.index()] = match &node.op {
             Op::Input(_) | Op::Param(_) => {
                 let tensor = feed(&node.op, &node.types[0])

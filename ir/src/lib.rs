@@ -33,12 +33,14 @@
 
 pub mod binding;
 mod builder;
+mod dot;
 mod dtype;
 pub mod front;
 mod graph;
 mod interpret;
 pub mod ops;
 mod patch;
+pub mod random;
 mod rows;
 mod shape;
 mod target;
@@ -49,6 +51,7 @@ mod verify;
 
 pub use binding::Binding;
 pub use builder::Builder;
+pub use dot::dot;
 pub use dtype::DType;
 pub use graph::{Graph, Node, NodeId, Output, User, Value};
 pub use interpret::interpret;

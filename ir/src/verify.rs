@@ -239,7 +239,10 @@ impl<'a> Verifier<'a> {
             }
             return;
         };
-        for value in self.graph.inputs(id) {
+        let mut operands = self.graph.inputs(id);
+        operands.sort_unstable();
+        operands.dedup();
+        for value in operands {
             let source = self.graph.node(value.node);
             let home = match &source.op {
                 Op::Transfer(transfer) => Some(transfer.to),
@@ -248,7 +251,7 @@ impl<'a> Verifier<'a> {
             if home != Some(stage) {
                 let home = home.map_or("no stage".to_owned(), |home| format!("stage {home}"));
                 let message = format!(
-                    "runs on stage {stage} and uses a `{}` of {home}",
+                    "runs on stage {stage} and uses `{}` of {home}",
                     source.op.name()
                 );
                 self.report(id, &message);

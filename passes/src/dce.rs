@@ -12,9 +12,9 @@
 //! not be given.
 //!
 //! ```text
-//! %0 = input {"name":"x"} : f32[4,8]
-//! %1 = scale %0 {"factor":2.0} : f32[4,8]     ; removed
-//! return "y" = %0
+//! %0 = input {name=x} : f32[4,8]
+//! %1 = scale %0 {factor=2.0} : f32[4,8]      ; removed
+//! return %0 as "y"
 //! ```
 
 use lxpod_ir::Graph;

@@ -3,8 +3,8 @@
 //! *What it does.*
 //! - An op whose operands are all constants becomes a constant, by the op's reference semantics in
 //!   f32, if the result has at most 4,096 elements.
-//! - `scale` by a power of two, `concat` and `slice` along axis 0 of parameters become part of a
-//!   parameter's binding, which is evaluated when a plan is loaded.
+//! - `scale` in f32 by a power of two, `concat` and `slice` along axis 0 of parameters become part
+//!   of a parameter's binding, which is evaluated when a plan is loaded.
 //!
 //! *Why it helps.* Nothing of it is left at run time. Merged query, key and value weights become one
 //! resident buffer; the 1/8 of LXMERT's attention and the 1/2 of its visual embedding disappear.
@@ -16,13 +16,13 @@
 //! Constants stay finite.
 //!
 //! ```text
-//! %0 = param {"value":"a"} : f32[8,8]
-//! %1 = param {"value":"b"} : f32[8,8]             %2 = param {"value":"concat(a, b)"} : f32[16,8]
-//! %2 = concat %0, %1 {"axis":0} : f32[16,8]    →
+//! %0 = param {value=a} : f32[8,8]
+//! %1 = param {value=b} : f32[8,8]           →    %0 = param {value="concat(a, b)"} : f32[16,8]
+//! %2 = concat %0, %1 {axis=0} : f32[16,8]
 //! ```
 
 use lxpod_ir::ops::{Concat, Constant, Eval, Op, Param, Scale, Slice};
-use lxpod_ir::{Binding, Data, Extents, Graph, NodeId, Patch, Tensor, Value};
+use lxpod_ir::{Binding, DType, Data, Extents, Graph, NodeId, Patch, Tensor, Value};
 
 use crate::pass::{Found, Options, Pass, Run};
 
@@ -55,7 +55,9 @@ fn run(graph: &Graph, id: NodeId, _: &Options) -> Found {
 /// The value of a node over constants, if it is small and finite.
 fn constant(graph: &Graph, id: NodeId) -> Option<Constant> {
     let node = graph.node(id);
-    if node.types[0].rows.is_some() || node.types[0].shape.elements() > MOST_ELEMENTS {
+    let known = |value: &Value| matches!(graph.node(value.node).op, Op::Constant(_));
+    let small = node.types[0].rows.is_none() && node.types[0].shape.elements() <= MOST_ELEMENTS;
+    if !small || !graph.inputs(id).iter().all(known) {
         return None;
     }
     let types = graph.input_types(id);
@@ -73,10 +75,8 @@ fn constant(graph: &Graph, id: NodeId) -> Option<Constant> {
     let operands: Vec<Tensor<f32>> = graph
         .inputs(id)
         .iter()
-        .map(|&value| match &graph.node(value.node).op {
-            op @ Op::Constant(_) => eval(op, &[], &[], &graph.node(value.node).types),
-            _ => None,
-        })
+        .map(|value| graph.node(value.node))
+        .map(|leaf| eval(&leaf.op, &[], &[], &leaf.types))
         .collect::<Option<_>>()?;
     let operands: Vec<&Tensor<f32>> = operands.iter().collect();
     let data: Vec<f64> = match eval(&node.op, &operands, &types, &node.types)?.data {
@@ -104,7 +104,7 @@ fn binding(graph: &Graph, id: NodeId) -> Option<Binding> {
         parts.push(param.value.clone());
     }
     match (&graph.node(id).op, parts.pop()?) {
-        (Op::Scale(Scale { factor }), inner) if Scale::is_exact(*factor) => scaled(*factor, inner),
+        (Op::Scale(Scale { factor }), inner) if dtype == DType::F32 => scaled(*factor, inner),
         (
             &Op::Slice(Slice {
                 axis: 0,
@@ -148,13 +148,12 @@ fn is_consumed(graph: &Graph, value: Value, id: NodeId) -> bool {
 }
 
 fn scaled(factor: f32, inner: Binding) -> Option<Binding> {
-    match inner {
-        Binding::Scale(own, inner) => {
-            let product = factor * own;
-            Scale::is_exact(product).then_some(Binding::Scale(product, inner))
-        }
-        inner => Some(Binding::Scale(factor, Box::new(inner))),
-    }
+    let (product, inner) = match inner {
+        Binding::Scale(own, inner) => (factor * own, inner),
+        inner => (factor, Box::new(inner)),
+    };
+    let exact = Scale::is_exact(factor) && Scale::is_exact(product);
+    exact.then_some(Binding::Scale(product, inner))
 }
 
 fn rows(start: usize, end: usize, inner: Binding) -> Binding {

@@ -12,8 +12,8 @@
 //! f32, so that no rounding disappears.
 //!
 //! ```text
-//! %3 = linear %0, %1, %2 : f32[4,32]                   %3 = linear %0, %1, %2 {"activation":"gelu"}
-//! %4 = activate %3 {"kind":"gelu"} : f32[4,32]    →             : f32[4,32]
+//! %3 = linear %0, %1, %2 : f32[4,32]          →    %3 = linear %0, %1, %2 {activation=gelu} : f32[4,32]
+//! %4 = activate %3 {kind=gelu} : f32[4,32]
 //! ```
 
 use lxpod_ir::ops::{Linear, Op};

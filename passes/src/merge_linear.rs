@@ -19,15 +19,15 @@
 //! and dtypes agree in all that merge.
 //!
 //! ```text
-//! %6 = linear %0, %1, %2 : f32[text:160,8]          %6 = concat %1, %3 {"axis":0} : f32[16,8]
-//! %7 = linear %0, %3, %4 : f32[text:160,8]          %7 = concat %2, %4 {"axis":0} : f32[16]
+//! %6 = linear %0, %1, %2 : f32[text:160,8]          %6 = concat %1, %3 {axis=0} : f32[16,8]
+//! %7 = linear %0, %3, %4 : f32[text:160,8]          %7 = concat %2, %4 {axis=0} : f32[16]
 //!                                             →     %8 = linear %0, %6, %7 : f32[text:160,16]
-//!                                                   %9 = slice %8 {"axis":1,"end":8,"start":0} : f32[text:160,8]
-//!                                                   %10 = slice %8 {"axis":1,"end":16,"start":8} : f32[text:160,8]
+//!                                                   %9 = slice %8 {axis=1, end=8, start=0} : f32[text:160,8]
+//!                                                   %10 = slice %8 {axis=1, end=16, start=8} : f32[text:160,8]
 //! ```
 
 use lxpod_ir::ops::{Concat, Op, Part, Slice};
-use lxpod_ir::{Graph, Layout, NodeId, Patch, SpaceId, Value, Wire};
+use lxpod_ir::{Graph, Layout, MAX_ROWS, NodeId, Patch, SpaceId, Value, Wire};
 
 use crate::pass::{Found, Options, Pass, Run};
 use crate::walk;
@@ -54,7 +54,7 @@ fn run(graph: &Graph, id: NodeId, _: &Options) -> Found {
     Ok(None)
 }
 
-/// The linears that use `value` as operand `input`, by age, and agree with `like` in the op, the
+/// The linears that use `value` as operand `input`, in node order, and agree with `like` in the op, the
 /// number of operands and the dtypes of rows and result.
 fn alike(graph: &Graph, value: Value, input: u16, like: NodeId) -> Vec<NodeId> {
     let (node, count) = (graph.node(like), graph.inputs(like).len());
@@ -77,8 +77,7 @@ fn alike(graph: &Graph, value: Value, input: u16, like: NodeId) -> Vec<NodeId> {
 }
 
 /// Linears of the weight and bias of `id` over different values in row spaces that are no unions,
-/// none of which depends on another, `id` among them. In order of row space, then of the rows' age, so that groups over
-/// the same values agree.
+/// none of which depends on another, `id` among them. Ordered by row space, then by rows, so that groups over the same values agree.
 fn tall_group(graph: &Graph, id: NodeId) -> Vec<NodeId> {
     let inputs = graph.inputs(id);
     let stacks = |rows: Value| {
@@ -118,12 +117,13 @@ fn spaces_of(graph: &Graph, group: &[NodeId]) -> Vec<SpaceId> {
     group.iter().filter_map(rows).collect()
 }
 
-/// Whether the union of the rows can be declared: its name may belong to another space.
+/// Whether a row space has room for the rows of all.
 fn has_union(graph: &Graph, group: &[NodeId]) -> bool {
-    let parts = spaces_of(graph, group);
-    let mut spaces = graph.spaces.clone();
-    let union = spaces.union(&parts);
-    spaces.get(union).layout == Layout::Union(parts)
+    let capacities = spaces_of(graph, group).into_iter();
+    let rows: usize = capacities
+        .map(|space| graph.spaces.get(space).capacity)
+        .sum();
+    rows <= MAX_ROWS
 }
 
 fn merge_tall(graph: &Graph, group: &[NodeId]) -> Result<Patch, String> {
@@ -162,7 +162,7 @@ fn existing_concat(graph: &Graph, values: &[Value], like: NodeId) -> Option<Valu
         .map(|id| graph.value(id))
 }
 
-/// Linears of the rows of `id` whose parameters nothing else uses, `id` among them, by age; none if
+/// Linears of the rows of `id` whose parameters nothing else uses, `id` among them, in node order; none if
 /// those of `id` are used elsewhere.
 fn wide_group(graph: &Graph, id: NodeId) -> Vec<NodeId> {
     let owns = |other: NodeId| {

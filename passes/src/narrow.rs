@@ -8,7 +8,7 @@
 //! - through `linear`, columns are picked as rows of weight and bias; through elementwise ops, from
 //!   the operands.
 //!
-//! *Why it helps.* LXMERT's answer reads one row of the last cross layer, [CLS]. Its feed-forward
+//! *Why it helps.* LXMERT's answer reads one row of the last cross layer, `[CLS]`. Its feed-forward
 //! block and the queries of its self attention shrink to one row per sample; the keys and values stay,
 //! since that row attends to all others. With `dce` this saves 8.6 % of all work at 12 words.
 //!

@@ -19,10 +19,10 @@
 //! added: an op reads operands of any float dtype.
 //!
 //! ```text
-//! %1 = param {"value":"w"} : f32[8,8]              %1 = param {"value":"w"} : f16[8,8]
+//! %1 = param {value=w} : f32[8,8]                  %1 = param {value=w} : f16[8,8]
 //! %2 = linear %0, %1, %3 : f32[text:160,8]    →    %2 = linear %0, %1, %3 : f16[text:160,8]
 //! %4 = linear %2, %5, %6 : f32[text:160,2]         %4 = linear %2, %5, %6 : f32[text:160,2]
-//! return "score" = %4
+//! return %4 as "score"
 //! ```
 
 use lxpod_ir::ops::Op;

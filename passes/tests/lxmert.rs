@@ -147,8 +147,7 @@ fn without_cross_layers_the_vision_tower_is_dead() {
 
 #[test]
 fn optimising_twice_is_optimising_once() {
-    let (_, once) = optimised(SMALL);
-    let mut twice = once.clone();
+    let (_, mut twice) = optimised(SMALL);
     let options = Options {
         precision: Precision::Fp32,
     };

@@ -7,6 +7,12 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use lxpod_backends::BackendError;
+use lxpod_ir::front::FrontError;
+use lxpod_passes::CompileError;
+use lxpod_passes::plan::PlanError;
+use lxpod_passes::solve::partition::PartitionError;
+
 /// Result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -101,6 +107,23 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
+    /// User input: an option that does not fit the model, the target or the data.
+    #[error("{flag}: {message}")]
+    Option {
+        /// The command line flag.
+        flag: &'static str,
+        /// What is wrong and what would do.
+        message: String,
+    },
+    /// Compiling failed; whose fault it is depends on why.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// Reading a plan failed.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Running failed.
+    #[error(transparent)]
+    Backend(BackendError),
     /// Our bug: a caller inside lxpod broke a contract.
     #[error("internal error: {what}\n  help: this is a defect of lxpod, please report it")]
     Internal {
@@ -116,7 +139,11 @@ impl Error {
             Error::MissingFile { .. }
             | Error::InvalidFile { .. }
             | Error::Mismatch(_)
-            | Error::ModelNotFound { .. } => Fault::Input,
+            | Error::ModelNotFound { .. }
+            | Error::Option { .. } => Fault::Input,
+            Error::Compile(error) => compile_fault(error),
+            Error::Plan(error) => plan_fault(error),
+            Error::Backend(error) => backend_fault(error),
             Error::Unsupported { .. } => Fault::Unsupported,
             Error::Io { .. } => Fault::Io,
             Error::Internal { .. } => Fault::Internal,
@@ -193,6 +220,46 @@ impl Error {
     /// [`Error::Internal`]: a contract broken inside lxpod.
     pub(crate) fn internal(what: impl Into<String>) -> Self {
         Error::Internal { what: what.into() }
+    }
+}
+
+impl From<BackendError> for Error {
+    /// An error of reading weights is this crate's own again.
+    fn from(error: BackendError) -> Self {
+        match error {
+            BackendError::Source(source) => match source.downcast::<Error>() {
+                Ok(own) => *own,
+                Err(source) => Error::Backend(BackendError::Source(source)),
+            },
+            other => Error::Backend(other),
+        }
+    }
+}
+
+fn compile_fault(error: &CompileError) -> Fault {
+    match error {
+        CompileError::Front(FrontError::NotSupported { .. }) => Fault::Unsupported,
+        CompileError::Front(FrontError::Internal(_)) | CompileError::Pass(_) => Fault::Internal,
+        CompileError::Front(_) | CompileError::Option { .. } => Fault::Input,
+        CompileError::Plan(error) => plan_fault(error),
+    }
+}
+
+fn plan_fault(error: &PlanError) -> Fault {
+    match error {
+        PlanError::OutOfMemory { .. }
+        | PlanError::Partition(PartitionError::Memory { .. })
+        | PlanError::File(_) => Fault::Input,
+        PlanError::Unsupported(_) => Fault::Unsupported,
+        PlanError::Partition(_) => Fault::Internal,
+    }
+}
+
+fn backend_fault(error: &BackendError) -> Fault {
+    match error {
+        BackendError::Data(_) => Fault::Input,
+        BackendError::Unsupported(_) => Fault::Unsupported,
+        BackendError::Source(_) | BackendError::Internal(_) => Fault::Internal,
     }
 }
 

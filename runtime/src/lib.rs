@@ -1,5 +1,20 @@
-//! The runtime of lxpod.
+//! The runtime of lxpod: models, checkpoints, data, sessions.
+//!
+//! Embedding takes four steps: open a [`Model`], compile a plan with
+//! [`lxpod_passes::compile`], load it into a [`Session`] with the model's weights, and run
+//! [`Samples`]; see [`Session`] for the code.
+#![forbid(unsafe_code)]
 
 pub mod checkpoint;
 pub mod error;
+mod model;
+mod pack;
+mod samples;
+mod session;
 pub mod tensors;
+
+pub use error::{Error, Fault, Result};
+pub use model::{BUILT_IN, Model};
+pub use samples::Samples;
+pub use session::{BackendKind, NamedTensor, RunResult, Session, SessionOptions};
+pub use tensors::read_tensors;

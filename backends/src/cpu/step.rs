@@ -1,7 +1,7 @@
 //! Steps with everything resolved that does not change between runs.
 
 use lxpod_ir::ops::{Attention, Op, Reduction};
-use lxpod_ir::{DType, Extents, Graph, NodeId, SpaceId, TensorType, Value};
+use lxpod_ir::{DType, Extents, Graph, NodeId, SpaceId, Value};
 use lxpod_passes::plan::{Place, Plan};
 
 use super::arena::Arena;
@@ -177,8 +177,6 @@ pub(super) struct HostValue {
     pub index: usize,
     /// Where it lies.
     pub operand: Operand,
-    /// Its type.
-    pub ty: TensorType,
 }
 
 /// One stage, ready to run.
@@ -307,10 +305,10 @@ impl Resolver<'_> {
         for (index, buffer) in program.buffers.iter().enumerate() {
             let Some(node) = self.graph().at(buffer.node) else { continue };
             if let Op::Input(input) = &self.graph().node(node).op {
-                let ty = self.graph().node(node).types[0].clone();
+                let ty = &self.graph().node(node).types[0];
                 let place = Place { buffer: index, column: 0, stride: ty.shape.row_elements(), after: Vec::new() };
                 let operand = self.operand(self.graph().value(node), &place, self.stage);
-                loads.push(HostValue { name: input.name.clone(), index: 0, operand, ty });
+                loads.push(HostValue { name: input.name.clone(), index: 0, operand });
             }
         }
         loads
@@ -324,8 +322,7 @@ impl Resolver<'_> {
             let Some(step) = step.filter(|_| !matches!(self.graph().node(root.node).op, Op::Transfer(_))) else { continue };
             let Some(place) = self.place_of(output.value, step) else { continue };
             let operand = self.operand(output.value, &place, self.stage);
-            let ty = self.graph().ty(output.value).clone();
-            stores.push(HostValue { name: output.name.clone(), index, operand, ty });
+            stores.push(HostValue { name: output.name.clone(), index, operand });
         }
         stores
     }

@@ -158,13 +158,16 @@ fn key(graph: &Graph, node: NodeId, binding: &Binding, form: Form) -> Key {
     (binding.to_string(), graph.node(node).types[0].dtype, form)
 }
 
+/// Takes rows of f32 values, from the given row on.
 type Sink<'a> = &'a mut dyn FnMut(usize, &[f32]);
+/// Delivers a range of rows to a sink.
+type Deliver<'a> = &'a mut dyn FnMut(Range<usize>, Sink<'_>) -> Result<(), BackendError>;
 
 /// Makes the resident form of a value whose rows `read` delivers.
 fn build(
     ty: &TensorType,
     form: Form,
-    read: &mut dyn FnMut(Range<usize>, Sink<'_>) -> Result<(), BackendError>,
+    read: Deliver<'_>,
 ) -> Result<Resident, BackendError> {
     let (rows, columns) = (ty.shape.rows(), ty.shape.row_elements());
     Ok(match form {

@@ -179,7 +179,13 @@ fn fractional_masks_are_extrapolated() {
 #[test]
 fn underflow_leaves_no_negative_zero() {
     let mut head = Head::random(&mut Random::new(6), DType::F32, [1, 12, 4]);
-    head.v = Matrix::new(DType::F32, 12, 4, 0, |_, _| -1e-45);
+    head.v = Matrix::new(
+        DType::F32,
+        12,
+        4,
+        0,
+        |r, _| if r < 3 { -1e-45 } else { 1.0 },
+    );
     head.mask[3..].fill(0.0);
     head.q = Matrix::new(DType::F32, 1, 4, 0, |_, _| 0.0);
     for kernels in tables() {
@@ -201,5 +207,14 @@ fn nan_stays_in_its_query() {
             assert_eq!((0..24).all(|c| y.get(r, c).is_nan()), r == 4);
             assert_eq!((0..13).any(|c| p.get(r, c).is_nan()), r == 4);
         }
+    }
+}
+
+#[test]
+fn no_keys_give_zeros() {
+    let head = Head::random(&mut Random::new(2), DType::F32, [3, 0, 10]);
+    for kernels in tables() {
+        let (y, _) = head.run(kernels, 0..3, 0, DType::F32);
+        y.check(DType::F32, kernels.name(), |_, _| (0.0, 0.0));
     }
 }

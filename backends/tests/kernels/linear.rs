@@ -147,6 +147,14 @@ proptest! {
         let panels = pack(n, k, dtype, &rows);
         prop_assert_eq!(panels.bytes(), panels.panels() * (16 * k * dtype.size()).next_multiple_of(64));
         let indices: Vec<i32> = (0..n as i32).rev().collect();
+        let columns: Vec<f32> = (0..n * k).map(|i| rows[i % n * k + i / n]).collect();
+        let mut transposed = Panels::new(n, k, dtype);
+        transposed.fill_columns(0, &columns[..n]);
+        transposed.fill_columns(1, &columns[n..]);
+        let (mut a, mut b) = (vec![0.0; k], vec![1.0; k]);
+        panels.read_row(n - 1, 0, &mut a);
+        transposed.read_row(n - 1, 0, &mut b);
+        prop_assert_eq!(a, b);
         for kernels in tables() {
             let mut out = Matrix::output(DType::F32, n, k, 1);
             prop_assert!(gather_panels(kernels, &panels, &indices, out.view_mut(), 0..n).is_ok());
@@ -220,4 +228,28 @@ fn weights_round_to_nearest_even() {
     let mut back = [0.0; 4];
     panels.read_row(0, 0, &mut back);
     assert_eq!(back, [2048.0, 2052.0, 65504.0, f32::INFINITY]);
+}
+
+#[test]
+fn no_inputs_leave_the_bias() {
+    let weights = Panels::new(20, 0, DType::F16);
+    let bias: Vec<f32> = (0..20_u8).map(f32::from).collect();
+    let x = Matrix::output(DType::F16, 3, 0, 2);
+    for kernels in tables() {
+        let mut y = Matrix::output(DType::F32, 3, 20, 1);
+        let layer = Linear {
+            x: x.view(),
+            weights: &weights,
+            bias: Some(&bias),
+            activation: None,
+        };
+        linear(
+            kernels,
+            &layer,
+            y.view_mut(),
+            0..2,
+            &mut Scratch::new(linear_scratch(3, 0)),
+        );
+        y.check(DType::F32, kernels.name(), |_, c| (f64::from(bias[c]), 0.0));
+    }
 }

@@ -2,6 +2,8 @@
 //! depend on what else a call computes.
 
 mod attention;
+#[cfg(unix)]
+mod bounds;
 mod linear;
 mod losses;
 mod rowwise;

@@ -34,6 +34,7 @@ pub use concat::Concat;
 pub use constant::Constant;
 pub use context::{Cost, Eval, Infer};
 pub use cross_entropy::CrossEntropy;
+pub(crate) use cross_entropy::IGNORED;
 pub use gather_rows::GatherRows;
 pub use layer_norm::LayerNorm;
 pub use leaf::{Input, Param};

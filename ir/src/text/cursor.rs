@@ -184,7 +184,8 @@ impl<'s> Cursor<'s> {
         };
         let found = match &self.rest()[..length] {
             "" => "the end of the text".to_owned(),
-            token => format!("`{}`", token.escape_debug()),
+            token if token.contains(char::is_control) => format!("`{}`", token.escape_debug()),
+            token => format!("`{token}`"),
         };
         self.error(
             start..start + length,

@@ -108,6 +108,7 @@ fn absorbs(graph: &Graph, value: Value, factor: f32) -> bool {
         Some(mut parameters) => parameters.all(|operand| {
             let param = inputs[operand];
             matches!(graph.node(param.node).op, Op::Param(_))
+                && graph.ty(param).dtype == DType::F32
                 && !graph.is_output(param)
                 && graph.users(param).iter().all(|user| {
                     user.node == value.node

@@ -3,6 +3,7 @@
 
 pub(crate) mod lxmert;
 pub(crate) mod random;
+pub(crate) mod rules;
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
@@ -83,18 +84,8 @@ impl World {
         }
     }
 
-    /// The same extents in the spaces of another version of the graph.
-    fn extents_of(&self, spaces: &Spaces) -> Extents {
-        Extents::new(
-            spaces,
-            |id, _| self.extents.rows(id),
-            |id, entity, _| self.extents.segment(id, entity).len(),
-        )
-        .unwrap()
-    }
-
     pub(crate) fn run(&self, graph: &Graph) -> Vec<Tensor<f32>> {
-        let extents = self.extents_of(&graph.spaces);
+        let extents = extended(&self.extents, &graph.spaces);
         interpret(graph, &extents, |op, ty| match op {
             Op::Input(input) => Ok(self.input(&graph.spaces, &extents, &input.name, ty)),
             Op::Param(param) => Ok(self.bound(&param.value)),
@@ -133,7 +124,7 @@ impl World {
             }
             ("ids", _) => Tensor::int(shape, (0..rows).map(|_| rng.below(5) as i32).collect()),
             ("mask", _) => Tensor::real(shape, (0..rows).map(|_| rng.below(2) as f32).collect()),
-            _ => reals(&mut rng, shape),
+            _ => model_input(&mut rng, name, extents, spaces, shape),
         }
     }
 
@@ -146,7 +137,7 @@ impl World {
             Binding::Scale(factor, inner) => {
                 let inner = self.bound(inner);
                 let scaled = inner.reals().iter().map(|x| x * factor).collect();
-                Tensor::real(inner.shape.clone(), scaled)
+                Tensor::real(inner.shape, scaled)
             }
             Binding::Rows(start, end, inner) => {
                 let rows: Vec<i32> = (*start as i32..*end as i32).collect();
@@ -165,6 +156,43 @@ impl World {
             #[allow(unreachable_patterns, reason = "the list of bindings may grow")]
             other => panic!("{other} is not known here"),
         }
+    }
+}
+
+/// The same extents in the spaces of another version of the graph, which may have more unions.
+pub(crate) fn extended(extents: &Extents, spaces: &Spaces) -> Extents {
+    Extents::new(
+        spaces,
+        |id, _| extents.rows(id),
+        |id, entity, _| extents.segment(id, entity).len(),
+    )
+    .unwrap()
+}
+
+/// The inputs of the front end's models.
+fn model_input(
+    rng: &mut Rng,
+    name: &str,
+    extents: &Extents,
+    spaces: &Spaces,
+    shape: Shape,
+) -> Tensor<f32> {
+    let rows_of = |names: [&str; 2]| names.iter().find_map(|name| spaces.find(name)).unwrap();
+    let rows = shape.rows();
+    let mut below = |limit: usize| (0..rows).map(|_| rng.below(limit) as i32).collect();
+    match name {
+        "first_token" => {
+            let text = rows_of(["sample_text", "text"]);
+            let first = |sample| extents.segment(text, sample).start as i32;
+            Tensor::int(shape, (0..rows).map(first).collect())
+        }
+        "sample_text_rows" => Tensor::int(shape, below(extents.rows(rows_of(["text", "text"])))),
+        "sample_box_rows" => Tensor::int(shape, below(extents.rows(rows_of(["box", "box"])))),
+        "input_ids" => Tensor::int(shape, below(5)),
+        "position_ids" => Tensor::int(shape, below(3)),
+        _ if name.ends_with("labels") && shape.len() == 1 => Tensor::int(shape, below(2)),
+        "token_type_ids" | "matched_label" | "ans" => Tensor::int(shape, below(2)),
+        _ => reals(rng, shape),
     }
 }
 

@@ -1,12 +1,11 @@
 //! `attention`: one head of one segment.
 
-use super::gemm::{
-    Feed, Packed, SLACK, Single, Strided, Tile, Tiles, multiply, pack_columns, pack_tile,
-};
+use super::gemm::{Feed, SLACK, Single, Strided, Tile, Tiles, multiply, pack_columns};
 use super::math::exp;
 use super::pack::PANEL;
 use super::scratch::LINE;
-use super::simd::{LANES, Simd, max_lanes, sum_lanes};
+use super::simd::{LANES, Simd, max_each, sum_each};
+use super::view::Row;
 use super::{Kernels, Scratch, View, ViewMut};
 
 /// The inputs of one attention head: the columns that belong to the head, of the rows that belong to the segment.
@@ -94,7 +93,7 @@ struct Layout {
     k: usize,
     /// Values as panels of 16 columns, each by key.
     v: usize,
-    /// One packed tile of queries.
+    /// One tile of queries, as f32.
     q: usize,
     /// Scores, then probabilities, of one tile.
     p: usize,
@@ -138,25 +137,32 @@ impl Layout {
 pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
     let inputs = args.inputs;
     let at = Layout::new(inputs.k.rows(), inputs.k.cols());
-    for (bias, &mask) in args.work[at.bias..].iter_mut().zip(inputs.mask) {
+    let bias = &mut args.work[at.bias..];
+    for (bias, &mask) in bias.iter_mut().zip(inputs.mask) {
         *bias = (1.0 - mask) * f32::MIN;
     }
+    // Keys that pad the last panel: probability zero.
+    bias[inputs.mask.len()..].fill(f32::NEG_INFINITY);
     // SAFETY: the caller's contract.
     unsafe {
         pack_keys(s, inputs.k, args.work[at.k..at.v].as_mut_ptr());
         pack_values(s, inputs.v, args.work[at.v..at.q].as_mut_ptr());
     }
+    let used = inputs.mask.len().next_multiple_of(LANES);
     let tiles = Tiles::new(inputs.q.rows(), S::MAX_ROWS);
     for i in 0..tiles.count() {
         let (first, rows) = tiles.tile(i);
         // SAFETY: the caller's contract; the query rows exist.
         unsafe {
             scores(s, inputs, (first, rows), args.work, &at);
-            for r in 0..rows {
-                let (p, bias) =
-                    args.work[at.p + r * at.keys..].split_at_mut(at.bias - at.p - r * at.keys);
-                softmax(s, &mut p[..at.keys], bias, inputs.mask.len(), inputs.scale);
-            }
+            let (before, bias) = args.work.split_at_mut(at.bias);
+            softmax(
+                s,
+                &mut before[at.p..][..rows * at.keys],
+                at.keys,
+                &bias[..used],
+                inputs.scale,
+            );
             weigh(s, inputs.v, rows, args.work, &at);
             for r in 0..rows {
                 if let Some(probs) = &args.probs {
@@ -231,12 +237,14 @@ unsafe fn scores<S: Simd>(
 ) {
     let d = inputs.q.cols();
     let work = work.as_mut_ptr();
-    // SAFETY: the layout has room for the packed queries and the scores.
+    // SAFETY: the layout has room for the queries and the scores.
     unsafe {
-        pack_tile(s, inputs.q, first, rows, work.add(at.q));
+        for r in 0..rows {
+            widen(s, inputs.q.row(first + r), d, work.add(at.q + r * d));
+        }
         let tile = Tile {
             a: work.add(at.q),
-            a_row: 1,
+            a_row: d,
             w: work.add(at.k).cast(),
             w_panel: d * PANEL * size_of::<f32>(),
             depth: d,
@@ -244,41 +252,56 @@ unsafe fn scores<S: Simd>(
             c_row: at.keys,
             fresh: true,
         };
-        multiply::<S, Single, Packed>(s, tile, rows, at.keys / PANEL, &mut Feed::none());
+        multiply::<S, Single, Strided>(s, tile, rows, at.keys / PANEL, &mut Feed::none());
     }
 }
 
-/// Turns the sums q·k of the first `nk` keys into probabilities, and the others into zeros.
+/// Writes the `n` elements of a row as f32.
+///
+/// # Safety
+/// The row has them; `to` is valid for writing them, rounded up to eight.
 #[inline(always)]
-fn softmax<S: Simd>(s: S, p: &mut [f32], bias: &[f32], nk: usize, scale: f32) {
-    let mut largest = s.splat(f32::NEG_INFINITY);
+unsafe fn widen<S: Simd>(s: S, row: Row, n: usize, to: *mut f32) {
+    for c in (0..n).step_by(LANES) {
+        // SAFETY: the caller's contract.
+        unsafe { s.store_f32(to.add(c), row.load_up_to(s, c, n - c)) };
+    }
+}
+
+/// Turns the sums q·k of a tile, one row per query, rows `stride` apart and as long as `bias`, into probabilities.
+#[inline(always)]
+fn softmax<S: Simd>(s: S, p: &mut [f32], stride: usize, bias: &[f32], scale: f32) {
+    let (stride, n) = (stride.max(1), bias.len());
     let factor = s.splat(scale);
-    p[nk..].fill(f32::NEG_INFINITY);
-    for (p, bias) in p[..nk]
-        .as_chunks_mut::<LANES>()
-        .0
-        .iter_mut()
-        .zip(bias.as_chunks::<LANES>().0)
-    {
-        let score = s.add(s.mul(s.pack(*p), factor), s.pack(*bias));
-        largest = s.max(score, largest);
-        *p = s.unpack(score);
+    let mut largest = [s.splat(f32::NEG_INFINITY); LANES];
+    let mut totals = [s.splat(0.0); LANES];
+    for (row, most) in p.chunks_exact_mut(stride).zip(&mut largest) {
+        for (p, bias) in row
+            .as_chunks_mut::<LANES>()
+            .0
+            .iter_mut()
+            .zip(bias.as_chunks::<LANES>().0)
+        {
+            let score = s.add(s.mul(s.pack(*p), factor), s.pack(*bias));
+            *most = s.max(score, *most);
+            *p = s.unpack(score);
+        }
     }
-    let mut most = max_lanes(s, largest);
-    for i in nk / LANES * LANES..nk {
-        p[i] = p[i] * scale + bias[i];
-        most = if p[i] > most { p[i] } else { most };
+    let largest = max_each(s, largest);
+    for ((row, most), total) in p.chunks_exact_mut(stride).zip(largest).zip(&mut totals) {
+        let most = s.splat(most);
+        for p in row[..n].as_chunks_mut::<LANES>().0 {
+            let e = exp(s, s.sub(s.pack(*p), most));
+            *total = s.add(*total, e);
+            *p = s.unpack(e);
+        }
     }
-    let most = s.splat(most);
-    let mut total = s.splat(0.0);
-    for p in p.as_chunks_mut::<LANES>().0 {
-        let e = exp(s, s.sub(s.pack(*p), most));
-        total = s.add(total, e);
-        *p = s.unpack(e);
-    }
-    let total = s.splat(sum_lanes(s, total));
-    for p in p.as_chunks_mut::<LANES>().0 {
-        *p = s.unpack(s.div(s.pack(*p), total));
+    let totals = sum_each(s, totals);
+    for (row, total) in p.chunks_exact_mut(stride).zip(totals) {
+        let total = s.splat(total);
+        for p in row[..n].as_chunks_mut::<LANES>().0 {
+            *p = s.unpack(s.div(s.pack(*p), total));
+        }
     }
 }
 

@@ -95,6 +95,45 @@ impl Panels {
         }
     }
 
+    /// Stores the columns (inputs) from `first_column` on, each of n values, end to end in `columns`; rounds to nearest even.
+    /// Given the rows of a matrix as columns, this packs its transpose.
+    ///
+    /// # Panics
+    /// If `columns` is not a whole number of columns, or too many.
+    pub fn fill_columns(&mut self, first_column: usize, columns: &[f32]) {
+        if self.n == 0 || columns.is_empty() {
+            return;
+        }
+        assert!(
+            columns.len().is_multiple_of(self.n),
+            "{} values are no columns of {}",
+            columns.len(),
+            self.n
+        );
+        let count = columns.len() / self.n;
+        assert!(
+            first_column + count <= self.k,
+            "columns {first_column}..{} of {}",
+            first_column + count,
+            self.k
+        );
+        for (column, k) in columns.chunks_exact(self.n).zip(first_column..) {
+            for (values, panel) in column
+                .chunks(PANEL)
+                .zip(self.lines.chunks_exact_mut(self.panel_lines))
+            {
+                let place = k * PANEL..k * PANEL + values.len();
+                match self.dtype {
+                    DType::F16 => {
+                        let panel: &mut [half::f16] = bytemuck::cast_slice_mut(panel);
+                        panel[place].convert_from_f32_slice(values);
+                    }
+                    _ => bytemuck::cast_slice_mut(panel)[place].copy_from_slice(values),
+                }
+            }
+        }
+    }
+
     /// Reads row (output) `n` back: its values from input `first` on, as many as `out` holds.
     ///
     /// # Panics

@@ -9,11 +9,15 @@
 //! placing none lifts `low` of all of them to the lowest top on which they could rest. A node fails when in some
 //! section the unplaced bytes no longer fit between the lowest `low` and the capacity. Buffers that no longer
 //! meet in time are searched as independent components. Among the eligible sections the one with the fewest
-//! branches in proportion to the failures it has caused comes first (Boussemart et al., ECAI 2004); restarts
-//! with growing node budgets let those weights take effect, and a restart that ends by itself is a proof.
+//! branches in proportion to the logarithm of the failures it has caused comes first (weights as in Boussemart et
+//! al., ECAI 2004); restarts with growing node budgets let those weights take effect, and a restart that ends by
+//! itself is a proof.
+//!
+//! Two neighbouring sections that the capacity leaves no gap in determine what happens between them: see
+//! [`blocks::joined`] and [`Exact::align_swaps`].
 
 use super::Buffer;
-use std::cmp::Reverse;
+use super::blocks::{self, Block, Swap};
 
 /// Result of one capacity test.
 pub(super) enum Outcome {
@@ -32,22 +36,6 @@ enum End {
     Spent,
 }
 
-/// A live buffer over sections `first..last`.
-#[derive(Clone, Copy)]
-struct Block {
-    first: usize,
-    last: usize,
-    size: u64,
-    align: u64,
-    input: usize,
-}
-
-impl Block {
-    fn meets(&self, other: &Self) -> bool {
-        self.first.max(other.first) < self.last.min(other.last)
-    }
-}
-
 /// The branches of a node.
 struct Choice {
     /// Blocks that can lie at `level`, in the order to try.
@@ -59,48 +47,53 @@ struct Choice {
 
 /// Search state; failure weights persist over calls.
 pub(super) struct Exact {
+    plain: Vec<Block>,
     blocks: Vec<Block>,
     buffers: usize,
     ranks: Vec<Vec<u32>>,
     weight: Vec<u64>,
     capacity: u64,
     low: Vec<u64>,
-    /// Previous values of `low`, newest last.
+    placed: Vec<bool>,
+    /// Previous values of `low`, or [`PLACED`], newest last.
     trail: Vec<(u32, u64)>,
+    swaps: Vec<Swap>,
+    order: Vec<(u64, u32)>,
     floor: Vec<u64>,
     unplaced: Vec<u64>,
     options: Vec<u32>,
     ripe: Vec<bool>,
     attempt: usize,
+    depth: usize,
     nodes: u64,
     stop: u64,
 }
 
 impl Exact {
-    /// Prepares the search: O(n² log n).
+    /// Prepares the search: O(n log n).
     pub(super) fn new(buffers: &[Buffer]) -> Self {
-        let blocks = sections(buffers);
-        let count = blocks.iter().map(|b| b.last).max().unwrap_or(0);
-        let mut total = vec![0u64; count];
-        for b in &blocks {
-            total[b.first..b.last].iter_mut().for_each(|t| *t += b.size);
-        }
-        let ranks = rankings(&blocks, &total, buffers);
+        let plain = blocks::sections(buffers);
+        let count = plain.iter().map(|b| b.last).max().unwrap_or(0);
         Self {
             buffers: buffers.len(),
-            ranks,
             weight: vec![1; count],
-            capacity: 0,
-            low: vec![0; blocks.len()],
-            trail: Vec::new(),
             floor: vec![0; count],
             unplaced: vec![0; count],
             options: vec![0; count],
             ripe: vec![true; count],
+            blocks: Vec::new(),
+            ranks: Vec::new(),
+            low: Vec::new(),
+            placed: Vec::new(),
+            swaps: Vec::new(),
+            order: Vec::new(),
+            trail: Vec::new(),
+            capacity: 0,
             attempt: 0,
+            depth: 0,
             nodes: 0,
             stop: 0,
-            blocks,
+            plain,
         }
     }
 
@@ -112,16 +105,28 @@ impl Exact {
     /// Looks for an assignment within `capacity` in at most `budget` nodes.
     pub(super) fn fit(&mut self, capacity: u64, budget: u64) -> Outcome {
         self.capacity = capacity;
+        self.blocks = blocks::joined(&self.plain, capacity);
+        self.ranks = blocks::rankings(&self.blocks);
+        self.swaps = blocks::swaps(&self.blocks, capacity);
+        self.low = vec![0; self.blocks.len()];
+        self.placed = vec![false; self.blocks.len()];
         let last = self.nodes + budget;
         let all: Vec<u32> = (0..self.blocks.len() as u32).collect();
-        let mut slice = FIRST_SLICE;
+        let mut slice = FIRST_SLICE.max(self.blocks.len() as u64);
+        self.attempt = 0;
         while self.nodes < last {
-            self.stop = last.min(self.nodes + slice);
+            let long = if self.attempt % LONG == LONG - 1 {
+                LONG as u64
+            } else {
+                1
+            };
+            self.stop = last.min(self.nodes + slice * long);
             self.low.fill(0);
+            self.placed.fill(false);
             self.trail.clear();
             let end = self.solve(&all);
             self.attempt += 1;
-            slice += slice / 4;
+            slice += slice / 32;
             match end {
                 End::Done => return Outcome::Fits(self.offsets()),
                 End::Failed => return Outcome::Impossible,
@@ -134,7 +139,7 @@ impl Exact {
     fn offsets(&self) -> Vec<u64> {
         let mut offsets = vec![0; self.buffers];
         for (block, &low) in self.blocks.iter().zip(&self.low) {
-            offsets[block.input] = low;
+            block.inputs.iter().for_each(|&input| offsets[input] = low);
         }
         offsets
     }
@@ -162,10 +167,17 @@ impl Exact {
 
     /// One node: places the connected component `part`.
     fn branch(&mut self, part: &[u32]) -> End {
-        if self.nodes >= self.stop {
+        if self.nodes >= self.stop || self.depth == DEEPEST {
             return End::Spent;
         }
         self.nodes += 1;
+        self.depth += 1;
+        let end = self.expand(part);
+        self.depth -= 1;
+        end
+    }
+
+    fn expand(&mut self, part: &[u32]) -> End {
         let Some(choice) = self.examine(part) else {
             return End::Failed;
         };
@@ -173,6 +185,8 @@ impl Exact {
         for &block in &choice.blocks {
             let mark = self.trail.len();
             self.place(block, part);
+            self.placed[block as usize] = true;
+            self.trail.push((block, PLACED));
             rest.clear();
             rest.extend(part.iter().copied().filter(|&b| b != block));
             match self.solve(&rest) {
@@ -193,7 +207,11 @@ impl Exact {
 
     fn undo(&mut self, mark: usize) {
         for (block, low) in self.trail.drain(mark..).rev() {
-            self.low[block as usize] = low;
+            if low == PLACED {
+                self.placed[block as usize] = false;
+            } else {
+                self.low[block as usize] = low;
+            }
         }
     }
 
@@ -208,7 +226,7 @@ impl Exact {
 
     /// Fixes `block` at its `low`; all it meets in `part` goes above.
     fn place(&mut self, block: u32, part: &[u32]) {
-        let mine = self.blocks[block as usize];
+        let mine = self.blocks[block as usize].clone();
         let top = self.low[block as usize] + mine.size;
         for &other in part {
             if other != block && self.blocks[other as usize].meets(&mine) {
@@ -220,7 +238,7 @@ impl Exact {
     /// Nothing lies at the level: its candidates rest on something else.
     fn lift(&mut self, choice: &Choice, part: &[u32]) {
         for &block in &choice.blocks {
-            let mine = self.blocks[block as usize];
+            let mine = self.blocks[block as usize].clone();
             let supports = part
                 .iter()
                 .filter(|&&o| o != block && self.blocks[o as usize].meets(&mine));
@@ -234,30 +252,23 @@ impl Exact {
     fn examine(&mut self, part: &[u32]) -> Option<Choice> {
         let first = self.blocks[part[0] as usize].first;
         let last = part.iter().map(|&b| self.blocks[b as usize].last).max()?;
+        self.align_swaps(first, last);
         self.floor[first..last].fill(u64::MAX);
         self.unplaced[first..last].fill(0);
         self.options[first..last].fill(0);
         self.ripe[first..last].fill(true);
-        for &b in part {
-            let block = self.blocks[b as usize];
-            let low = self.low[b as usize];
-            if low + block.size > self.capacity {
-                self.weight[block.first] += 1;
-                return None;
-            }
-            for t in block.first..block.last {
-                self.floor[t] = self.floor[t].min(low);
-                self.unplaced[t] += block.size;
-            }
-        }
-        if let Some(t) = (first..last)
-            .find(|&t| self.unplaced[t] > 0 && self.floor[t] + self.unplaced[t] > self.capacity)
-        {
-            self.weight[t] += 1;
+        // From the top down, so that each section is checked above every level.
+        let mut order = std::mem::take(&mut self.order);
+        order.clear();
+        order.extend(part.iter().map(|&b| (self.low[b as usize], b)));
+        order.sort_unstable_by(|a, b| b.cmp(a));
+        let fits = order.iter().all(|&(low, b)| self.stack(b, low));
+        self.order = order;
+        if !fits {
             return None;
         }
         for &b in part {
-            let block = self.blocks[b as usize];
+            let block = &self.blocks[b as usize];
             let low = self.low[b as usize];
             let clear = self.floor[block.first..block.last]
                 .iter()
@@ -272,6 +283,52 @@ impl Exact {
         self.pick(part, first, last)
     }
 
+    /// Adds a block below all those already counted; whether its sections still hold them.
+    fn stack(&mut self, block: u32, low: u64) -> bool {
+        let block = &self.blocks[block as usize];
+        for t in block.first..block.last {
+            self.floor[t] = low;
+            self.unplaced[t] += block.size;
+            if low + self.unplaced[t] > self.capacity {
+                self.weight[t] += 1;
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Where full neighbouring sections are filled to the same height, what ends and what begins between them
+    /// takes the same places, so the lowest of both lie at the same offset.
+    fn align_swaps(&mut self, first: usize, last: usize) {
+        let from = self.swaps.partition_point(|s| s.section <= first);
+        for at in from..self.swaps.len() {
+            let swap = &self.swaps[at];
+            if swap.section >= last {
+                break;
+            }
+            let open = |side: &[u32]| {
+                let mine = side.iter().filter(|&&b| !self.placed[b as usize]);
+                mine.fold((0, u64::MAX), |(n, low), &b| {
+                    (
+                        n + self.blocks[b as usize].size,
+                        low.min(self.low[b as usize]),
+                    )
+                })
+            };
+            let (ends, begins) = (open(&swap.ends), open(&swap.begins));
+            if ends.0 != begins.0 || ends.0 == 0 || ends.1 == begins.1 {
+                continue;
+            }
+            let level = ends.1.max(begins.1);
+            let swap = self.swaps[at].clone();
+            for b in swap.ends.into_iter().chain(swap.begins) {
+                if !self.placed[b as usize] {
+                    self.raise(b, level);
+                }
+            }
+        }
+    }
+
     fn pick(&self, part: &[u32], first: usize, last: usize) -> Option<Choice> {
         let mut best: Option<(u64, u64, usize)> = None;
         for t in first..last {
@@ -283,11 +340,17 @@ impl Exact {
             let weight = if branches == 1 {
                 u64::MAX >> 16
             } else {
-                self.weight[t]
+                // Logarithmic, so that old failures fade against new ones.
+                u64::from(u64::BITS - self.weight[t].leading_zeros())
             };
-            if best.is_none_or(|(b, w, _)| {
-                u128::from(branches) * u128::from(w) < u128::from(b) * u128::from(weight)
-            }) {
+            let better = |(b, w, u): (u64, u64, usize)| {
+                let (mine, its) = (
+                    u128::from(branches) * u128::from(w),
+                    u128::from(b) * u128::from(weight),
+                );
+                mine < its || mine == its && self.unplaced[t] > self.unplaced[u]
+            };
+            if best.is_none_or(better) {
                 best = Some((branches, weight, t));
             }
         }
@@ -301,11 +364,7 @@ impl Exact {
         let rank = &self.ranks[self.attempt % self.ranks.len()];
         blocks.sort_unstable_by_key(|&b| rank[b as usize]);
         let none = level + self.unplaced[t] < self.capacity;
-        let twin = |a: u32, b: u32| {
-            let (a, b) = (&self.blocks[a as usize], &self.blocks[b as usize]);
-            (a.first, a.last, a.size, a.align) == (b.first, b.last, b.size, b.align)
-        };
-        blocks.dedup_by(|a, b| twin(*a, *b));
+        blocks.dedup_by(|a, b| self.blocks[*a as usize].is_twin(&self.blocks[*b as usize]));
         Some(Choice {
             blocks,
             level,
@@ -314,73 +373,14 @@ impl Exact {
     }
 }
 
-/// Nodes of the first attempt; each further attempt has a quarter more.
-const FIRST_SLICE: u64 = 2_000;
+/// Nodes of the first attempt, or one per block if that is more; each further attempt has 1/32 more.
+const FIRST_SLICE: u64 = 500;
 
-/// Live buffers over maximal cliques, sorted by first section, then by input.
-fn sections(buffers: &[Buffer]) -> Vec<Block> {
-    let live: Vec<usize> = (0..buffers.len())
-        .filter(|&i| buffers[i].is_live())
-        .collect();
-    // A clique is maximal where a start is followed by an end.
-    let mut events: Vec<(u32, bool)> = live
-        .iter()
-        .flat_map(|&i| [(buffers[i].end, false), (buffers[i].start, true)])
-        .collect();
-    events.sort_unstable();
-    let mut instants = Vec::new();
-    for pair in events.windows(2) {
-        if pair[0].1 && !pair[1].1 {
-            instants.push(pair[0].0);
-        }
-    }
-    let mut blocks: Vec<Block> = live
-        .into_iter()
-        .map(|input| {
-            let b = &buffers[input];
-            let first = instants.partition_point(|&t| t < b.start);
-            let last = instants.partition_point(|&t| t < b.end);
-            Block {
-                first,
-                last,
-                size: b.size,
-                align: b.align,
-                input,
-            }
-        })
-        .collect();
-    blocks.sort_by_key(|b| (b.first, b.input));
-    blocks
-}
+/// Every so many attempts one is that many times as long, which bounds the cost of a proof.
+const LONG: usize = 16;
 
-/// Orders in which to try the blocks of a section: fullest section reached, lifetime, area and size, in turn.
-fn rankings(blocks: &[Block], total: &[u64], buffers: &[Buffer]) -> Vec<Vec<u32>> {
-    let life = |b: &Block| u128::from(buffers[b.input].end - buffers[b.input].start);
-    let size = |b: &Block| u128::from(b.size);
-    let fullest = |b: &Block| u128::from(total[b.first..b.last].iter().copied().max().unwrap_or(0));
-    let sorted = |key: &dyn Fn(&Block) -> [u128; 3]| {
-        let mut order: Vec<usize> = (0..blocks.len()).collect();
-        // The rest of the key keeps blocks that can be exchanged next to each other.
-        order.sort_by_key(|&i| {
-            (
-                Reverse(key(&blocks[i])),
-                blocks[i].first,
-                blocks[i].last,
-                blocks[i].align,
-                i,
-            )
-        });
-        let mut rank = vec![0; blocks.len()];
-        order
-            .iter()
-            .enumerate()
-            .for_each(|(r, &i)| rank[i] = r as u32);
-        rank
-    };
-    vec![
-        sorted(&|b| [fullest(b), life(b), size(b)]),
-        sorted(&|b| [life(b) * size(b), life(b), size(b)]),
-        sorted(&|b| [life(b), size(b), 0]),
-        sorted(&|b| [size(b), life(b), 0]),
-    ]
-}
+/// Nested decisions of one component; deeper attempts are given up, which bounds the stack.
+const DEEPEST: usize = 2_000;
+
+/// Marks a placement on the trail.
+const PLACED: u64 = u64::MAX;

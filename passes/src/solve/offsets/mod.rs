@@ -14,6 +14,7 @@
 //! The first assignment found, in a fixed order of greedy rules and search nodes: the same input always gives
 //! the same offsets.
 
+mod blocks;
 mod exact;
 mod greedy;
 #[cfg(test)]

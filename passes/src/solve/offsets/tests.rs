@@ -146,6 +146,25 @@ fn published_small_instances_are_solved() {
 }
 
 #[test]
+fn published_hard_instances_fit() {
+    let files = [
+        include_str!("../../../tests/data/B.1048576.csv"),
+        include_str!("../../../tests/data/E.1048576.csv"),
+    ];
+    for text in files {
+        let buffers = parse(text);
+        let greedy = Limits {
+            capacity: None,
+            nodes: 0,
+        };
+        assert!(!assign(&buffers, &greedy).unwrap().optimal);
+        let got = assign(&buffers, &Limits::default()).unwrap();
+        assert_eq!((got.peak, got.optimal), (1_048_576, true));
+        assert_eq!(conflict(&buffers, &got.offsets), None);
+    }
+}
+
+#[test]
 fn the_bound_is_not_always_reached() {
     // Live bytes never exceed 4, yet no assignment ends below 5: the middle buffers block each other.
     let buffers =
@@ -180,4 +199,14 @@ fn nothing_to_place() {
     let got = assign(&dead, &Limits::default()).unwrap();
     assert_eq!((got.offsets, got.peak, got.optimal), (vec![0, 0], 0, true));
     assert_eq!(assign(&[], &Limits::default()).unwrap().peak, 0);
+}
+
+#[test]
+fn a_huge_component_does_not_exhaust_the_stack() {
+    let ring = |i: u32| [buffer(3, i, i + 2), buffer(2, i, i + 3)];
+    let buffers: Vec<Buffer> = (0..1100).flat_map(ring).collect();
+    let found = exact::Exact::new(&buffers).fit(max_live(&buffers), 2_200);
+    if let Outcome::Fits(offsets) = found {
+        assert_eq!(conflict(&buffers, &offsets), None);
+    }
 }

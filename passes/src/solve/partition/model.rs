@@ -121,7 +121,7 @@ impl Model {
         largest.max(total.div_ceil(self.devices as u64))
     }
 
-    /// The load of one device that does everything and still pays for every transfer twice: no load is larger.
+    /// No device has a larger load: all cycles, and each value paid for once.
     pub(super) fn ceiling(&self) -> u64 {
         let cycles: u64 = self.nodes.iter().map(|n| n.cycles).sum();
         cycles + self.links.iter().map(|l| l.cost).sum::<u64>()

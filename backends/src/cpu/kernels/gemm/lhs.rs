@@ -1,7 +1,9 @@
 //! Packing rows as the left side of a product.
 
+use lxpod_ir::DType;
+
 use super::super::simd::{LANES, Simd};
-use super::super::view::{Row, View};
+use super::super::view::View;
 
 /// Values that [`pack_tile`] may write after the end of a tile.
 pub(in super::super) const SLACK: usize = LANES;
@@ -37,20 +39,58 @@ pub(in super::super) unsafe fn pack_columns<S: Simd>(
     to: *mut f32,
     stride: usize,
 ) {
-    let rows: [Row; LANES] = std::array::from_fn(|i| x.row(first + i.min(count - 1)));
+    // SAFETY: the caller's contract.
+    unsafe {
+        match x.dtype() {
+            DType::F16 => pack_known(s, x, (first, count), to, stride, Some(DType::F16)),
+            DType::F32 => pack_known(s, x, (first, count), to, stride, Some(DType::F32)),
+            _ => pack_known(s, x, (first, count), to, stride, None),
+        }
+    }
+}
+
+/// [`pack_columns`] of the rows (first, count), whose dtype may be `known`.
+///
+/// # Safety
+/// As [`pack_columns`].
+#[inline(always)]
+unsafe fn pack_known<S: Simd>(
+    s: S,
+    x: View<'_>,
+    (first, count): (usize, usize),
+    to: *mut f32,
+    stride: usize,
+    known: Option<DType>,
+) {
+    let mut rows = [x.row(first).known(known); LANES];
+    for (i, row) in rows.iter_mut().enumerate().take(count) {
+        *row = x.row(first + i).known(known);
+    }
+    let cols = x.cols();
     let mut c = 0;
-    while c < x.cols() {
-        let left = (x.cols() - c).min(LANES);
+    while c + LANES <= cols {
         let mut block = [s.splat(0.0); LANES];
-        for i in 0..count {
-            // SAFETY: column c + left - 1 exists, and the caller promises the rows.
-            block[i] = unsafe { rows[i].load_up_to(s, c, left) };
+        for (row, to) in rows.iter().zip(&mut block).take(count) {
+            // SAFETY: the columns exist, and the caller promises the rows.
+            *to = unsafe { row.load(s, c) };
         }
         s.transpose(&mut block);
-        for (i, column) in block.iter().enumerate().take(left) {
+        for (i, column) in block.iter().enumerate() {
             // SAFETY: the caller's contract.
             unsafe { s.store_f32(to.add((c + i) * stride), *column) };
         }
         c += LANES;
+    }
+    if c < cols {
+        let mut block = [s.splat(0.0); LANES];
+        for (row, to) in rows.iter().zip(&mut block).take(count) {
+            // SAFETY: the columns exist, and the caller promises the rows.
+            *to = unsafe { row.load_part(s, c, cols - c) };
+        }
+        s.transpose(&mut block);
+        for (i, column) in block.iter().enumerate().take(cols - c) {
+            // SAFETY: the caller's contract.
+            unsafe { s.store_f32(to.add((c + i) * stride), *column) };
+        }
     }
 }

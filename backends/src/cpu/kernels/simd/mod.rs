@@ -95,10 +95,20 @@ pub(super) fn sum_lanes<S: Simd>(s: S, v: S::V) -> f32 {
     ((a + e) + (c + g)) + ((b + f) + (d + h))
 }
 
-/// The largest lane; NaN if the last of the lanes compared is NaN.
+/// [`sum_lanes`] of each of eight vectors.
 #[inline(always)]
-pub(super) fn max_lanes<S: Simd>(s: S, v: S::V) -> f32 {
-    s.unpack(v)
-        .into_iter()
-        .fold(f32::NEG_INFINITY, |m, x| if m > x { m } else { x })
+pub(super) fn sum_each<S: Simd>(s: S, mut v: [S::V; LANES]) -> [f32; LANES] {
+    s.transpose(&mut v);
+    let even = s.add(s.add(v[0], v[4]), s.add(v[2], v[6]));
+    let odd = s.add(s.add(v[1], v[5]), s.add(v[3], v[7]));
+    s.unpack(s.add(even, odd))
+}
+
+/// The largest lane of each of eight vectors; lanes that are NaN may be left out.
+#[inline(always)]
+pub(super) fn max_each<S: Simd>(s: S, mut v: [S::V; LANES]) -> [f32; LANES] {
+    s.transpose(&mut v);
+    let even = s.max(s.max(v[0], v[4]), s.max(v[2], v[6]));
+    let odd = s.max(s.max(v[1], v[5]), s.max(v[3], v[7]));
+    s.unpack(s.max(even, odd))
 }

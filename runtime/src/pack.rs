@@ -1,0 +1,401 @@
+//! Packing samples into feeds, and outputs back into dense tensors.
+//!
+//! Rows of all samples lie end to end. Trailing rows that a mask of zeros and ones removes are left
+//! out where that is exact: nobody asks for what is computed in them. Questions and images that
+//! several samples of a micro-batch share are fed once.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use lxpod_backends::{Feed, Outputs};
+use lxpod_ir::front::RowSpaces;
+use lxpod_ir::ops::Op;
+use lxpod_ir::{DType, Extents, Graph, Layout, SpaceId, Tensor, TensorType};
+
+use crate::error::{Error, Result};
+use crate::samples::{Axes, Content, FIELDS, Samples, Values};
+
+/// Which of a micro-batch's samples share what, and how long each text and image is.
+struct Sharing {
+    /// The samples of the micro-batch.
+    samples: Range<usize>,
+    /// The question of each sample, numbered within the micro-batch.
+    question_of: Vec<usize>,
+    /// The first sample that asks each question.
+    questions: Vec<usize>,
+    /// The image of each sample, numbered within the micro-batch.
+    image_of: Vec<usize>,
+    /// The user's number of each image.
+    images: Vec<usize>,
+    /// Rows of each question.
+    text_rows: Vec<usize>,
+    /// Rows of each image.
+    box_rows: Vec<usize>,
+}
+
+/// Packs and unpacks the micro-batches of one plan.
+pub(crate) struct Packer<'a> {
+    graph: &'a Graph,
+    spaces: RowSpaces,
+    dense: bool,
+    samples: &'a Samples,
+}
+
+impl<'a> Packer<'a> {
+    /// A packer for these samples.
+    ///
+    /// # Errors
+    /// The plan's capacities are smaller than the samples.
+    pub(crate) fn new(graph: &'a Graph, samples: &'a Samples) -> Result<Self> {
+        let spaces = RowSpaces::find(&graph.spaces).ok_or_else(|| Error::internal("a plan of no LXMERT graph"))?;
+        let fits = [
+            ("--seq-len", "tokens", samples.tokens, graph.spaces.longest(spaces.text)),
+            ("--boxes", "boxes", samples.boxes, graph.spaces.longest(spaces.boxes)),
+        ];
+        for (flag, what, given, capacity) in fits {
+            if given > capacity {
+                let message = format!("the inputs have {given} {what}, the plan holds {capacity}; compile with {flag} {given}");
+                return Err(Error::Option { flag, message });
+            }
+        }
+        Ok(Packer { graph, spaces, dense: needs_all_rows(graph), samples })
+    }
+
+    /// The samples of each micro-batch.
+    pub(crate) fn micro_batches(&self) -> Vec<Range<usize>> {
+        let size = self.graph.spaces.get(self.spaces.sample).capacity;
+        (0..self.samples.batch).step_by(size).map(|first| first..(first + size).min(self.samples.batch)).collect()
+    }
+
+    /// The feed of one micro-batch.
+    pub(crate) fn pack(&self, samples: Range<usize>) -> Result<Feed> {
+        let sharing = self.share(samples);
+        let extents = self.extents(&sharing)?;
+        let rows = Rows::new(self, &sharing);
+        let mut inputs = BTreeMap::new();
+        for id in self.graph.nodes() {
+            if let Op::Input(input) = &self.graph.node(id).op {
+                let ty = &self.graph.node(id).types[0];
+                inputs.insert(input.name.clone(), self.input(&input.name, ty, &rows)?);
+            }
+        }
+        Ok(Feed { extents, inputs })
+    }
+
+    fn share(&self, samples: Range<usize>) -> Sharing {
+        let mut sharing = Sharing {
+            question_of: Vec::new(),
+            questions: Vec::new(),
+            image_of: Vec::new(),
+            images: Vec::new(),
+            text_rows: Vec::new(),
+            box_rows: Vec::new(),
+            samples: samples.clone(),
+        };
+        for sample in samples {
+            let same = sharing.questions.iter().position(|&other| self.same_question(other, sample));
+            sharing.question_of.push(same.unwrap_or(sharing.questions.len()));
+            if same.is_none() {
+                sharing.questions.push(sample);
+                sharing.text_rows.push(self.length("attention_mask", sample, self.samples.tokens));
+            }
+            let image = self.samples.images[sample];
+            let same = sharing.images.iter().position(|&other| other == image);
+            sharing.image_of.push(same.unwrap_or(sharing.images.len()));
+            if same.is_none() {
+                sharing.images.push(image);
+                sharing.box_rows.push(self.length("visual_attention_mask", image, self.samples.boxes));
+            }
+        }
+        sharing
+    }
+
+    fn same_question(&self, a: usize, b: usize) -> bool {
+        let tokens = self.samples.tokens;
+        ["input_ids", "token_type_ids", "attention_mask"].into_iter().all(|name| {
+            let row = |sample: usize| sample * tokens..(sample + 1) * tokens;
+            match self.samples.values.get(name) {
+                Some(Values::Ints(values)) => values[row(a)] == values[row(b)],
+                Some(Values::Floats(values)) => {
+                    let bits = |sample| values[row(sample)].iter().map(|value: &f32| value.to_bits());
+                    bits(a).eq(bits(b))
+                }
+                None => true,
+            }
+        })
+    }
+
+    /// Rows to compute of one text or image: up to the last kept one, or all where the mask is not
+    /// of zeros and ones, or keeps nothing, or every row is asked for.
+    fn length(&self, mask: &str, entity: usize, full: usize) -> usize {
+        let Some(Values::Floats(mask)) = self.samples.values.get(mask) else { return full };
+        let mask = &mask[entity * full..(entity + 1) * full];
+        let binary = mask.iter().all(|&value| value == 0.0 || value == 1.0);
+        match mask.iter().rposition(|&value| value == 1.0) {
+            Some(last) if binary && !self.dense => last + 1,
+            _ => full,
+        }
+    }
+
+    fn extents(&self, sharing: &Sharing) -> Result<Extents> {
+        let spaces = &self.spaces;
+        let entities = |space: SpaceId| {
+            if space == spaces.sample {
+                sharing.samples.len()
+            } else if space == spaces.question {
+                sharing.questions.len()
+            } else {
+                sharing.images.len()
+            }
+        };
+        let length = |space: SpaceId, entity: usize| {
+            if space == spaces.text {
+                sharing.text_rows[entity]
+            } else if space == spaces.boxes {
+                sharing.box_rows[entity]
+            } else if space == spaces.sample_text {
+                sharing.text_rows[sharing.question_of[entity]]
+            } else {
+                sharing.box_rows[sharing.image_of[entity]]
+            }
+        };
+        Extents::new(&self.graph.spaces, |space, _| entities(space), |space, entity, _| length(space, entity))
+            .map_err(Error::internal)
+    }
+
+    /// The value of one graph input.
+    fn input(&self, name: &str, ty: &TensorType, rows: &Rows) -> Result<Tensor<f32>> {
+        let derived = match name {
+            "position_ids" => Some(&rows.positions),
+            "first_token" => Some(&rows.first_tokens),
+            "sample_text_rows" => Some(&rows.sample_text),
+            "sample_box_rows" => Some(&rows.sample_box),
+            _ => None,
+        };
+        if let Some(values) = derived {
+            return Ok(Tensor::int([values.len()], values.iter().map(|&value| value as i32).collect()));
+        }
+        let field = FIELDS.iter().find(|field| field.name == name);
+        let field = field.ok_or_else(|| Error::internal(format!("a graph with the unknown input `{name}`")))?;
+        let picked = rows.of(field.axes, ty.rows, &self.spaces);
+        let shape = ty.shape.with_rows(picked.len());
+        let width = shape.row_elements();
+        Ok(match (self.samples.values.get(name), field.content) {
+            (Some(Values::Ints(values)), _) => Tensor::int(shape, picked.iter().map(|&row| values[row]).collect()),
+            (Some(Values::Floats(values)), _) => {
+                let row = |&row: &usize| &values[row * width..(row + 1) * width];
+                Tensor::real(shape, picked.iter().flat_map(row).copied().collect())
+            }
+            (None, Content::Index(_, _, default)) => Tensor::int(shape, vec![default.unwrap_or(0); picked.len()]),
+            (None, Content::Float(_, default)) => Tensor::real(shape, vec![default.unwrap_or(0.0); picked.len() * width]),
+        })
+    }
+
+    /// Whether the output depends only on what the user gave.
+    pub(crate) fn is_known(&self, output: usize) -> bool {
+        let mut stack = vec![self.graph.outputs()[output].value.node];
+        let mut seen = vec![false; self.graph.bound()];
+        while let Some(id) = stack.pop() {
+            if std::mem::replace(&mut seen[id.index()], true) {
+                continue;
+            }
+            if let Op::Input(input) = &self.graph.node(id).op
+                && is_label(&input.name)
+                && !self.samples.has(&input.name)
+            {
+                return false;
+            }
+            stack.extend(self.graph.inputs(id).iter().map(|value| value.node));
+        }
+        true
+    }
+
+    /// One output of all micro-batches in Transformers' shape.
+    pub(crate) fn unpack(&self, output: usize, results: &[(Range<usize>, Outputs)]) -> (Vec<usize>, Vec<f32>) {
+        let ty = self.graph.ty(self.graph.outputs()[output].value);
+        let Some(space) = ty.rows else {
+            return (Vec::new(), vec![mean(output, results)]);
+        };
+        let mut values = Vec::new();
+        for (samples, outputs) in results {
+            let sharing = self.share(samples.clone());
+            let first_rows = first_rows(&self.segment_lengths(space, &sharing));
+            for sample in 0..samples.len() {
+                let owner = self.graph.spaces.owner(space);
+                let entity = if owner == Some(self.spaces.sample) {
+                    sample
+                } else if owner == Some(self.spaces.question) {
+                    sharing.question_of[sample]
+                } else {
+                    sharing.image_of[sample]
+                };
+                let rows = first_rows[entity]..first_rows[entity + 1];
+                self.unpack_segment(output, &outputs[output], rows, &mut values);
+            }
+        }
+        (self.unpacked_shape(output, ty, space), values)
+    }
+
+    fn segment_lengths(&self, space: SpaceId, sharing: &Sharing) -> Vec<usize> {
+        let spaces = &self.spaces;
+        if space == spaces.text {
+            sharing.text_rows.clone()
+        } else if space == spaces.boxes {
+            sharing.box_rows.clone()
+        } else if space == spaces.sample_text {
+            sharing.question_of.iter().map(|&question| sharing.text_rows[question]).collect()
+        } else if space == spaces.sample_box {
+            sharing.image_of.iter().map(|&image| sharing.box_rows[image]).collect()
+        } else {
+            vec![1; sharing.samples.len()]
+        }
+    }
+
+    /// Appends one segment; \[row, head, key\] becomes \[head, row, key\], keys cut to the user's.
+    fn unpack_segment(&self, output: usize, tensor: &Tensor<f32>, rows: Range<usize>, values: &mut Vec<f32>) {
+        let (Some(keys), &[_, heads, capacity]) = (self.keys(output), &*tensor.shape) else {
+            return rows.for_each(|row| values.extend_from_slice(tensor.row(row)));
+        };
+        for head in 0..heads {
+            for row in rows.clone() {
+                values.extend_from_slice(&tensor.row(row)[head * capacity..head * capacity + keys]);
+            }
+        }
+    }
+
+    /// The user's number of keys, if the output holds attention probabilities.
+    fn keys(&self, output: usize) -> Option<usize> {
+        let mut node = self.graph.outputs()[output].value.node;
+        while let Op::Transfer(_) | Op::Cast(_) = self.graph.node(node).op {
+            node = self.graph.inputs(node)[0].node;
+        }
+        let Op::Attention(_) = self.graph.node(node).op else { return None };
+        let space = self.graph.input_types(node)[1].rows?;
+        let texts = space == self.spaces.text || space == self.spaces.sample_text;
+        Some(if texts { self.samples.tokens } else { self.samples.boxes })
+    }
+
+    fn unpacked_shape(&self, output: usize, ty: &TensorType, space: SpaceId) -> Vec<usize> {
+        let mut shape = vec![self.samples.batch];
+        let rows = match self.graph.spaces.get(space).layout {
+            Layout::Segments { .. } if space == self.spaces.text || space == self.spaces.sample_text => Some(self.samples.tokens),
+            Layout::Segments { .. } => Some(self.samples.boxes),
+            Layout::Entities | Layout::Union(_) => None,
+        };
+        match (self.keys(output), &ty.shape[1..]) {
+            (Some(keys), &[heads, _]) => {
+                shape.push(heads);
+                shape.extend(rows);
+                shape.push(keys);
+            }
+            (_, rest) => {
+                shape.extend(rows);
+                shape.extend_from_slice(rest);
+            }
+        }
+        shape
+    }
+}
+
+/// The user's rows behind the rows of each space.
+struct Rows {
+    text: Vec<usize>,
+    sample_text_user: Vec<usize>,
+    image: Vec<usize>,
+    sample_box_user: Vec<usize>,
+    sample: Vec<usize>,
+    positions: Vec<usize>,
+    first_tokens: Vec<usize>,
+    sample_text: Vec<usize>,
+    sample_box: Vec<usize>,
+}
+
+impl Rows {
+    fn new(packer: &Packer<'_>, sharing: &Sharing) -> Rows {
+        let (tokens, boxes) = (packer.samples.tokens, packer.samples.boxes);
+        let text_first = first_rows(&sharing.text_rows);
+        let box_first = first_rows(&sharing.box_rows);
+        let mut rows = Rows {
+            text: segments(sharing.questions.iter().map(|&sample| sample * tokens), &sharing.text_rows),
+            image: segments(sharing.images.iter().map(|&image| image * boxes), &sharing.box_rows),
+            positions: segments(sharing.questions.iter().map(|_| 0), &sharing.text_rows),
+            sample: sharing.samples.clone().collect(),
+            sample_text_user: Vec::new(),
+            sample_box_user: Vec::new(),
+            first_tokens: Vec::new(),
+            sample_text: Vec::new(),
+            sample_box: Vec::new(),
+        };
+        for (index, sample) in sharing.samples.clone().enumerate() {
+            let (question, image) = (sharing.question_of[index], sharing.image_of[index]);
+            let (text_rows, box_rows) = (sharing.text_rows[question], sharing.box_rows[image]);
+            rows.first_tokens.push(rows.sample_text.len());
+            rows.sample_text.extend(text_first[question]..text_first[question] + text_rows);
+            rows.sample_box.extend(box_first[image]..box_first[image] + box_rows);
+            rows.sample_text_user.extend(sample * tokens..sample * tokens + text_rows);
+            rows.sample_box_user.extend(sample * boxes..sample * boxes + box_rows);
+        }
+        rows
+    }
+
+    /// The user's rows for an input counted by `axes` in a space.
+    fn of(&self, axes: Axes, space: Option<SpaceId>, spaces: &RowSpaces) -> &[usize] {
+        match axes {
+            Axes::Sample => &self.sample,
+            Axes::Image => &self.image,
+            Axes::Box => &self.sample_box_user,
+            Axes::Text if space == Some(spaces.text) => &self.text,
+            Axes::Text => &self.sample_text_user,
+        }
+    }
+}
+
+/// The first row of each segment, then the number of rows.
+fn first_rows(lengths: &[usize]) -> Vec<usize> {
+    let mut first = vec![0];
+    first.extend(lengths.iter().scan(0, |sum, &length| {
+        *sum += length;
+        Some(*sum)
+    }));
+    first
+}
+
+/// `start..start + length` of each segment, end to end.
+fn segments(starts: impl Iterator<Item = usize>, lengths: &[usize]) -> Vec<usize> {
+    starts.zip(lengths).flat_map(|(start, &length)| start..start + length).collect()
+}
+
+/// The mean of a scalar output, weighted by samples.
+fn mean(output: usize, results: &[(Range<usize>, Outputs)]) -> f32 {
+    if let [(_, only)] = results {
+        return only[output].reals()[0];
+    }
+    let total: usize = results.iter().map(|(samples, _)| samples.len()).sum();
+    let weighed = |(samples, outputs): &(Range<usize>, Outputs)| {
+        f64::from(outputs[output].reals()[0]) * samples.len() as f64
+    };
+    (results.iter().map(weighed).sum::<f64>() / total as f64) as f32
+}
+
+/// Whether an input is a label, without which only losses cannot be computed.
+fn is_label(name: &str) -> bool {
+    let field = FIELDS.iter().find(|field| field.name == name);
+    let optional = ["token_type_ids", "attention_mask", "visual_attention_mask"];
+    field.is_some_and(|field| {
+        matches!(field.content, Content::Index(_, _, Some(_)) | Content::Float(_, Some(_))) && !optional.contains(&field.name)
+    })
+}
+
+/// Whether something outside attention depends on every row: an output with one row per token or
+/// box, or a loss over them.
+fn needs_all_rows(graph: &Graph) -> bool {
+    let segmented = |ty: &TensorType| {
+        ty.rows.is_some_and(|space| !matches!(graph.spaces.get(space).layout, Layout::Entities))
+    };
+    let outputs = graph.outputs().iter().any(|output| segmented(graph.ty(output.value)));
+    let losses = graph.nodes().any(|id| {
+        let loss = matches!(graph.node(id).op, Op::CrossEntropy(_) | Op::Bce(_) | Op::SmoothL1(_));
+        loss && graph.input_types(id).iter().any(|ty| segmented(ty) && ty.dtype != DType::Bool)
+    });
+    outputs || losses
+}

@@ -1,0 +1,145 @@
+//! A session: a plan with its weights, ready to answer.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use lxpod_backends::cpu::{Cpu, CpuOptions};
+use lxpod_backends::reference::Reference;
+use lxpod_backends::{Executable, Feed, HostLedger, Outputs, SourceError, TileLedger};
+use lxpod_ir::Graph;
+use lxpod_passes::plan::Plan;
+
+use crate::checkpoint::Weights;
+use crate::error::{Error, Result};
+use crate::pack::Packer;
+use crate::samples::Samples;
+
+/// Which backend runs a plan.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendKind {
+    /// The plan's programs, fast.
+    #[default]
+    Cpu,
+    /// The plan's graph by its reference semantics, slow.
+    Reference,
+}
+
+/// How to run a plan.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SessionOptions {
+    /// The backend.
+    pub backend: BackendKind,
+    /// Workers; 0 means one per CPU.
+    pub threads: usize,
+    /// Whether to check every access against the plan's live buffers.
+    pub guard: bool,
+}
+
+/// An output in Transformers' name and shape.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedTensor {
+    /// The name.
+    pub name: String,
+    /// The shape; empty for a scalar.
+    pub shape: Vec<usize>,
+    /// The elements, row-major.
+    pub values: Vec<f32>,
+}
+
+/// What a run gave.
+#[derive(Clone, Debug)]
+pub struct RunResult {
+    /// Every output that the inputs given determine, in the graph's order.
+    pub outputs: Vec<NamedTensor>,
+    /// Time of the run, packing and unpacking included.
+    pub duration: Duration,
+}
+
+impl RunResult {
+    /// The output of that name.
+    pub fn get(&self, name: &str) -> Option<&NamedTensor> {
+        self.outputs.iter().find(|output| output.name == name)
+    }
+}
+
+/// A plan with its weights.
+///
+/// ```no_run
+/// # use lxpod_runtime::{Model, Samples, Session, SessionOptions, read_tensors};
+/// # use lxpod_passes::{CompileOptions, compile};
+/// # use lxpod_ir::{Target, front::{AnswerLoss, Task}};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let model = Model::open("path/to/lxmert-gqa", 0)?;
+/// let path = std::path::Path::new("inputs.safetensors");
+/// let samples = Samples::from_tensors(&read_tensors(path)?, path, &model.config, Task::Qa)?;
+/// let options = samples.model_options(Task::Qa, AnswerLoss::CrossEntropy);
+/// let options = CompileOptions::new(options, Target::named("pod16")?);
+/// let (plan, _) = compile(&model.config, &model.name, &options, &mut |_, _| {})?;
+/// let (weights, _) = model.weights(&plan)?;
+/// let mut session = Session::new(plan, weights.as_ref(), SessionOptions::default())?;
+/// let result = session.run(&samples)?;
+/// println!("{:?}", result.get("question_answering_score"));
+/// # Ok(())
+/// # }
+/// ```
+pub struct Session {
+    graph: Graph,
+    executable: Box<dyn Executable>,
+}
+
+impl Session {
+    /// Loads a plan's weights.
+    ///
+    /// # Errors
+    /// The weights cannot be read, or the backend cannot run the plan.
+    pub fn new(plan: Plan, weights: &dyn Weights, options: SessionOptions) -> Result<Session> {
+        let fetch = |name: &str, rows: Range<usize>, out: &mut [f32]| {
+            weights.read_rows(name, rows, out).map_err(|error| Box::new(error) as SourceError)
+        };
+        let graph = plan.graph.clone();
+        let executable: Box<dyn Executable> = match options.backend {
+            BackendKind::Cpu => {
+                let options = CpuOptions { threads: options.threads, guard: options.guard };
+                Box::new(Cpu::load(plan, &fetch, options)?)
+            }
+            BackendKind::Reference => Box::new(Reference::load(plan, &fetch)?),
+        };
+        Ok(Session { graph, executable })
+    }
+
+    /// Answers samples, in micro-batches of the plan's size.
+    ///
+    /// # Errors
+    /// The samples are larger than the plan's capacities.
+    pub fn run(&mut self, samples: &Samples) -> Result<RunResult> {
+        let start = Instant::now();
+        let packer = Packer::new(&self.graph, samples)?;
+        let micro_batches = packer.micro_batches();
+        let feeds: Vec<Feed> = micro_batches.iter().cloned().map(|range| packer.pack(range)).collect::<Result<_>>()?;
+        let results = self.executable.run(&feeds).map_err(Error::from)?;
+        let results: Vec<(Range<usize>, Outputs)> = micro_batches.into_iter().zip(results).collect();
+        let mut outputs = Vec::new();
+        for (index, output) in self.graph.outputs().iter().enumerate() {
+            if packer.is_known(index) {
+                let (shape, values) = packer.unpack(index, &results);
+                outputs.push(NamedTensor { name: output.name.clone(), shape, values });
+            }
+        }
+        Ok(RunResult { outputs, duration: start.elapsed() })
+    }
+
+    /// What each tile really used so far.
+    pub fn ledger(&self) -> Vec<TileLedger> {
+        self.executable.ledger()
+    }
+
+    /// What the host really allocated.
+    pub fn host(&self) -> HostLedger {
+        self.executable.host()
+    }
+
+    /// What the plan runs on.
+    pub fn description(&self) -> String {
+        self.executable.description()
+    }
+}
