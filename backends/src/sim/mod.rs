@@ -123,12 +123,7 @@ impl Simulation {
         )
     }
 
-    fn play(
-        stages: Vec<StageCycles>,
-        schedule: Schedule,
-        pod: Pod,
-        micro_batches: usize,
-    ) -> Self {
+    fn play(stages: Vec<StageCycles>, schedule: Schedule, pod: Pod, micro_batches: usize) -> Self {
         let mut starts = vec![0];
         let mut longest = 0;
         for slot in schedule.slots(micro_batches) {

@@ -33,7 +33,10 @@ fn simulate(stages: Vec<StageCycles>, micro_batches: usize) -> Simulation {
 fn equal_stages_take_m_plus_p_minus_1_cycles() {
     for stages in 1..6u64 {
         for micro_batches in 1..9u64 {
-            let run = simulate(vec![stage(50, 20, 0); stages as usize], micro_batches as usize);
+            let run = simulate(
+                vec![stage(50, 20, 0); stages as usize],
+                micro_batches as usize,
+            );
             assert_eq!(run.step_cycles(), (micro_batches + stages - 1) * 70);
             let predicted = run.predict();
             let bubble = (stages - 1) as f64 / (micro_batches + stages - 1) as f64;
@@ -65,7 +68,15 @@ fn the_breakdown_adds_up_to_the_step() {
     slow.send = 5;
     slow.receive = 6;
     slow.steps.sync = 11;
-    let run = simulate(vec![stage(10, 0, 0), slow, stage(90, 9, 0), StageCycles::default()], 5);
+    let run = simulate(
+        vec![
+            stage(10, 0, 0),
+            slow,
+            stage(90, 9, 0),
+            StageCycles::default(),
+        ],
+        5,
+    );
     let predicted = run.predict();
     assert!((predicted.breakdown.total() - predicted.step_seconds).abs() < 1e-12);
     assert!((predicted.breakdown.transfer - 0.055).abs() < 1e-12);
@@ -78,7 +89,12 @@ fn empty_stages_pass_values_on_in_no_time() {
     let padded = simulate(vec![stage(8, 0, 0), StageCycles::default()], 4);
     assert_eq!(full.step_cycles(), padded.step_cycles());
     assert!((padded.utilisation(1)).abs() < 1e-12);
-    assert_eq!(simulate(vec![StageCycles::default()], 1).predict().samples_per_second, 0.0);
+    assert_eq!(
+        simulate(vec![StageCycles::default()], 1)
+            .predict()
+            .samples_per_second,
+        0.0
+    );
     assert_eq!(simulate(vec![stage(1, 0, 0)], 0).step_cycles(), 0);
 }
 
@@ -109,6 +125,9 @@ fn a_trace_has_a_slice_for_each_program_and_activity() {
     assert_eq!(slices("program").count(), 2 * 2 * 2 * 3);
     assert_eq!(slices("activity").count(), 2 * 2 * 3 * 3);
     let last = slices("program").last().unwrap();
-    assert_eq!((&last["tid"], &last["args"]["micro_batch"]), (&3.into(), &2.into()));
+    assert_eq!(
+        (&last["tid"], &last["args"]["micro_batch"]),
+        (&3.into(), &2.into())
+    );
     assert_eq!(last["dur"], 9000.0);
 }

@@ -68,10 +68,15 @@ impl<W: Write> Events<'_, W> {
         let base = simulation.step_cycles() * step as u64;
         for (slot, start) in simulation.slots() {
             let cycles = simulation.stages[slot.stage].total();
-            let args =
-                json!({"micro_batch": slot.micro_batch, "step": step, "cycles": cycles});
+            let args = json!({"micro_batch": slot.micro_batch, "step": step, "cycles": cycles});
             let name = label(labels, slot.stage);
-            self.slice(&name, "program", (replica, slot.stage), (base + start, cycles), &args)?;
+            self.slice(
+                &name,
+                "program",
+                (replica, slot.stage),
+                (base + start, cycles),
+                &args,
+            )?;
         }
         for part in simulation.intervals() {
             let args = json!({"micro_batch": part.micro_batch, "cycles": part.cycles});
