@@ -64,7 +64,10 @@ impl Compile {
                 output::diagnose(&format!("; after {pass}\n{graph}"));
             }
         };
-        let (plan, compiled) = compile_model(&model, &self.options, global, &mut observe)?;
+        let resolved = self
+            .options
+            .compile_options(self.options.model_options(&model)?)?;
+        let (plan, compiled) = compile_model(&model, &resolved, global, &mut observe)?;
         if let Some(path) = &self.output {
             files::write(path, &plan.to_bytes()?)?;
         }

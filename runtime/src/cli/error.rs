@@ -18,6 +18,8 @@ pub(crate) enum CliError {
     Library(Error),
     /// The user's input; the message names the file or flag and the way out.
     Usage(String),
+    /// The user's input, shown with its place; the message begins with `error:`.
+    Shown(String),
     /// An option that this version does not have.
     Unsupported(String),
     /// Standard output failed.
@@ -33,7 +35,7 @@ impl CliError {
     pub(crate) fn fault(&self) -> Fault {
         match self {
             CliError::Library(error) => error.fault(),
-            CliError::Usage(_) => Fault::Input,
+            CliError::Usage(_) | CliError::Shown(_) => Fault::Input,
             CliError::Unsupported(_) => Fault::Unsupported,
             CliError::Output(_) | CliError::ClosedPipe => Fault::Io,
             CliError::Internal(_) => Fault::Internal,
@@ -51,7 +53,7 @@ impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CliError::Library(error) => error.fmt(f),
-            CliError::Usage(message) => f.write_str(message),
+            CliError::Usage(message) | CliError::Shown(message) => f.write_str(message),
             CliError::Unsupported(message) => write!(f, "not supported: {message}"),
             CliError::Output(error) => write!(f, "cannot write to standard output: {error}"),
             CliError::ClosedPipe => f.write_str("standard output was closed"),

@@ -3,17 +3,21 @@
 //! Results go to standard output, everything else to standard error. With `--json` standard output
 //! holds one JSON document and nothing else.
 
+mod bench;
 mod compile;
 mod emit;
 mod error;
 mod files;
 mod html;
 mod inspect;
+mod load;
+mod machine;
 mod opt;
 mod options;
 mod output;
 mod predicted;
 mod report;
+mod run;
 mod scopes;
 mod simulate;
 mod source;
@@ -92,8 +96,10 @@ impl Global {
 #[derive(Subcommand)]
 enum Command {
     Compile(compile::Compile),
+    Run(run::Run),
     Simulate(simulate::Simulate),
     Inspect(inspect::Inspect),
+    Bench(bench::Bench),
     Opt(opt::Opt),
 }
 
@@ -101,6 +107,8 @@ impl Command {
     fn run(self, global: &Global) -> Result<()> {
         match self {
             Command::Compile(command) => command.run(global),
+            Command::Run(command) => command.run(global),
+            Command::Bench(command) => command.run(global),
             Command::Simulate(command) => command.run(global),
             Command::Inspect(command) => command.run(global),
             Command::Opt(command) => command.run(global),
@@ -129,7 +137,10 @@ pub(crate) fn main() -> ExitCode {
     match result {
         Ok(()) | Err(CliError::ClosedPipe) => ExitCode::SUCCESS,
         Err(error) => {
-            output::diagnose(&format!("{}: {error}", output::error_label()));
+            output::diagnose(&match &error {
+                CliError::Shown(message) => message.clone(),
+                other => format!("{}: {other}", output::error_label()),
+            });
             ExitCode::from(error.fault().exit_code())
         }
     }

@@ -87,9 +87,9 @@ pub(crate) fn read_graph(path: &Path) -> Result<(Graph, String, ParsedLines)> {
     };
     let shown = path.display().to_string();
     let parsed = text::parse_with_lines(&source);
-    let (graph, lines) = parsed.map_err(|error| CliError::Usage(error.render(&shown, &source)))?;
+    let (graph, lines) = parsed.map_err(|error| CliError::Shown(error.render(&shown, &source)))?;
     verify(&graph).map_err(|errors| {
-        CliError::Usage(text::render_verify_errors(&shown, &source, &lines, &errors))
+        CliError::Shown(text::render_verify_errors(&shown, &source, &lines, &errors))
     })?;
     Ok((graph, source, lines))
 }

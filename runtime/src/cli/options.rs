@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use lxpod_ir::Target;
 use lxpod_ir::front::{AnswerLoss, Losses, ModelOptions, Task};
+use lxpod_passes::plan::Plan;
 use lxpod_passes::{CompileOptions, Precision};
-use lxpod_runtime::{Error, Model};
+use lxpod_runtime::{Error, Model, Samples};
 
 use super::error::{CliError, Result};
 use super::files;
@@ -83,6 +84,14 @@ pub(crate) struct PlanOptions {
     /// What the output `loss` is, given labels
     #[arg(long, value_enum)]
     pub(crate) loss: Option<Loss>,
+
+    /// Make embeddings and the output of each layer outputs too
+    #[arg(long)]
+    pub(crate) output_hidden_states: bool,
+
+    /// Make attention probabilities outputs too
+    #[arg(long)]
+    pub(crate) output_attentions: bool,
 
     /// Makes the random weights of lxmert-base [default: 0]
     #[arg(long, value_name = "N")]
@@ -173,32 +182,59 @@ impl PlanOptions {
         })
     }
 
-    /// What to compile of `model`.
+    /// What to build of `model`.
     ///
     /// # Errors
     /// An option that this version does not have, or that does not fit the others.
-    pub(crate) fn compile_options(&self, model: &Model) -> Result<CompileOptions> {
+    pub(crate) fn model_options(&self, model: &Model) -> Result<ModelOptions> {
         self.check_supported()?;
         let task = self.task_of(model);
-        let defaults = ModelOptions::default();
-        let built = ModelOptions {
+        let losses = self.losses(task)?;
+        Ok(self.sized(ModelOptions {
             task,
-            micro_batch: self.micro_batch.unwrap_or(defaults.micro_batch),
-            seq_len: self.seq_len.unwrap_or(defaults.seq_len),
-            boxes: self.boxes.unwrap_or(defaults.boxes),
-            losses: self.losses(task)?,
-            ..defaults
-        };
-        let mut options = CompileOptions::new(built, self.target()?);
-        self.place(&mut options);
-        Ok(options)
+            losses,
+            ..ModelOptions::default()
+        }))
     }
 
-    /// Sets what does not depend on the model.
-    pub(crate) fn place(&self, options: &mut CompileOptions) {
+    /// What to build of `model` for these samples: whatever the options leave open is as the samples
+    /// need it.
+    ///
+    /// # Errors
+    /// As [`PlanOptions::model_options`].
+    pub(crate) fn model_options_for(
+        &self,
+        model: &Model,
+        samples: &Samples,
+    ) -> Result<ModelOptions> {
+        self.check_supported()?;
+        let task = self.task_of(model);
+        self.losses(task)?;
+        let loss = self.loss.map_or(AnswerLoss::CrossEntropy, AnswerLoss::from);
+        Ok(self.sized(samples.model_options(task, loss)))
+    }
+
+    fn sized(&self, built: ModelOptions) -> ModelOptions {
+        ModelOptions {
+            micro_batch: self.micro_batch.unwrap_or(built.micro_batch),
+            seq_len: self.seq_len.unwrap_or(built.seq_len),
+            boxes: self.boxes.unwrap_or(built.boxes),
+            hidden_states: self.output_hidden_states,
+            attentions: self.output_attentions,
+            ..built
+        }
+    }
+
+    /// Where to place what was built.
+    ///
+    /// # Errors
+    /// The target is unknown, or its file is wrong.
+    pub(crate) fn compile_options(&self, built: ModelOptions) -> Result<CompileOptions> {
+        let mut options = CompileOptions::new(built, self.target()?);
         options.replicas = self.replicas.unwrap_or(1);
         options.stages = self.stages;
         options.precision = self.precision.unwrap_or(Precision::Mixed);
+        Ok(options)
     }
 
     /// The task asked for, or the checkpoint's.
@@ -229,8 +265,25 @@ impl PlanOptions {
         )
     }
 
-    /// The options given that a finished plan has settled.
-    pub(crate) fn settled(&self) -> Vec<&'static str> {
+    /// Refuses options that a finished plan has settled.
+    ///
+    /// # Errors
+    /// Names them.
+    pub(crate) fn check_settled(&self, path: &Path, plan: &Plan) -> Result<()> {
+        let settled = self.settled(plan);
+        if settled.is_empty() {
+            return Ok(());
+        }
+        let message = format!(
+            "{}: the plan has settled {}; compile the model again, or leave the option out",
+            path.display(),
+            settled.join(" ")
+        );
+        Err(CliError::Usage(message))
+    }
+
+    fn settled(&self, plan: &Plan) -> Vec<&'static str> {
+        let has = |name: &str| plan.provenance.options[name] == true;
         let given = [
             ("--mode", self.mode.is_some()),
             ("--target", self.target.is_some()),
@@ -246,6 +299,14 @@ impl PlanOptions {
             ("--recompute", self.recompute.is_some()),
             ("--chunks", self.chunks.is_some()),
             ("--loss", self.loss.is_some()),
+            (
+                "--output-hidden-states",
+                self.output_hidden_states && !has("hidden_states"),
+            ),
+            (
+                "--output-attentions",
+                self.output_attentions && !has("attentions"),
+            ),
         ];
         given
             .into_iter()

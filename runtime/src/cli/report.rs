@@ -262,7 +262,10 @@ impl<'a> Report<'a> {
             plural(partition.ideals, "ideal"),
             plural(partition.atoms, "atom")
         );
-        let relayed = self.simulation.stage_cycles(self.simulation.bottleneck()).total();
+        let relayed = self
+            .simulation
+            .stage_cycles(self.simulation.bottleneck())
+            .total();
         if relayed > partition.objective_cycles {
             let _ = write!(
                 text,

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use lxpod_passes::plan::{Plan, PlanError};
-use lxpod_passes::{CompileReport, compile};
+use lxpod_passes::{CompileOptions, CompileReport, compile};
 use lxpod_runtime::{Error, Model};
 
 use super::Global;
@@ -82,12 +82,11 @@ pub(crate) fn read_plan(path: &Path) -> Result<Plan> {
 /// after each pass.
 pub(crate) fn compile_model(
     model: &Model,
-    options: &PlanOptions,
+    options: &CompileOptions,
     global: &Global,
     observe: lxpod_passes::Observer<'_>,
 ) -> Result<(Plan, CompileReport)> {
-    let resolved = options.compile_options(model)?;
-    let (plan, report) = compile(&model.config, &model.name, &resolved, observe)?;
+    let (plan, report) = compile(&model.config, &model.name, options, observe)?;
     for pass in &report.passes {
         global.detail(&format!(
             "{:<14} {:>5} patches  {:>5} -> {:>5} nodes  {}",
@@ -109,20 +108,14 @@ pub(crate) fn plan_of(
 ) -> Result<(Plan, Option<f64>)> {
     match Subject::of(argument)? {
         Subject::Plan(path) => {
-            let settled = options.settled();
-            if !settled.is_empty() {
-                let message = format!(
-                    "{} settled {}; compile the model again, or leave the option out",
-                    path.display(),
-                    settled.join(" ")
-                );
-                return Err(CliError::Usage(message));
-            }
-            Ok((read_plan(&path)?, None))
+            let plan = read_plan(&path)?;
+            options.check_settled(&path, &plan)?;
+            Ok((plan, None))
         }
         Subject::Model(name) => {
             let model = Model::open(&name, options.seed.unwrap_or(0))?;
-            let (plan, report) = compile_model(&model, options, global, &mut |_, _| {})?;
+            let resolved = options.compile_options(options.model_options(&model)?)?;
+            let (plan, report) = compile_model(&model, &resolved, global, &mut |_, _| {})?;
             Ok((plan, Some(report.duration.as_secs_f64())))
         }
         Subject::Graph(path) | Subject::Tensors(path) => Err(CliError::Usage(format!(
