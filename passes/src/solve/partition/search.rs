@@ -85,8 +85,12 @@ impl<'m> Search<'m> {
             },
         };
         while low < high {
-            match self.test(low + (high - low) / 2, limit, steps) {
-                Test::Feasible(split) => high = self.bottleneck(best.insert(split)),
+            let middle = low + (high - low) / 2;
+            match self.test(middle, limit, steps) {
+                Test::Feasible(split) => {
+                    high = self.bottleneck(best.insert(split));
+                    assert!(high <= middle, "a split found under a bound keeps it");
+                }
                 Test::Infeasible(next) => low = next.min(high),
                 Test::Spent => return (best, low, Verdict::Spent),
             }

@@ -123,6 +123,54 @@ prop_compose! {
     }
 }
 
+/// Least bottleneck by dynamic programming over pairs of item sets given as masks; `memory_limit` is ignored.
+fn by_masks(p: &Problem) -> u64 {
+    let n = p.items.len();
+    let ideal = |m: usize| {
+        let has = |i: usize| m >> i & 1 != 0;
+        p.edges.iter().all(|e| has(e.from) || !has(e.to))
+            && p.values.iter().filter(|v| !v.feedback).all(|v| {
+                v.producer
+                    .is_none_or(|a| has(a) || v.users.iter().all(|&u| !has(u)))
+            })
+    };
+    let ideals: Vec<usize> = (0..1 << n).filter(|&m| ideal(m)).collect();
+    let load = |stage: usize| {
+        let device_of: Vec<usize> = (0..n).map(|i| stage >> i & 1).collect();
+        costs(
+            &Problem {
+                devices: 2,
+                ..p.clone()
+            },
+            &device_of,
+        )
+        .0[1]
+    };
+    let mut best = vec![u64::MAX; 1 << n];
+    best[0] = 0;
+    for _ in 0..p.devices {
+        let mut next = best.clone();
+        for &low in ideals.iter().filter(|&&m| best[m] < u64::MAX) {
+            for &high in ideals.iter().filter(|&&m| m & low == low && m != low) {
+                next[high] = next[high].min(best[low].max(load(high & !low)));
+            }
+        }
+        best = next;
+    }
+    best[(1 << n) - 1]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn many_devices_equal_a_second_method(mut p in problem(), devices in 4usize..7) {
+        p.memory_limit = None;
+        p.devices = devices;
+        prop_assert_eq!(run(&p).objective, by_masks(&p));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
