@@ -156,6 +156,7 @@ fn problem(
                 cost: cycles,
                 stash: 0,
                 feedback: false,
+                relayed: producer.is_some(),
             });
         }
     }
