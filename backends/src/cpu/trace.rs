@@ -149,7 +149,8 @@ impl Guard<'_> {
         Ok(())
     }
 
-    /// Checks after a step that no byte outside the live buffers changed, then poisons what died.
+    /// Checks after a step that no byte outside the live buffers changed, then poisons what died; the
+    /// last step leaves the outputs to the host.
     pub(super) fn after(&self, arena: &Arena, time: usize) -> Result<(), String> {
         for gap in gaps(&self.live(time), arena.range()) {
             let length = (gap.end - gap.start) as usize;
@@ -159,7 +160,9 @@ impl Guard<'_> {
                 return Err(self.message(time, &format!("byte {} outside the live buffers was written", gap.start + at as u64)));
             }
         }
-        self.poison(arena, time + 1);
+        if time + 1 < self.program.steps.len() {
+            self.poison(arena, time + 1);
+        }
         Ok(())
     }
 
