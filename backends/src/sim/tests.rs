@@ -124,7 +124,7 @@ fn a_trace_has_a_slice_for_each_program_and_activity() {
     let slices = |category| events.iter().filter(move |event| event["cat"] == category);
     assert_eq!(slices("program").count(), 2 * 2 * 2 * 3);
     assert_eq!(slices("activity").count(), 2 * 2 * 3 * 3);
-    let last = slices("program").last().unwrap();
+    let last = slices("program").next_back().unwrap();
     assert_eq!(
         (&last["tid"], &last["args"]["micro_batch"]),
         (&3.into(), &2.into())

@@ -262,17 +262,6 @@ impl<'a> Report<'a> {
             plural(partition.ideals, "ideal"),
             plural(partition.atoms, "atom")
         );
-        let relayed = self
-            .simulation
-            .stage_cycles(self.simulation.bottleneck())
-            .total();
-        if relayed > partition.objective_cycles {
-            let _ = write!(
-                text,
-                "; {} with the values that stages between pass on",
-                grouped(relayed)
-            );
-        }
         text
     }
 

@@ -57,9 +57,9 @@ impl Kernels {
     pub(super) fn run(self, global: &Global) -> Result<()> {
         let baseline = self.baseline.as_deref().map(saved::read).transpose()?;
         let matches = |case: &Case| {
-            self.filters
-                .iter()
-                .all(|word| case.name().contains(word.as_str()))
+            let name = case.name();
+            let has = |word: &String| name.split(' ').any(|known| known == word);
+            self.filters.iter().all(has)
         };
         let cases: Vec<Case> = all().into_iter().filter(matches).collect();
         if cases.is_empty() {
