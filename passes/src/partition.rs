@@ -115,12 +115,18 @@ fn problem(
     cost: &dyn CostModel,
     stages: usize,
 ) -> Problem {
+    let item = |(atom, &id)| {
+        let outputs = graph.outputs().iter().map(|output| output.value);
+        let leaving = outputs.filter(|value| atoms.of_node[value.node.index()] == Some(atom));
+        let host = leaving.map(|value| target.host_cycles(graph.ty(value).bytes() as u64));
+        Item {
+            cycles: cost.node(graph, id).total() + host.sum::<u64>(),
+            resident: 0,
+            workspace: workspace(graph, id),
+        }
+    };
     let mut problem = Problem {
-        items: atoms
-            .nodes
-            .iter()
-            .map(|&id| item(graph, id, target, cost))
-            .collect(),
+        items: atoms.nodes.iter().enumerate().map(item).collect(),
         edges: Vec::new(),
         values: Vec::new(),
         shared: Vec::new(),
@@ -156,32 +162,20 @@ fn problem(
                 cost: cycles,
                 stash: 0,
                 feedback: false,
+                relayed: producer.is_some(),
             });
         }
     }
     problem
 }
 
-fn item(graph: &Graph, id: NodeId, target: &Target, cost: &dyn CostModel) -> Item {
-    let node = graph.node(id);
-    let outputs = graph
-        .outputs()
-        .iter()
-        .filter(|output| output.value.node == id);
-    let host: u64 = outputs
-        .map(|output| target.host_cycles(graph.ty(output.value).bytes() as u64))
-        .sum();
-    let read = graph
-        .inputs(id)
-        .into_iter()
-        .filter(|value| !matches!(graph.node(value.node).op, Op::Param(_)));
-    let bytes = |ty: &lxpod_ir::TensorType| ty.bytes() as u64;
-    Item {
-        cycles: cost.node(graph, id).total() + host,
-        resident: 0,
-        workspace: node.types.iter().map(bytes).sum::<u64>()
-            + read.map(|value| bytes(graph.ty(value))).sum::<u64>(),
-    }
+/// Bytes a node's operands and results take while it runs.
+fn workspace(graph: &Graph, id: NodeId) -> u64 {
+    let is_param = |value: &Value| matches!(graph.node(value.node).op, Op::Param(_));
+    let inputs = graph.inputs(id);
+    let read = inputs.iter().filter(|value| !is_param(value)).map(|&value| graph.ty(value).bytes());
+    let written = graph.node(id).types.iter().map(|ty| ty.bytes());
+    read.chain(written).map(|bytes| bytes as u64).sum()
 }
 
 /// Writes the stages into the graph: atoms and their views first, then a copy of each source for

@@ -212,7 +212,7 @@ impl Memory {
 }
 
 impl Plan {
-    /// The stage and replica of a tile.
+    /// Pipeline stages of one replica.
     pub fn stages(&self) -> usize {
         self.programs.len()
     }
@@ -227,38 +227,21 @@ impl Plan {
     /// Cycles in which the stage's tile works on one micro-batch: its steps, what it sends and
     /// receives, and its host buffers. What partition minimises the largest of.
     pub fn stage_cycles(&self, stage: usize) -> StageCycles {
+        let graph = &self.graph;
         let program = &self.programs[stage];
-        let bytes = |category| {
-            program
-                .buffers
-                .iter()
-                .filter(move |buffer| buffer.category == category)
-        };
-        let sent: std::collections::BTreeSet<(usize, usize)> = program
-            .steps
-            .iter()
-            .filter(|step| step.receiver(&self.graph).is_some())
-            .map(|step| (step.inputs[0].buffer, step.inputs[0].column))
-            .collect();
-        let sent = sent.into_iter().map(|(buffer, column)| {
-            let step = program.steps.iter().find(|step| {
-                step.receiver(&self.graph).is_some()
-                    && (step.inputs[0].buffer, step.inputs[0].column) == (buffer, column)
-            });
-            step.map_or(0, |step| {
-                let ty = &self.graph.node(step.id(&self.graph)).types[0];
-                self.target.link_cycles(ty.bytes() as u64)
-            })
-        });
+        let sends = program.steps.iter().filter(|step| step.receiver(graph).is_some());
+        let sent = sends.map(|step| graph.node(step.id(graph)).types[0].bytes() as u64);
+        let received = program.buffers.iter().filter(|buffer| buffer.category == Category::Transfer);
+        let inputs = self.stage_nodes(stage).filter(|&id| matches!(graph.node(id).op, Op::Input(_)));
+        let inputs = inputs.map(|id| graph.value(id));
+        let outputs = graph.outputs().iter().map(|output| output.value);
+        let outputs = outputs.filter(|value| lower::home(graph, value.node) == Some(stage as u32));
+        let host = inputs.chain(outputs).map(|value| graph.ty(value).bytes() as u64);
         StageCycles {
             steps: program.steps.iter().map(|step| step.cycles).sum(),
-            send: sent.sum(),
-            receive: bytes(Category::Transfer)
-                .map(|buffer| self.target.link_cycles(buffer.bytes))
-                .sum(),
-            host: bytes(Category::HostIo)
-                .map(|buffer| self.target.host_cycles(buffer.bytes))
-                .sum(),
+            send: sent.map(|bytes| self.target.link_cycles(bytes)).sum(),
+            receive: received.map(|buffer| self.target.link_cycles(buffer.bytes)).sum(),
+            host: host.map(|bytes| self.target.host_cycles(bytes)).sum(),
         }
     }
 }

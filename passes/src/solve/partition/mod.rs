@@ -8,6 +8,7 @@
 //!   sum of cycles of its items
 //! + sum of cost of values produced on it with a user elsewhere      (each value once)
 //! + sum of cost of values used on it but produced elsewhere         (each value once)
+//! + twice the cost of relayed values that only pass through it
 //! ```
 //!
 //! and the objective is the largest load. This is the cost model of Tarnawski et al., *Efficient algorithms for
@@ -95,6 +96,9 @@ pub struct Value {
     /// The value orders nothing: its users may be on earlier devices (gradients, whose items share an atom with
     /// their forward counterparts).
     pub feedback: bool,
+    /// The value is passed on from device to device: every device between its producer and its last user receives
+    /// it and, but for the last, sends it, at `cost` each. Not for values from outside or with `feedback`.
+    pub relayed: bool,
 }
 
 /// Bytes held once by each device that has at least one user, such as a weight used by two atoms.
@@ -202,11 +206,16 @@ pub fn evaluate(problem: &Problem, device_of: &[usize]) -> Evaluation {
     }
     for value in &problem.values {
         let home = value.producer.map(|p| device_of[p]);
+        let last = value.users.iter().map(|&u| device_of[u]).max();
         let reads = |d: usize| value.users.iter().any(|&u| device_of[u] == d);
         for (d, (load, stash)) in eval.loads.iter_mut().zip(&mut stash).enumerate() {
-            let enters = home != Some(d) && reads(d);
-            let leaves = home == Some(d) && value.users.iter().any(|&u| device_of[u] != d);
-            *load += if enters || leaves { value.cost } else { 0 };
+            let (enters, leaves) = if value.relayed {
+                (home < Some(d) && Some(d) <= last, home <= Some(d) && Some(d) < last)
+            } else {
+                let leaves = home == Some(d) && value.users.iter().any(|&u| device_of[u] != d);
+                (home != Some(d) && reads(d), leaves)
+            };
+            *load += value.cost * (u64::from(enters) + u64::from(leaves));
             *stash += if home == Some(d) || reads(d) {
                 value.stash
             } else {

@@ -24,6 +24,14 @@ struct Link {
     flow: Flow,
 }
 
+/// A value that is passed on from device to device: a stage pays for it where it crosses either of the stage's borders.
+#[derive(Clone, Debug)]
+struct Relay {
+    producer: u32,
+    users: Vec<u32>,
+    cost: u64,
+}
+
 /// One reference of an item to a value.
 #[derive(Clone, Copy, Debug)]
 struct Touch {
@@ -45,6 +53,7 @@ struct Node {
 pub(super) struct Model {
     nodes: Vec<Node>,
     links: Vec<Link>,
+    relays: Vec<Relay>,
     shared: Vec<u64>,
     in_flight: Vec<u64>,
     pub(super) devices: usize,
@@ -96,6 +105,7 @@ impl Model {
         let model = Self {
             nodes,
             links,
+            relays: relays(problem),
             shared: problem.shared.iter().map(|b| b.bytes).collect(),
             in_flight: problem.in_flight.clone(),
             devices: problem.devices,
@@ -124,7 +134,8 @@ impl Model {
     /// No device has a larger load: all cycles, and each value paid for once.
     pub(super) fn ceiling(&self) -> u64 {
         let cycles: u64 = self.nodes.iter().map(|n| n.cycles).sum();
-        cycles + self.links.iter().map(|l| l.cost).sum::<u64>()
+        let relayed: u64 = self.relays.iter().map(|r| r.cost).sum();
+        cycles + self.links.iter().map(|l| l.cost).sum::<u64>() + 2 * relayed
     }
 
     /// No device needs more memory than this.
@@ -133,6 +144,29 @@ impl Model {
         let workspace = self.nodes.iter().map(|n| n.workspace).max().unwrap_or(0);
         let stash: u64 = self.links.iter().map(|l| l.stash).sum();
         resident + workspace + self.shared.iter().sum::<u64>() + stash * self.copies(self.devices)
+    }
+
+    /// For each ideal, the cost of the relayed values that cross its border. O(ideals x relays).
+    pub(super) fn borders(&self, lattice: &Lattice) -> Vec<u64> {
+        let crosses = |relay: &&Relay, id: usize| {
+            lattice.contains(id, relay.producer) && relay.users.iter().any(|&u| !lattice.contains(id, u))
+        };
+        let border = |id| self.relays.iter().filter(|r| crosses(r, id)).map(|r| r.cost).sum();
+        (0..lattice.len()).map(border).collect()
+    }
+
+    /// What each device pays for relayed values.
+    pub(super) fn relay_loads(&self, device_of: &[usize]) -> Vec<u64> {
+        let mut loads = vec![0; self.devices];
+        for relay in &self.relays {
+            let home = device_of[relay.producer as usize];
+            let last = relay.users.iter().map(|&u| device_of[u as usize]).max().unwrap_or(home);
+            for device in home..last {
+                loads[device] += relay.cost;
+                loads[device + 1] += relay.cost;
+            }
+        }
+        loads
     }
 
     /// For each ideal, a lower bound of the summed loads of the devices that run it: its cycles, and once each
@@ -172,6 +206,15 @@ impl Link {
             _ => self.users.iter().any(|&u| lattice.contains(id, u)),
         }
     }
+}
+
+fn relays(problem: &Problem) -> Vec<Relay> {
+    let relayed = problem.values.iter().filter(|v| v.relayed && v.cost > 0);
+    let relay = |v: &super::Value| {
+        let producer = v.producer? as u32;
+        Some(Relay { producer, users: distinct(&v.users), cost: v.cost })
+    };
+    relayed.filter_map(relay).collect()
 }
 
 fn distinct(users: &[usize]) -> Vec<u32> {
@@ -220,7 +263,7 @@ fn links(problem: &Problem, dag: &Dag, nodes: &mut [Node]) -> Vec<Link> {
         links.push(Link {
             producer,
             users,
-            cost: value.cost,
+            cost: if value.relayed { 0 } else { value.cost },
             stash: value.stash,
             flow,
         });
@@ -268,12 +311,15 @@ fn check(problem: &Problem) -> Result<(), PartitionError> {
             return invalid(format!("a {what} names item {bad}; there are {len} items"));
         }
     }
+    if problem.values.iter().any(|v| v.relayed && (v.feedback || v.producer.is_none())) {
+        return invalid("a relayed value comes from outside or runs backward".into());
+    }
     if problem.in_flight.windows(2).any(|w| w[0] > w[1]) {
         return invalid("in_flight decreases with depth".into());
     }
     let wide = |list: &mut dyn Iterator<Item = u64>| list.map(u128::from).sum::<u128>();
     let time = wide(&mut problem.items.iter().map(|i| i.cycles))
-        + wide(&mut problem.values.iter().map(|v| v.cost)) * (problem.devices as u128 + 1);
+        + wide(&mut problem.values.iter().map(|v| v.cost)) * (2 * problem.devices as u128 + 2);
     let bytes = wide(&mut problem.items.iter().flat_map(|i| [i.resident, i.workspace]))
         + wide(&mut problem.shared.iter().map(|s| s.bytes))
         + wide(&mut problem.values.iter().map(|v| v.stash))
@@ -297,6 +343,16 @@ pub(super) struct Totals {
 }
 
 impl Totals {
+    /// An empty stage whose upper border relayed values of that cost cross.
+    pub(super) fn passing(border: u64) -> Self {
+        Totals { load: border, committed: border, ..Totals::default() }
+    }
+
+    /// The totals once the stage ends at a lower border of that cost.
+    pub(super) fn with_border(self, border: u64) -> Self {
+        Totals { load: self.load + border, ..self }
+    }
+
     /// Bytes with `copies` of the stash; never falls as a stage grows.
     pub(super) fn memory(&self, copies: u64) -> u64 {
         self.resident + self.workspace + self.stash * copies

@@ -44,6 +44,7 @@ pub(super) struct Search<'m> {
     model: &'m Model,
     lattice: &'m Lattice,
     needs: Vec<u64>,
+    borders: Vec<u64>,
     stage: Stage<'m>,
     stamp: Vec<u32>,
     clock: u32,
@@ -53,10 +54,13 @@ pub(super) struct Search<'m> {
 impl<'m> Search<'m> {
     /// Prepares a search; O(ideals x references of an item).
     pub(super) fn new(model: &'m Model, lattice: &'m Lattice) -> Self {
+        let borders = model.borders(lattice);
+        let needs = model.needs(lattice).iter().zip(&borders).map(|(n, b)| n + b).collect();
         Self {
             model,
             lattice,
-            needs: model.needs(lattice),
+            needs,
+            borders,
             stage: Stage::new(model),
             stamp: vec![0; lattice.len()],
             clock: 0,
@@ -122,11 +126,11 @@ impl<'m> Search<'m> {
             members[device].push(item as u32);
         }
         let mut largest = 0;
-        for items in &members {
+        for (items, relayed) in members.iter().zip(self.model.relay_loads(device_of)) {
             let mut totals = Totals::default();
             items.iter().for_each(|&i| self.stage.add(i, &mut totals));
             items.iter().for_each(|&i| self.stage.remove(i));
-            largest = largest.max(totals.load);
+            largest = largest.max(totals.load + relayed);
         }
         largest
     }
@@ -270,6 +274,7 @@ impl<'m> Search<'m> {
             stamp,
             clock,
             stack,
+            borders,
             ..
         } = self;
         *clock += 1;
@@ -278,7 +283,7 @@ impl<'m> Search<'m> {
             *clock = 1;
         }
         let mut cut = u64::MAX;
-        let mut totals = Totals::default();
+        let mut totals = Totals::passing(borders[from as usize]);
         stack.push(Frame {
             ideal: from,
             cursor: 0,
@@ -326,7 +331,7 @@ impl<'m> Search<'m> {
                 totals = before;
                 continue;
             }
-            visit(step.ideal, &totals);
+            visit(step.ideal, &totals.with_border(borders[step.ideal as usize]));
             stack.push(Frame {
                 ideal: step.ideal,
                 cursor: 0,

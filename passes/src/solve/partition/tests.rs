@@ -39,7 +39,19 @@ fn costs(p: &Problem, device_of: &[usize]) -> (Vec<u64>, Vec<u64>) {
             let ends: Vec<usize> = v.users.iter().chain(&v.producer).copied().collect();
             let here = ends.iter().filter(|&&i| inside(d, i)).count();
             let outside = v.producer.is_none() || here < ends.len();
-            load += if here > 0 && outside { v.cost } else { 0 };
+            let before = |i: &usize| device_of[*i] < d;
+            let after = |i: &usize| device_of[*i] > d;
+            load += if v.relayed {
+                let produced_before = v.producer.iter().any(before);
+                let produced_here = v.producer.iter().any(|&i| inside(d, i));
+                let enters = produced_before && !v.users.iter().all(before);
+                let leaves = (produced_before || produced_here) && v.users.iter().any(after);
+                v.cost * (u64::from(enters) + u64::from(leaves))
+            } else if here > 0 && outside {
+                v.cost
+            } else {
+                0
+            };
             stash += if here > 0 { v.stash } else { 0 };
         }
         let behind = (d + 1..p.devices)
@@ -103,7 +115,7 @@ prop_compose! {
     fn problem()(n in 1usize..7, devices in 1usize..4)(
         cycles in prop::collection::vec((0u64..20, 0u64..6, 0u64..6), n),
         edges in prop::collection::vec((0..n, 0..n), 0..4),
-        values in prop::collection::vec((0..=n, prop::collection::vec(0..n, 0..4), 0u64..9, 0u64..3, prop::bool::weighted(0.25)), 0..8),
+        values in prop::collection::vec((0..=n, prop::collection::vec(0..n, 0..4), 0u64..9, 0u64..3, prop::bool::weighted(0.25), any::<bool>()), 0..8),
         shared in prop::collection::vec((0u64..9, prop::collection::vec(0..n, 0..4)), 0..3),
         in_flight in prop::sample::select(vec![vec![], vec![1], vec![1, 2, 3], vec![0, 2]]),
         limit in prop::option::of(4u64..40),
@@ -114,9 +126,9 @@ prop_compose! {
         let items = cycles.iter().map(|&(cycles, resident, workspace)| Item { cycles, resident, workspace }).collect();
         let edges = edges.into_iter().filter(|(a, b)| a < b)
             .map(|(a, b)| Edge { from: relabel[a], to: relabel[b] }).collect();
-        let values = values.into_iter().map(|(p, users, cost, stash, feedback)| {
+        let values = values.into_iter().map(|(p, users, cost, stash, feedback, relayed)| {
             let users = users.into_iter().filter(|&u| p == n || feedback || u > p).map(|u| relabel[u]).collect();
-            Value { producer: (p < n).then(|| relabel[p]), users, cost, stash, feedback }
+            Value { producer: (p < n).then(|| relabel[p]), users, cost, stash, feedback, relayed: relayed && p < n && !feedback }
         }).collect();
         let shared = shared.into_iter().map(|(bytes, users)| Shared { bytes, users }).collect();
         Problem { items, edges, values, shared, devices, memory_limit: limit, in_flight }
@@ -135,11 +147,12 @@ fn by_masks(p: &Problem) -> u64 {
             })
     };
     let ideals: Vec<usize> = (0..1 << n).filter(|&m| ideal(m)).collect();
-    let load = |stage: usize| {
-        let device_of: Vec<usize> = (0..n).map(|i| stage >> i & 1).collect();
+    let load = |low: usize, high: usize| {
+        let device = |i: usize| 2 - (low >> i & 1) - (high >> i & 1);
+        let device_of: Vec<usize> = (0..n).map(device).collect();
         costs(
             &Problem {
-                devices: 2,
+                devices: 3,
                 ..p.clone()
             },
             &device_of,
@@ -152,7 +165,7 @@ fn by_masks(p: &Problem) -> u64 {
         let mut next = best.clone();
         for &low in ideals.iter().filter(|&&m| best[m] < u64::MAX) {
             for &high in ideals.iter().filter(|&&m| m & low == low && m != low) {
-                next[high] = next[high].min(best[low].max(load(high & !low)));
+                next[high] = next[high].min(best[low].max(load(low, high)));
             }
         }
         best = next;
