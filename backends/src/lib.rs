@@ -6,6 +6,7 @@
 
 pub mod cpu;
 pub mod reference;
+pub mod sim;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -1,0 +1,97 @@
+//! `lxpod compile`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use lxpod_ir::Graph;
+use lxpod_runtime::Model;
+
+use super::emit::{self, Emit};
+use super::error::{CliError, Result};
+use super::options::PlanOptions;
+use super::report::Report;
+use super::source::{Subject, compile_model};
+use super::{Global, files, output};
+
+/// Compile a model into a plan
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    lxpod compile lxmert-base -o lxmert.plan\n  \
+    lxpod compile path/to/checkpoint --stages 4 --replicas 4 --micro-batch 8 --json\n  \
+    lxpod compile lxmert-base --precision fp32 --emit graph.dot")]
+pub(crate) struct Compile {
+    /// A folder with config.json, a name in the Hugging Face cache, or lxmert-base
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+
+    /// Write the plan to FILE
+    #[arg(short, long, value_name = "FILE.plan")]
+    output: Option<PathBuf>,
+
+    /// Write the placed graph: `ir` or `dot` to standard output, or a .lx, .dot or .json file
+    #[arg(long, value_name = "ir|dot|FILE", value_parser = emit::parse)]
+    emit: Option<Emit>,
+
+    /// Write the graph to standard error after each run of PASS (`all`: after every pass)
+    #[arg(long, value_name = "PASS")]
+    print_after: Option<String>,
+
+    #[command(flatten)]
+    options: PlanOptions,
+}
+
+impl Compile {
+    pub(crate) fn run(self, global: &Global) -> Result<()> {
+        let used = self.options.usage()?;
+        if let Some(emit) = &self.emit {
+            emit.check(global.json)?;
+        }
+        self.check_pass()?;
+        let name = match Subject::of(&self.model)? {
+            Subject::Model(name) => name,
+            Subject::Plan(path) | Subject::Graph(path) | Subject::Tensors(path) => {
+                let message = format!(
+                    "{}: compile takes a model: a folder or lxmert-base",
+                    path.display()
+                );
+                return Err(CliError::Usage(message));
+            }
+        };
+        let model = Model::open(&name, self.options.seed.unwrap_or(0))?;
+        let wanted = self.print_after.as_deref();
+        let mut observe = |pass: &'static str, graph: &Graph| {
+            if wanted.is_some_and(|wanted| wanted == "all" || wanted == pass) {
+                output::diagnose(&format!("; after {pass}\n{graph}"));
+            }
+        };
+        let resolved = self
+            .options
+            .compile_options(self.options.model_options(&model)?)?;
+        let (plan, compiled) = compile_model(&model, &resolved, global, &mut observe)?;
+        if let Some(path) = &self.output {
+            files::write(path, &plan.to_bytes()?)?;
+        }
+        let report = Report::new(&plan, used, Some(compiled.duration.as_secs_f64()));
+        if let Some(emit) = &self.emit {
+            emit.write(&plan.graph)?;
+        }
+        match &self.emit {
+            _ if global.json => output::json(&report.document()),
+            Some(emit) if emit.is_stdout() => Ok(()),
+            _ => output::print(&report.text()),
+        }
+    }
+
+    fn check_pass(&self) -> Result<()> {
+        let mut known: Vec<&str> = vec!["all", "build"];
+        known.extend(lxpod_passes::names());
+        known.push("partition");
+        match self.print_after.as_deref() {
+            Some(pass) if !known.contains(&pass) => {
+                let message = format!("unknown pass `{pass}`; use one of {}", known.join(", "));
+                Err(CliError::option("--print-after", message))
+            }
+            _ => Ok(()),
+        }
+    }
+}

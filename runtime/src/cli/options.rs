@@ -1,0 +1,389 @@
+//! The plan options, shared by every command that compiles.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use lxpod_ir::Target;
+use lxpod_ir::front::{AnswerLoss, Losses, ModelOptions, Task};
+use lxpod_passes::plan::Plan;
+use lxpod_passes::{CompileOptions, Precision};
+use lxpod_runtime::{Error, Model, Samples};
+
+use super::error::{CliError, Result};
+use super::files;
+
+/// The most micro-batches of one step that are simulated.
+const MOST_MICRO_BATCHES: usize = 1 << 16;
+/// The most threads that make any sense.
+const MOST_THREADS: usize = 4096;
+
+/// What to compile, and for what. Whatever is absent has its default.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Plan options")]
+pub(crate) struct PlanOptions {
+    /// What the plan is for [default: inference]
+    #[arg(long, value_enum)]
+    pub(crate) mode: Option<Mode>,
+
+    /// The machine: pod4, pod16, bow-pod16, pod64, cpu, or a .toml file [default: pod16]
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub(crate) target: Option<PathBuf>,
+
+    /// Copies of the pipeline on their own tiles [default: 1]
+    #[arg(long, value_name = "R", value_parser = positive)]
+    pub(crate) replicas: Option<usize>,
+
+    /// Pipeline stages of a replica [default: as many as it has tiles]
+    #[arg(long, value_name = "S", value_parser = positive)]
+    pub(crate) stages: Option<usize>,
+
+    /// Choose replicas, stages and micro-batch by prediction
+    #[arg(long)]
+    pub(crate) auto: bool,
+
+    /// Take the options of an ipu_config.json
+    #[arg(long, value_name = "FILE|DIR")]
+    pub(crate) ipu_config: Option<PathBuf>,
+
+    /// The model class: qa, pretraining or base [default: from config.json]
+    #[arg(long)]
+    pub(crate) task: Option<Task>,
+
+    /// The most tokens of a text [default: 20]
+    #[arg(long, value_name = "T", value_parser = positive)]
+    pub(crate) seq_len: Option<usize>,
+
+    /// The most boxes of an image [default: 36]
+    #[arg(long, value_name = "V", value_parser = positive)]
+    pub(crate) boxes: Option<usize>,
+
+    /// Samples that pass through the pipeline together [default: 1]
+    #[arg(long, value_name = "B", value_parser = positive)]
+    pub(crate) micro_batch: Option<usize>,
+
+    /// Micro-batches of one replica in one step [default: 1]
+    #[arg(long, value_name = "G", value_parser = positive)]
+    pub(crate) gradient_accumulation: Option<usize>,
+
+    /// How values are stored: fp32 or mixed [default: mixed]
+    #[arg(long)]
+    pub(crate) precision: Option<Precision>,
+
+    /// What training computes twice to save memory [default: none]
+    #[arg(long, value_enum)]
+    pub(crate) recompute: Option<Recompute>,
+
+    /// The order of micro-batches; inference has one order under every name [default: gpipe]
+    #[arg(long, value_enum)]
+    pub(crate) schedule: Option<ScheduleName>,
+
+    /// Parts of a tile's work under the interleaved schedule [default: 2]
+    #[arg(long, value_name = "V", value_parser = positive)]
+    pub(crate) chunks: Option<usize>,
+
+    /// What the output `loss` is, given labels
+    #[arg(long, value_enum)]
+    pub(crate) loss: Option<Loss>,
+
+    /// Make embeddings and the output of each layer outputs too
+    #[arg(long)]
+    pub(crate) output_hidden_states: bool,
+
+    /// Make attention probabilities outputs too
+    #[arg(long)]
+    pub(crate) output_attentions: bool,
+
+    /// Makes the random weights of lxmert-base [default: 0]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+}
+
+/// What a plan is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    Inference,
+    Training,
+}
+
+/// What training computes twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Recompute {
+    None,
+    Layer,
+    Auto,
+}
+
+/// The order of micro-batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ScheduleName {
+    #[value(name = "1f1b")]
+    OneForwardOneBackward,
+    #[value(name = "gpipe")]
+    GPipe,
+    Interleaved,
+    Popart,
+}
+
+impl ScheduleName {
+    /// The name on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            ScheduleName::OneForwardOneBackward => "1f1b",
+            ScheduleName::GPipe => "gpipe",
+            ScheduleName::Interleaved => "interleaved",
+            ScheduleName::Popart => "popart",
+        }
+    }
+}
+
+/// The loss of question answering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Loss {
+    CrossEntropy,
+    Bce,
+    BceTimesLabels,
+}
+
+impl From<Loss> for AnswerLoss {
+    fn from(loss: Loss) -> Self {
+        match loss {
+            Loss::CrossEntropy => AnswerLoss::CrossEntropy,
+            Loss::Bce => AnswerLoss::Bce,
+            Loss::BceTimesLabels => AnswerLoss::BceTimesLabels,
+        }
+    }
+}
+
+/// How a plan is used, beside what it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Use {
+    /// Micro-batches of one replica in one step.
+    pub(crate) micro_batches: usize,
+    /// The schedule's name.
+    pub(crate) schedule: &'static str,
+}
+
+impl PlanOptions {
+    /// How the plan is used.
+    ///
+    /// # Errors
+    /// An option that this version does not have.
+    pub(crate) fn usage(&self) -> Result<Use> {
+        self.check_supported()?;
+        let micro_batches = self.gradient_accumulation.unwrap_or(1);
+        if micro_batches > MOST_MICRO_BATCHES {
+            let message = format!("is {micro_batches}; at most {MOST_MICRO_BATCHES} are simulated");
+            return Err(CliError::option("--gradient-accumulation", message));
+        }
+        let schedule = self.schedule.unwrap_or(ScheduleName::GPipe).name();
+        Ok(Use {
+            micro_batches,
+            schedule,
+        })
+    }
+
+    /// What to build of `model`.
+    ///
+    /// # Errors
+    /// An option that this version does not have, or that does not fit the others.
+    pub(crate) fn model_options(&self, model: &Model) -> Result<ModelOptions> {
+        self.check_supported()?;
+        let task = self.task_of(model);
+        let losses = self.losses(task)?;
+        Ok(self.sized(ModelOptions {
+            task,
+            losses,
+            ..ModelOptions::default()
+        }))
+    }
+
+    /// What to build of `model` for these samples: whatever the options leave open is as the samples
+    /// need it.
+    ///
+    /// # Errors
+    /// As [`PlanOptions::model_options`].
+    pub(crate) fn model_options_for(
+        &self,
+        model: &Model,
+        samples: &Samples,
+    ) -> Result<ModelOptions> {
+        self.check_supported()?;
+        let task = self.task_of(model);
+        self.losses(task)?;
+        let loss = self.loss.map_or(AnswerLoss::CrossEntropy, AnswerLoss::from);
+        Ok(self.sized(samples.model_options(task, loss)))
+    }
+
+    fn sized(&self, built: ModelOptions) -> ModelOptions {
+        ModelOptions {
+            micro_batch: self.micro_batch.unwrap_or(built.micro_batch),
+            seq_len: self.seq_len.unwrap_or(built.seq_len),
+            boxes: self.boxes.unwrap_or(built.boxes),
+            hidden_states: self.output_hidden_states,
+            attentions: self.output_attentions,
+            ..built
+        }
+    }
+
+    /// Where to place what was built.
+    ///
+    /// # Errors
+    /// The target is unknown, or its file is wrong.
+    pub(crate) fn compile_options(&self, built: ModelOptions) -> Result<CompileOptions> {
+        let mut options = CompileOptions::new(built, self.target()?);
+        options.replicas = self.replicas.unwrap_or(1);
+        options.stages = self.stages;
+        options.precision = self.precision.unwrap_or(Precision::Mixed);
+        Ok(options)
+    }
+
+    /// The task asked for, or the checkpoint's.
+    pub(crate) fn task_of(&self, model: &Model) -> Task {
+        self.task
+            .unwrap_or_else(|| Task::from_architectures(&model.config.architectures))
+    }
+
+    /// The machine asked for.
+    ///
+    /// # Errors
+    /// It is unknown, or its file is wrong.
+    pub(crate) fn target(&self) -> Result<Target> {
+        let name = self.target.as_deref().unwrap_or(Path::new("pod16"));
+        if name.extension().is_none_or(|extension| extension != "toml") {
+            let found = Target::named(&name.to_string_lossy());
+            return found.map_err(|message| CliError::option("--target", message));
+        }
+        let text = files::read_text(name)?;
+        Ok(
+            Target::from_toml(&text).map_err(|problem| Error::InvalidFile {
+                path: name.into(),
+                field: "target".to_owned(),
+                problem: problem.trim_end().to_owned(),
+                help: "correct the field; the built-in targets in ir/targets have all of them"
+                    .to_owned(),
+            })?,
+        )
+    }
+
+    /// Refuses options that a finished plan has settled.
+    ///
+    /// # Errors
+    /// Names them.
+    pub(crate) fn check_settled(&self, path: &Path, plan: &Plan) -> Result<()> {
+        let settled = self.settled(plan);
+        if settled.is_empty() {
+            return Ok(());
+        }
+        let message = format!(
+            "{}: the plan has settled {}; compile the model again, or leave the option out",
+            path.display(),
+            settled.join(" ")
+        );
+        Err(CliError::Usage(message))
+    }
+
+    fn settled(&self, plan: &Plan) -> Vec<&'static str> {
+        let has = |name: &str| plan.provenance.options[name] == true;
+        let given = [
+            ("--mode", self.mode.is_some()),
+            ("--target", self.target.is_some()),
+            ("--replicas", self.replicas.is_some()),
+            ("--stages", self.stages.is_some()),
+            ("--auto", self.auto),
+            ("--ipu-config", self.ipu_config.is_some()),
+            ("--task", self.task.is_some()),
+            ("--seq-len", self.seq_len.is_some()),
+            ("--boxes", self.boxes.is_some()),
+            ("--micro-batch", self.micro_batch.is_some()),
+            ("--precision", self.precision.is_some()),
+            ("--recompute", self.recompute.is_some()),
+            ("--chunks", self.chunks.is_some()),
+            ("--loss", self.loss.is_some()),
+            (
+                "--output-hidden-states",
+                self.output_hidden_states && !has("hidden_states"),
+            ),
+            (
+                "--output-attentions",
+                self.output_attentions && !has("attentions"),
+            ),
+        ];
+        given
+            .into_iter()
+            .filter(|(_, given)| *given)
+            .map(|(flag, _)| flag)
+            .collect()
+    }
+
+    fn losses(&self, task: Task) -> Result<Losses> {
+        let Some(loss) = self.loss else {
+            return Ok(Losses::None);
+        };
+        match (task, loss) {
+            (Task::Qa, loss) => Ok(Losses::Answer {
+                loss: Some(loss.into()),
+                bce: true,
+            }),
+            (Task::Pretraining, Loss::CrossEntropy) => Ok(Losses::all_pretraining()),
+            (Task::Pretraining | Task::Base, _) => {
+                let message = format!("the task {task} has no such loss; choose another --task");
+                Err(CliError::option("--loss", message))
+            }
+        }
+    }
+
+    fn check_supported(&self) -> Result<()> {
+        let unsupported = [
+            (
+                self.mode == Some(Mode::Training),
+                "--mode training; this version compiles inference",
+            ),
+            (
+                self.auto,
+                "--auto; give --replicas, --stages and --micro-batch",
+            ),
+            (
+                self.ipu_config.is_some(),
+                "--ipu-config; give --replicas, --stages and --gradient-accumulation",
+            ),
+            (
+                self.recompute
+                    .is_some_and(|recompute| recompute != Recompute::None),
+                "--recompute layer or auto, which are for training; inference takes none",
+            ),
+            (
+                matches!(
+                    self.schedule,
+                    Some(ScheduleName::Interleaved | ScheduleName::Popart)
+                ),
+                "--schedule interleaved or popart; use gpipe or 1f1b",
+            ),
+            (
+                self.chunks.is_some(),
+                "--chunks, which is for --schedule interleaved",
+            ),
+        ];
+        match unsupported.into_iter().find(|(found, _)| *found) {
+            Some((_, message)) => Err(CliError::Unsupported(message.to_owned())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Parses a number of at least 1.
+pub(crate) fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("must be a whole number of at least 1".to_owned()),
+    }
+}
+
+/// Parses a number of threads.
+pub(crate) fn threads(text: &str) -> Result<usize, String> {
+    let number = positive(text)?;
+    if number > MOST_THREADS {
+        return Err(format!("at most {MOST_THREADS} threads are supported"));
+    }
+    Ok(number)
+}

@@ -1,0 +1,130 @@
+//! `lxpod simulate`.
+
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use lxpod_backends::sim::write_trace;
+use lxpod_passes::cost;
+
+use super::error::{CliError, Result};
+use super::options::{PlanOptions, positive};
+use super::report::Report;
+use super::source::plan_of;
+use super::{Global, files, html, output, predicted};
+
+/// The most slices of a trace; viewers cannot open more.
+const MOST_SLICES: usize = 2_000_000;
+
+/// Predict a plan's speed on its target
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    lxpod simulate lxmert-base --stages 4 --replicas 4 --gradient-accumulation 16\n  \
+    lxpod simulate lxmert.plan --gradient-accumulation 64 --trace trace.json --report report.html\n  \
+    lxpod simulate lxmert.plan --explain")]
+pub(crate) struct Simulate {
+    /// A model, or a plan file
+    #[arg(value_name = "MODEL|FILE.plan")]
+    subject: PathBuf,
+
+    /// Steps to simulate; each begins and ends with an empty pipeline
+    #[arg(long, value_name = "N", default_value = "1", value_parser = positive)]
+    steps: usize,
+
+    /// Write a trace for Perfetto or chrome://tracing
+    #[arg(long, value_name = "FILE.json")]
+    trace: Option<PathBuf>,
+
+    /// Write a page with the timeline and the memory of the tiles
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+
+    /// Say what the cost model assumes
+    #[arg(long)]
+    explain: bool,
+
+    #[command(flatten)]
+    options: PlanOptions,
+}
+
+impl Simulate {
+    pub(crate) fn run(self, global: &Global) -> Result<()> {
+        let used = self.options.usage()?;
+        let (plan, compile_seconds) = plan_of(&self.subject, &self.options, global)?;
+        let report = Report::new(&plan, used, compile_seconds);
+        if let Some(path) = &self.trace {
+            write_trace_file(path, &report, self.steps)?;
+        }
+        if let Some(path) = &self.report {
+            files::write(path, html::page(&report).as_bytes())?;
+        }
+        let explained = self.explain.then(|| explain(&report));
+        if global.json {
+            let mut document = report.document();
+            document["steps"] = self.steps.into();
+            let total = report.simulation().predict().step_seconds * self.steps as f64;
+            document["total_seconds"] = total.into();
+            if let Some(explained) = explained {
+                document["explain"] = explained.into();
+            }
+            return output::json(&document);
+        }
+        let mut text = format!("{}\n{}\n", report.head(), report.tile_table());
+        text += &predicted::text(report.simulation(), plan.target.machine);
+        if self.steps > 1 {
+            let total = report.simulation().predict().step_seconds * self.steps as f64;
+            text += &format!(
+                "{} take {}.\n",
+                output::plural(self.steps, "step"),
+                output::seconds(total)
+            );
+        }
+        if let Some(explained) = explained {
+            text += &format!("\n{explained}\n");
+        }
+        output::print(&text)
+    }
+}
+
+fn write_trace_file(path: &Path, report: &Report<'_>, steps: usize) -> Result<()> {
+    let simulation = report.simulation();
+    let slices = 6usize
+        .saturating_mul(simulation.tiles())
+        .saturating_mul(simulation.micro_batches());
+    if slices.saturating_mul(steps) > MOST_SLICES {
+        let message =
+            "the trace would have millions of slices; lower --steps or --gradient-accumulation";
+        return Err(CliError::option("--trace", message));
+    }
+    let write = || {
+        let mut out = BufWriter::new(std::fs::File::create(path)?);
+        write_trace(simulation, &report.labels(), steps, &mut out)?;
+        out.flush()
+    };
+    Ok(write().map_err(|error| files::problem(path, "write", error))?)
+}
+
+/// What the prediction assumes.
+fn explain(report: &Report<'_>) -> String {
+    let plan = report.plan();
+    let target = &plan.target;
+    let model = predicted::wrapped(cost::model(target).explain(), 100);
+    let schedule = predicted::wrapped(
+        "schedule: pipeline cycle c runs micro-batch c - s on stage s; a cycle lasts as long as its slowest \
+         working stage. A stage's cycles are those of its steps, of each value it sends and receives over one \
+         link, and of its host buffers over a host link of its own; nothing overlaps. Every tensor is at full \
+         capacity. The critical path follows the stage with the most cycles; cycles in which it has nothing to \
+         do are fill_flush. Inference updates no weights and sums nothing over replicas.",
+        100,
+    );
+    let rates = format!(
+        "{}: {} cores a tile at {:.0} MHz, links {:.0} GB/s with {:.1} µs latency, host {:.0} GB/s",
+        target.name,
+        target.tile.cores,
+        target.tile.clock_hz as f64 / 1e6,
+        target.link.bytes_per_second as f64 / 1e9,
+        target.link.latency_seconds * 1e6,
+        target.host.bytes_per_second as f64 / 1e9,
+    );
+    format!("{model}\n\n{schedule}\n\n{rates}")
+}
