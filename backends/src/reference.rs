@@ -29,10 +29,17 @@ impl Reference {
     pub fn load(plan: Plan, fetch: Fetch<'_>) -> Result<Self, BackendError> {
         let mut parameters = BTreeMap::new();
         for id in plan.graph.nodes() {
-            let Op::Param(param) = &plan.graph.node(id).op else { continue };
+            let Op::Param(param) = &plan.graph.node(id).op else {
+                continue;
+            };
             for name in param.value.tensors() {
-                let expected = plan.provenance.expected.iter().find(|(other, _)| other == name);
-                let unknown = || BackendError::Internal(format!("the plan expects no tensor `{name}`"));
+                let expected = plan
+                    .provenance
+                    .expected
+                    .iter()
+                    .find(|(other, _)| other == name);
+                let unknown =
+                    || BackendError::Internal(format!("the plan expects no tensor `{name}`"));
                 let shape = Shape::new(&expected.ok_or_else(unknown)?.1);
                 let mut values = vec![0.0; shape.elements()];
                 fetch(name, 0..shape.rows(), &mut values)?;
@@ -60,8 +67,15 @@ impl Executable for Reference {
     }
 
     fn host(&self) -> HostLedger {
-        let bytes = self.parameters.values().map(|(_, values)| size_of_val(values.as_slice()) as u64).sum();
-        HostLedger { weights: bytes, ..HostLedger::default() }
+        let bytes = self
+            .parameters
+            .values()
+            .map(|(_, values)| size_of_val(values.as_slice()) as u64)
+            .sum();
+        HostLedger {
+            weights: bytes,
+            ..HostLedger::default()
+        }
     }
 
     fn description(&self) -> String {

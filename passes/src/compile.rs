@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lxpod_ir::front::{FrontError, LxmertConfig, Losses, ModelOptions, build};
+use lxpod_ir::front::{FrontError, Losses, LxmertConfig, ModelOptions, build};
 use lxpod_ir::{Graph, Target, verify};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -33,7 +33,13 @@ pub struct CompileOptions {
 impl CompileOptions {
     /// One replica over all tiles of `target`, mixed precision.
     pub fn new(model: ModelOptions, target: Target) -> Self {
-        CompileOptions { model, target, replicas: 1, stages: None, precision: Precision::Mixed }
+        CompileOptions {
+            model,
+            target,
+            replicas: 1,
+            stages: None,
+            precision: Precision::Mixed,
+        }
     }
 
     /// The number of stages.
@@ -44,7 +50,10 @@ impl CompileOptions {
         let tiles = self.target.tiles;
         let problem = |flag, message| Err(CompileError::Option { flag, message });
         if self.replicas == 0 || self.replicas > tiles {
-            let message = format!("{} replicas on {tiles} tiles; use 1 to {tiles}", self.replicas);
+            let message = format!(
+                "{} replicas on {tiles} tiles; use 1 to {tiles}",
+                self.replicas
+            );
             return problem("--replicas", message);
         }
         let most = tiles / self.replicas;
@@ -52,7 +61,8 @@ impl CompileOptions {
             None => Ok(most),
             Some(stages) if (1..=most).contains(&stages) => Ok(stages),
             Some(stages) => {
-                let message = format!("{stages} stages a replica on {tiles} tiles; use 1 to {most}");
+                let message =
+                    format!("{stages} stages a replica on {tiles} tiles; use 1 to {most}");
                 problem("--stages", message)
             }
         }
@@ -60,7 +70,15 @@ impl CompileOptions {
 
     /// The options as a plan records them.
     fn record(&self, stages: usize) -> serde_json::Value {
-        let ModelOptions { task, micro_batch, seq_len, boxes, hidden_states, attentions, losses } = &self.model;
+        let ModelOptions {
+            task,
+            micro_batch,
+            seq_len,
+            boxes,
+            hidden_states,
+            attentions,
+            losses,
+        } = &self.model;
         serde_json::json!({
             "mode": "inference",
             "task": task.name(),
@@ -126,14 +144,22 @@ pub fn compile(
     let built = build(config, &options.model)?;
     let mut graph = built.graph;
     observe("build", &graph);
-    let mut manager = Manager::new(Options { precision: options.precision });
-    manager = manager.print_after("all", &mut *observe).expect("`all` is no pass's name");
+    let mut manager = Manager::new(Options {
+        precision: options.precision,
+    });
+    manager = manager
+        .print_after("all", &mut *observe)
+        .expect("`all` is no pass's name");
     let mut passes = manager.run(PIPELINE, &mut graph)?.passes;
     drop(manager);
     let cost = cost::model(&options.target);
     let partition = timed(&mut passes, "partition", &mut graph, |graph| {
-        let found = partition(graph, &options.target, cost.as_ref(), stages).map_err(PlanError::from)?;
-        verify(graph).map_err(|errors| PassError::Invalid { pass: "partition", errors })?;
+        let found =
+            partition(graph, &options.target, cost.as_ref(), stages).map_err(PlanError::from)?;
+        verify(graph).map_err(|errors| PassError::Invalid {
+            pass: "partition",
+            errors,
+        })?;
         *graph = graph.compacted();
         Ok::<Partition, CompileError>(found)
     })?;
@@ -156,9 +182,18 @@ pub fn compile(
         graph,
         partition,
         programs,
-        schedule: Schedule { rule: Rule::GPipe, stages },
+        schedule: Schedule {
+            rule: Rule::GPipe,
+            stages,
+        },
     };
-    Ok((plan, CompileReport { passes, duration: start.elapsed() }))
+    Ok((
+        plan,
+        CompileReport {
+            passes,
+            duration: start.elapsed(),
+        },
+    ))
 }
 
 /// SHA-256 of a configuration's canonical JSON, in hexadecimal.
@@ -175,6 +210,12 @@ fn timed<T, E>(
 ) -> Result<T, E> {
     let (start, nodes_before) = (Instant::now(), graph.len());
     let result = run(graph)?;
-    passes.push(PassReport { name, patches: 1, nodes_before, nodes_after: graph.len(), duration: start.elapsed() });
+    passes.push(PassReport {
+        name,
+        patches: 1,
+        nodes_before,
+        nodes_after: graph.len(),
+        duration: start.elapsed(),
+    });
     Ok(result)
 }

@@ -173,7 +173,10 @@ fn problem(
 fn workspace(graph: &Graph, id: NodeId) -> u64 {
     let is_param = |value: &Value| matches!(graph.node(value.node).op, Op::Param(_));
     let inputs = graph.inputs(id);
-    let read = inputs.iter().filter(|value| !is_param(value)).map(|&value| graph.ty(value).bytes());
+    let read = inputs
+        .iter()
+        .filter(|value| !is_param(value))
+        .map(|&value| graph.ty(value).bytes());
     let written = graph.node(id).types.iter().map(|ty| ty.bytes());
     read.chain(written).map(|bytes| bytes as u64).sum()
 }
@@ -266,7 +269,14 @@ impl SourceCopies {
     }
 
     /// The value in the memory of stage `to`, passed on from stage to stage.
-    fn transfer(&mut self, graph: &Graph, patch: &mut Patch, value: Value, from: u32, to: u32) -> Wire {
+    fn transfer(
+        &mut self,
+        graph: &Graph,
+        patch: &mut Patch,
+        value: Value,
+        from: u32,
+        to: u32,
+    ) -> Wire {
         if from == to {
             return Wire::Old(value);
         }

@@ -36,14 +36,24 @@ impl Model {
     pub fn open(name: &str, seed: u64) -> Result<Model> {
         if name == BUILT_IN {
             let config = LxmertConfig::base();
-            return Ok(Model { name: name.to_owned(), config, source: Source::Seeded(seed) });
+            return Ok(Model {
+                name: name.to_owned(),
+                config,
+                source: Source::Seeded(seed),
+            });
         }
         let folder = resolve_model(Path::new(name))?;
         let path = folder.join("config.json");
         let bytes = std::fs::read(&path).map_err(|error| Error::reading(&path, error))?;
         let config = LxmertConfig::from_json(&bytes).map_err(|error| config_error(&path, error))?;
-        let short = Path::new(name).file_name().map_or(name.into(), |name| name.to_string_lossy());
-        Ok(Model { name: short.into_owned(), config, source: Source::Folder(folder) })
+        let short = Path::new(name)
+            .file_name()
+            .map_or(name.into(), |name| name.to_string_lossy());
+        Ok(Model {
+            name: short.into_owned(),
+            config,
+            source: Source::Folder(folder),
+        })
     }
 
     /// The weights, checked against the tensors the plan expects, and notes for the user: what the
@@ -80,9 +90,13 @@ impl Model {
 fn config_error(path: &Path, error: FrontError) -> Error {
     let help = "correct config.json; Transformers' LxmertConfig lists the fields";
     match error {
-        FrontError::NotSupported { field, message } => Error::unsupported(path, field, message, help),
+        FrontError::NotSupported { field, message } => {
+            Error::unsupported(path, field, message, help)
+        }
         FrontError::Field { field, message } => Error::invalid(path, field, message, help),
-        FrontError::Json { line, message } => Error::invalid(path, format!("line {line}"), message, help),
+        FrontError::Json { line, message } => {
+            Error::invalid(path, format!("line {line}"), message, help)
+        }
         FrontError::Option { flag, message } => Error::Option { flag, message },
         FrontError::Internal(what) => Error::internal(what),
     }

@@ -47,24 +47,45 @@ impl<'a> Packer<'a> {
     /// # Errors
     /// The plan's capacities are smaller than the samples.
     pub(crate) fn new(graph: &'a Graph, samples: &'a Samples) -> Result<Self> {
-        let spaces = RowSpaces::find(&graph.spaces).ok_or_else(|| Error::internal("a plan of no LXMERT graph"))?;
+        let spaces = RowSpaces::find(&graph.spaces)
+            .ok_or_else(|| Error::internal("a plan of no LXMERT graph"))?;
         let fits = [
-            ("--seq-len", "tokens", samples.tokens, graph.spaces.longest(spaces.text)),
-            ("--boxes", "boxes", samples.boxes, graph.spaces.longest(spaces.boxes)),
+            (
+                "--seq-len",
+                "tokens",
+                samples.tokens,
+                graph.spaces.longest(spaces.text),
+            ),
+            (
+                "--boxes",
+                "boxes",
+                samples.boxes,
+                graph.spaces.longest(spaces.boxes),
+            ),
         ];
         for (flag, what, given, capacity) in fits {
             if given > capacity {
-                let message = format!("the inputs have {given} {what}, the plan holds {capacity}; compile with {flag} {given}");
+                let message = format!(
+                    "the inputs have {given} {what}, the plan holds {capacity}; compile with {flag} {given}"
+                );
                 return Err(Error::Option { flag, message });
             }
         }
-        Ok(Packer { graph, spaces, dense: needs_all_rows(graph), samples })
+        Ok(Packer {
+            graph,
+            spaces,
+            dense: needs_all_rows(graph),
+            samples,
+        })
     }
 
     /// The samples of each micro-batch.
     pub(crate) fn micro_batches(&self) -> Vec<Range<usize>> {
         let size = self.graph.spaces.get(self.spaces.sample).capacity;
-        (0..self.samples.batch).step_by(size).map(|first| first..(first + size).min(self.samples.batch)).collect()
+        (0..self.samples.batch)
+            .step_by(size)
+            .map(|first| first..(first + size).min(self.samples.batch))
+            .collect()
     }
 
     /// The feed of one micro-batch.
@@ -93,18 +114,29 @@ impl<'a> Packer<'a> {
             samples: samples.clone(),
         };
         for sample in samples {
-            let same = sharing.questions.iter().position(|&other| self.same_question(other, sample));
-            sharing.question_of.push(same.unwrap_or(sharing.questions.len()));
+            let same = sharing
+                .questions
+                .iter()
+                .position(|&other| self.same_question(other, sample));
+            sharing
+                .question_of
+                .push(same.unwrap_or(sharing.questions.len()));
             if same.is_none() {
                 sharing.questions.push(sample);
-                sharing.text_rows.push(self.length("attention_mask", sample, self.samples.tokens));
+                sharing
+                    .text_rows
+                    .push(self.length("attention_mask", sample, self.samples.tokens));
             }
             let image = self.samples.images[sample];
             let same = sharing.images.iter().position(|&other| other == image);
             sharing.image_of.push(same.unwrap_or(sharing.images.len()));
             if same.is_none() {
                 sharing.images.push(image);
-                sharing.box_rows.push(self.length("visual_attention_mask", image, self.samples.boxes));
+                sharing.box_rows.push(self.length(
+                    "visual_attention_mask",
+                    image,
+                    self.samples.boxes,
+                ));
             }
         }
         sharing
@@ -112,23 +144,31 @@ impl<'a> Packer<'a> {
 
     fn same_question(&self, a: usize, b: usize) -> bool {
         let tokens = self.samples.tokens;
-        ["input_ids", "token_type_ids", "attention_mask"].into_iter().all(|name| {
-            let row = |sample: usize| sample * tokens..(sample + 1) * tokens;
-            match self.samples.values.get(name) {
-                Some(Values::Ints(values)) => values[row(a)] == values[row(b)],
-                Some(Values::Floats(values)) => {
-                    let bits = |sample| values[row(sample)].iter().map(|value: &f32| value.to_bits());
-                    bits(a).eq(bits(b))
+        ["input_ids", "token_type_ids", "attention_mask"]
+            .into_iter()
+            .all(|name| {
+                let row = |sample: usize| sample * tokens..(sample + 1) * tokens;
+                match self.samples.values.get(name) {
+                    Some(Values::Ints(values)) => values[row(a)] == values[row(b)],
+                    Some(Values::Floats(values)) => {
+                        let bits = |sample| {
+                            values[row(sample)]
+                                .iter()
+                                .map(|value: &f32| value.to_bits())
+                        };
+                        bits(a).eq(bits(b))
+                    }
+                    None => true,
                 }
-                None => true,
-            }
-        })
+            })
     }
 
     /// Rows to compute of one text or image: up to the last kept one, or all where the mask is not
     /// of zeros and ones, or keeps nothing, or every row is asked for.
     fn length(&self, mask: &str, entity: usize, full: usize) -> usize {
-        let Some(Values::Floats(mask)) = self.samples.values.get(mask) else { return full };
+        let Some(Values::Floats(mask)) = self.samples.values.get(mask) else {
+            return full;
+        };
         let mask = &mask[entity * full..(entity + 1) * full];
         let binary = mask.iter().all(|&value| value == 0.0 || value == 1.0);
         match mask.iter().rposition(|&value| value == 1.0) {
@@ -159,8 +199,12 @@ impl<'a> Packer<'a> {
                 sharing.box_rows[sharing.image_of[entity]]
             }
         };
-        Extents::new(&self.graph.spaces, |space, _| entities(space), |space, entity, _| length(space, entity))
-            .map_err(Error::internal)
+        Extents::new(
+            &self.graph.spaces,
+            |space, _| entities(space),
+            |space, entity, _| length(space, entity),
+        )
+        .map_err(Error::internal)
     }
 
     /// The value of one graph input.
@@ -173,21 +217,31 @@ impl<'a> Packer<'a> {
             _ => None,
         };
         if let Some(values) = derived {
-            return Ok(Tensor::int([values.len()], values.iter().map(|&value| value as i32).collect()));
+            return Ok(Tensor::int(
+                [values.len()],
+                values.iter().map(|&value| value as i32).collect(),
+            ));
         }
         let field = FIELDS.iter().find(|field| field.name == name);
-        let field = field.ok_or_else(|| Error::internal(format!("a graph with the unknown input `{name}`")))?;
+        let field = field
+            .ok_or_else(|| Error::internal(format!("a graph with the unknown input `{name}`")))?;
         let picked = rows.of(field.axes, ty.rows, &self.spaces);
         let shape = ty.shape.with_rows(picked.len());
         let width = shape.row_elements();
         Ok(match (self.samples.values.get(name), field.content) {
-            (Some(Values::Ints(values)), _) => Tensor::int(shape, picked.iter().map(|&row| values[row]).collect()),
+            (Some(Values::Ints(values)), _) => {
+                Tensor::int(shape, picked.iter().map(|&row| values[row]).collect())
+            }
             (Some(Values::Floats(values)), _) => {
                 let row = |&row: &usize| &values[row * width..(row + 1) * width];
                 Tensor::real(shape, picked.iter().flat_map(row).copied().collect())
             }
-            (None, Content::Index(_, _, default)) => Tensor::int(shape, vec![default.unwrap_or(0); picked.len()]),
-            (None, Content::Float(_, default)) => Tensor::real(shape, vec![default.unwrap_or(0.0); picked.len() * width]),
+            (None, Content::Index(_, _, default)) => {
+                Tensor::int(shape, vec![default.unwrap_or(0); picked.len()])
+            }
+            (None, Content::Float(_, default)) => {
+                Tensor::real(shape, vec![default.unwrap_or(0.0); picked.len() * width])
+            }
         })
     }
 
@@ -211,7 +265,11 @@ impl<'a> Packer<'a> {
     }
 
     /// One output of all micro-batches in Transformers' shape.
-    pub(crate) fn unpack(&self, output: usize, results: &[(Range<usize>, Outputs)]) -> (Vec<usize>, Vec<f32>) {
+    pub(crate) fn unpack(
+        &self,
+        output: usize,
+        results: &[(Range<usize>, Outputs)],
+    ) -> (Vec<usize>, Vec<f32>) {
         let ty = self.graph.ty(self.graph.outputs()[output].value);
         let Some(space) = ty.rows else {
             return (Vec::new(), vec![mean(output, results)]);
@@ -243,16 +301,30 @@ impl<'a> Packer<'a> {
         } else if space == spaces.boxes {
             sharing.box_rows.clone()
         } else if space == spaces.sample_text {
-            sharing.question_of.iter().map(|&question| sharing.text_rows[question]).collect()
+            sharing
+                .question_of
+                .iter()
+                .map(|&question| sharing.text_rows[question])
+                .collect()
         } else if space == spaces.sample_box {
-            sharing.image_of.iter().map(|&image| sharing.box_rows[image]).collect()
+            sharing
+                .image_of
+                .iter()
+                .map(|&image| sharing.box_rows[image])
+                .collect()
         } else {
             vec![1; sharing.samples.len()]
         }
     }
 
     /// Appends one segment; \[row, head, key\] becomes \[head, row, key\], keys cut to the user's.
-    fn unpack_segment(&self, output: usize, tensor: &Tensor<f32>, rows: Range<usize>, values: &mut Vec<f32>) {
+    fn unpack_segment(
+        &self,
+        output: usize,
+        tensor: &Tensor<f32>,
+        rows: Range<usize>,
+        values: &mut Vec<f32>,
+    ) {
         let (Some(keys), &[_, heads, capacity]) = (self.keys(output), &*tensor.shape) else {
             return rows.for_each(|row| values.extend_from_slice(tensor.row(row)));
         };
@@ -269,16 +341,26 @@ impl<'a> Packer<'a> {
         while let Op::Transfer(_) | Op::Cast(_) = self.graph.node(node).op {
             node = self.graph.inputs(node)[0].node;
         }
-        let Op::Attention(_) = self.graph.node(node).op else { return None };
+        let Op::Attention(_) = self.graph.node(node).op else {
+            return None;
+        };
         let space = self.graph.input_types(node)[1].rows?;
         let texts = space == self.spaces.text || space == self.spaces.sample_text;
-        Some(if texts { self.samples.tokens } else { self.samples.boxes })
+        Some(if texts {
+            self.samples.tokens
+        } else {
+            self.samples.boxes
+        })
     }
 
     fn unpacked_shape(&self, output: usize, ty: &TensorType, space: SpaceId) -> Vec<usize> {
         let mut shape = vec![self.samples.batch];
         let rows = match self.graph.spaces.get(space).layout {
-            Layout::Segments { .. } if space == self.spaces.text || space == self.spaces.sample_text => Some(self.samples.tokens),
+            Layout::Segments { .. }
+                if space == self.spaces.text || space == self.spaces.sample_text =>
+            {
+                Some(self.samples.tokens)
+            }
             Layout::Segments { .. } => Some(self.samples.boxes),
             Layout::Entities | Layout::Union(_) => None,
         };
@@ -316,8 +398,14 @@ impl Rows {
         let text_first = first_rows(&sharing.text_rows);
         let box_first = first_rows(&sharing.box_rows);
         let mut rows = Rows {
-            text: segments(sharing.questions.iter().map(|&sample| sample * tokens), &sharing.text_rows),
-            image: segments(sharing.images.iter().map(|&image| image * boxes), &sharing.box_rows),
+            text: segments(
+                sharing.questions.iter().map(|&sample| sample * tokens),
+                &sharing.text_rows,
+            ),
+            image: segments(
+                sharing.images.iter().map(|&image| image * boxes),
+                &sharing.box_rows,
+            ),
             positions: segments(sharing.questions.iter().map(|_| 0), &sharing.text_rows),
             sample: sharing.samples.clone().collect(),
             sample_text_user: Vec::new(),
@@ -330,10 +418,14 @@ impl Rows {
             let (question, image) = (sharing.question_of[index], sharing.image_of[index]);
             let (text_rows, box_rows) = (sharing.text_rows[question], sharing.box_rows[image]);
             rows.first_tokens.push(rows.sample_text.len());
-            rows.sample_text.extend(text_first[question]..text_first[question] + text_rows);
-            rows.sample_box.extend(box_first[image]..box_first[image] + box_rows);
-            rows.sample_text_user.extend(sample * tokens..sample * tokens + text_rows);
-            rows.sample_box_user.extend(sample * boxes..sample * boxes + box_rows);
+            rows.sample_text
+                .extend(text_first[question]..text_first[question] + text_rows);
+            rows.sample_box
+                .extend(box_first[image]..box_first[image] + box_rows);
+            rows.sample_text_user
+                .extend(sample * tokens..sample * tokens + text_rows);
+            rows.sample_box_user
+                .extend(sample * boxes..sample * boxes + box_rows);
         }
         rows
     }
@@ -362,7 +454,10 @@ fn first_rows(lengths: &[usize]) -> Vec<usize> {
 
 /// `start..start + length` of each segment, end to end.
 fn segments(starts: impl Iterator<Item = usize>, lengths: &[usize]) -> Vec<usize> {
-    starts.zip(lengths).flat_map(|(start, &length)| start..start + length).collect()
+    starts
+        .zip(lengths)
+        .flat_map(|(start, &length)| start..start + length)
+        .collect()
 }
 
 /// The mean of a scalar output, weighted by samples.
@@ -382,7 +477,10 @@ fn is_label(name: &str) -> bool {
     let field = FIELDS.iter().find(|field| field.name == name);
     let optional = ["token_type_ids", "attention_mask", "visual_attention_mask"];
     field.is_some_and(|field| {
-        matches!(field.content, Content::Index(_, _, Some(_)) | Content::Float(_, Some(_))) && !optional.contains(&field.name)
+        matches!(
+            field.content,
+            Content::Index(_, _, Some(_)) | Content::Float(_, Some(_))
+        ) && !optional.contains(&field.name)
     })
 }
 
@@ -390,12 +488,22 @@ fn is_label(name: &str) -> bool {
 /// box, or a loss over them.
 fn needs_all_rows(graph: &Graph) -> bool {
     let segmented = |ty: &TensorType| {
-        ty.rows.is_some_and(|space| !matches!(graph.spaces.get(space).layout, Layout::Entities))
+        ty.rows
+            .is_some_and(|space| !matches!(graph.spaces.get(space).layout, Layout::Entities))
     };
-    let outputs = graph.outputs().iter().any(|output| segmented(graph.ty(output.value)));
+    let outputs = graph
+        .outputs()
+        .iter()
+        .any(|output| segmented(graph.ty(output.value)));
     let losses = graph.nodes().any(|id| {
-        let loss = matches!(graph.node(id).op, Op::CrossEntropy(_) | Op::Bce(_) | Op::SmoothL1(_));
-        loss && graph.input_types(id).iter().any(|ty| segmented(ty) && ty.dtype != DType::Bool)
+        let loss = matches!(
+            graph.node(id).op,
+            Op::CrossEntropy(_) | Op::Bce(_) | Op::SmoothL1(_)
+        );
+        loss && graph
+            .input_types(id)
+            .iter()
+            .any(|ty| segmented(ty) && ty.dtype != DType::Bool)
     });
     outputs || losses
 }

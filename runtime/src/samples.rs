@@ -67,27 +67,83 @@ const ONE: fn(&LxmertConfig) -> usize = |_| 1;
 
 /// Every field. A label's default is what the losses ignore.
 pub(crate) const FIELDS: &[Field] = &[
-    field("input_ids", Axes::Text, Content::Index(|c| c.vocab_size, false, None)),
-    field("token_type_ids", Axes::Text, Content::Index(|c| c.type_vocab_size, false, Some(0))),
+    field(
+        "input_ids",
+        Axes::Text,
+        Content::Index(|c| c.vocab_size, false, None),
+    ),
+    field(
+        "token_type_ids",
+        Axes::Text,
+        Content::Index(|c| c.type_vocab_size, false, Some(0)),
+    ),
     field("attention_mask", Axes::Text, Content::Float(ONE, Some(1.0))),
-    field("visual_feats", Axes::Image, Content::Float(|c| c.visual_feat_dim, None)),
-    field("visual_pos", Axes::Image, Content::Float(|c| c.visual_pos_dim, None)),
-    field("visual_attention_mask", Axes::Image, Content::Float(ONE, Some(1.0))),
-    field("labels", Axes::Sample, Content::Index(|c| c.num_qa_labels, true, Some(-100))),
-    field("soft_labels", Axes::Sample, Content::Float(|c| c.num_qa_labels, Some(0.0))),
-    field("lm_labels", Axes::Text, Content::Index(|c| c.vocab_size, true, Some(-100))),
-    field("matched_label", Axes::Sample, Content::Index(|_| 2, true, Some(-100))),
-    field("ans", Axes::Sample, Content::Index(|c| c.num_qa_labels, true, Some(-100))),
-    field("obj_labels", Axes::Box, Content::Index(|c| c.num_object_labels, true, Some(-100))),
+    field(
+        "visual_feats",
+        Axes::Image,
+        Content::Float(|c| c.visual_feat_dim, None),
+    ),
+    field(
+        "visual_pos",
+        Axes::Image,
+        Content::Float(|c| c.visual_pos_dim, None),
+    ),
+    field(
+        "visual_attention_mask",
+        Axes::Image,
+        Content::Float(ONE, Some(1.0)),
+    ),
+    field(
+        "labels",
+        Axes::Sample,
+        Content::Index(|c| c.num_qa_labels, true, Some(-100)),
+    ),
+    field(
+        "soft_labels",
+        Axes::Sample,
+        Content::Float(|c| c.num_qa_labels, Some(0.0)),
+    ),
+    field(
+        "lm_labels",
+        Axes::Text,
+        Content::Index(|c| c.vocab_size, true, Some(-100)),
+    ),
+    field(
+        "matched_label",
+        Axes::Sample,
+        Content::Index(|_| 2, true, Some(-100)),
+    ),
+    field(
+        "ans",
+        Axes::Sample,
+        Content::Index(|c| c.num_qa_labels, true, Some(-100)),
+    ),
+    field(
+        "obj_labels",
+        Axes::Box,
+        Content::Index(|c| c.num_object_labels, true, Some(-100)),
+    ),
     field("obj_conf", Axes::Box, Content::Float(ONE, Some(0.0))),
-    field("attr_labels", Axes::Box, Content::Index(|c| c.num_attr_labels, true, Some(-100))),
+    field(
+        "attr_labels",
+        Axes::Box,
+        Content::Index(|c| c.num_attr_labels, true, Some(-100)),
+    ),
     field("attr_conf", Axes::Box, Content::Float(ONE, Some(0.0))),
-    field("feat_labels", Axes::Box, Content::Float(|c| c.visual_feat_dim, Some(0.0))),
+    field(
+        "feat_labels",
+        Axes::Box,
+        Content::Float(|c| c.visual_feat_dim, Some(0.0)),
+    ),
     field("feat_conf", Axes::Box, Content::Float(ONE, Some(0.0))),
 ];
 
 const fn field(name: &'static str, axes: Axes, content: Content) -> Field {
-    Field { name, axes, content }
+    Field {
+        name,
+        axes,
+        content,
+    }
 }
 
 impl Samples {
@@ -102,16 +158,31 @@ impl Samples {
         config: &LxmertConfig,
         task: Task,
     ) -> Result<Samples> {
-        let reader = Reader { tensors, path, config };
+        let reader = Reader {
+            tensors,
+            path,
+            config,
+        };
         let [batch, tokens] = reader.leading("input_ids", "[batch, tokens]")?;
         let [images, boxes] = reader.leading("visual_feats", "[batch, boxes, features]")?;
         let image_of = reader.image_index(batch, images)?;
         if tokens > config.max_position_embeddings {
             let limit = config.max_position_embeddings;
-            let problem = format!("has {tokens} tokens; the model's position table ends at {limit}");
-            return Err(reader.wrong("input_ids", &problem, "shorten the texts (max_position_embeddings)"));
+            let problem =
+                format!("has {tokens} tokens; the model's position table ends at {limit}");
+            return Err(reader.wrong(
+                "input_ids",
+                &problem,
+                "shorten the texts (max_position_embeddings)",
+            ));
         }
-        let mut samples = Samples { batch, tokens, boxes, images: image_of, values: BTreeMap::new() };
+        let mut samples = Samples {
+            batch,
+            tokens,
+            boxes,
+            images: image_of,
+            values: BTreeMap::new(),
+        };
         for field in FIELDS.iter().filter(|field| reads(task, field.name)) {
             let shape = match field.axes {
                 Axes::Sample => vec![batch],
@@ -149,10 +220,18 @@ impl Samples {
         match task {
             Task::Base => Losses::None,
             Task::Qa => {
-                let needed = if loss == AnswerLoss::CrossEntropy { "labels" } else { "soft_labels" };
+                let needed = if loss == AnswerLoss::CrossEntropy {
+                    "labels"
+                } else {
+                    "soft_labels"
+                };
                 let loss = self.has(needed).then_some(loss);
                 let bce = self.has("soft_labels");
-                if loss.is_none() && !bce { Losses::None } else { Losses::Answer { loss, bce } }
+                if loss.is_none() && !bce {
+                    Losses::None
+                } else {
+                    Losses::Answer { loss, bce }
+                }
             }
             Task::Pretraining => {
                 let parts = [
@@ -163,9 +242,16 @@ impl Samples {
                     ("feat_labels", Features),
                     ("ans", Answer),
                 ];
-                let given = parts.into_iter().filter(|(name, _)| self.has(name)).map(|(_, part)| part);
+                let given = parts
+                    .into_iter()
+                    .filter(|(name, _)| self.has(name))
+                    .map(|(_, part)| part);
                 let given: std::collections::BTreeSet<_> = given.collect();
-                if given.is_empty() { Losses::None } else { Losses::Pretraining(given) }
+                if given.is_empty() {
+                    Losses::None
+                } else {
+                    Losses::Pretraining(given)
+                }
             }
         }
     }
@@ -174,8 +260,8 @@ impl Samples {
 fn reads(task: Task, name: &str) -> bool {
     match name {
         "labels" | "soft_labels" => task == Task::Qa,
-        "lm_labels" | "matched_label" | "ans" | "obj_labels" | "obj_conf" | "attr_labels" | "attr_conf"
-        | "feat_labels" | "feat_conf" => task == Task::Pretraining,
+        "lm_labels" | "matched_label" | "ans" | "obj_labels" | "obj_conf" | "attr_labels"
+        | "attr_conf" | "feat_labels" | "feat_conf" => task == Task::Pretraining,
         _ => true,
     }
 }
@@ -194,7 +280,10 @@ impl Reader<'_> {
     /// The first two axes of a required tensor, which must not be empty.
     fn leading(&self, name: &str, axes: &str) -> Result<[usize; 2]> {
         let help = format!("give `{name}` as {axes}");
-        let tensor = self.tensors.get(name).ok_or_else(|| self.wrong(name, "is missing", &help))?;
+        let tensor = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| self.wrong(name, "is missing", &help))?;
         match *tensor.shape() {
             [first, second, ..] if first > 0 && second > 0 => Ok([first, second]),
             ref shape => Err(self.wrong(name, &format!("has shape {shape:?}"), &help)),
@@ -208,15 +297,27 @@ impl Reader<'_> {
                 return Ok((0..batch).collect());
             }
             let problem = format!("holds {images} images for {batch} questions");
-            return Err(self.wrong("visual_feats", &problem, "give one per question, or `image_index` [batch]"));
+            return Err(self.wrong(
+                "visual_feats",
+                &problem,
+                "give one per question, or `image_index` [batch]",
+            ));
         };
         if tensor.shape() != [batch] {
-            return Err(self.wrong(name, &format!("has shape {:?}, must be [{batch}]", tensor.shape()), "one image per question"));
+            return Err(self.wrong(
+                name,
+                &format!("has shape {:?}, must be [{batch}]", tensor.shape()),
+                "one image per question",
+            ));
         }
         let found = |(at, &index): (usize, &i32)| {
             let image = usize::try_from(index).ok().filter(|&image| image < images);
             image.ok_or_else(|| {
-                self.wrong(name, &format!("[{at}] is {index}; there are {images} images"), "number images from 0")
+                self.wrong(
+                    name,
+                    &format!("[{at}] is {index}; there are {images} images"),
+                    "number images from 0",
+                )
             })
         };
         tensor.to_i32()?.iter().enumerate().map(found).collect()
@@ -240,7 +341,11 @@ impl Reader<'_> {
         }
         if tensor.shape() != shape {
             let problem = format!("has shape {:?}, must be {shape:?}", tensor.shape());
-            return Err(self.wrong(field.name, &problem, "all inputs must agree with input_ids, visual_feats and config.json"));
+            return Err(self.wrong(
+                field.name,
+                &problem,
+                "all inputs must agree with input_ids, visual_feats and config.json",
+            ));
         }
         Ok(Some(match field.content {
             Content::Float(..) => Values::Floats(tensor.to_f32()?),
@@ -259,9 +364,20 @@ impl Reader<'_> {
         match values.iter().position(|&value| !fits(value)) {
             None => Ok(()),
             Some(at) => {
-                let also = if ignorable { ", or -100 to ignore it" } else { "" };
-                let problem = format!("element {at} is {}; must be in 0..{bound}{also}", values[at]);
-                Err(self.wrong(name, &problem, "check the vocabulary and labels the file was made with"))
+                let also = if ignorable {
+                    ", or -100 to ignore it"
+                } else {
+                    ""
+                };
+                let problem = format!(
+                    "element {at} is {}; must be in 0..{bound}{also}",
+                    values[at]
+                );
+                Err(self.wrong(
+                    name,
+                    &problem,
+                    "check the vocabulary and labels the file was made with",
+                ))
             }
         }
     }

@@ -94,12 +94,17 @@ impl Session {
     /// The weights cannot be read, or the backend cannot run the plan.
     pub fn new(plan: Plan, weights: &dyn Weights, options: SessionOptions) -> Result<Session> {
         let fetch = |name: &str, rows: Range<usize>, out: &mut [f32]| {
-            weights.read_rows(name, rows, out).map_err(|error| Box::new(error) as SourceError)
+            weights
+                .read_rows(name, rows, out)
+                .map_err(|error| Box::new(error) as SourceError)
         };
         let graph = plan.graph.clone();
         let executable: Box<dyn Executable> = match options.backend {
             BackendKind::Cpu => {
-                let options = CpuOptions { threads: options.threads, guard: options.guard };
+                let options = CpuOptions {
+                    threads: options.threads,
+                    guard: options.guard,
+                };
                 Box::new(Cpu::load(plan, &fetch, options)?)
             }
             BackendKind::Reference => Box::new(Reference::load(plan, &fetch)?),
@@ -115,17 +120,29 @@ impl Session {
         let start = Instant::now();
         let packer = Packer::new(&self.graph, samples)?;
         let micro_batches = packer.micro_batches();
-        let feeds: Vec<Feed> = micro_batches.iter().cloned().map(|range| packer.pack(range)).collect::<Result<_>>()?;
+        let feeds: Vec<Feed> = micro_batches
+            .iter()
+            .cloned()
+            .map(|range| packer.pack(range))
+            .collect::<Result<_>>()?;
         let results = self.executable.run(&feeds).map_err(Error::from)?;
-        let results: Vec<(Range<usize>, Outputs)> = micro_batches.into_iter().zip(results).collect();
+        let results: Vec<(Range<usize>, Outputs)> =
+            micro_batches.into_iter().zip(results).collect();
         let mut outputs = Vec::new();
         for (index, output) in self.graph.outputs().iter().enumerate() {
             if packer.is_known(index) {
                 let (shape, values) = packer.unpack(index, &results);
-                outputs.push(NamedTensor { name: output.name.clone(), shape, values });
+                outputs.push(NamedTensor {
+                    name: output.name.clone(),
+                    shape,
+                    values,
+                });
             }
         }
-        Ok(RunResult { outputs, duration: start.elapsed() })
+        Ok(RunResult {
+            outputs,
+            duration: start.elapsed(),
+        })
     }
 
     /// What each tile really used so far.

@@ -11,7 +11,9 @@ pub(super) fn allowed_cpus() -> Vec<usize> {
         return Vec::new();
     }
     // SAFETY: every index is below the size of the set.
-    (0..libc::CPU_SETSIZE as usize).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) }).collect()
+    (0..libc::CPU_SETSIZE as usize)
+        .filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) })
+        .collect()
 }
 
 /// Pins the calling thread; without effect where the system refuses.

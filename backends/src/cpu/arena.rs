@@ -25,7 +25,11 @@ impl Arena {
     /// The addresses `base..end` of a tile, zeroed.
     pub(super) fn new(base: u64, end: u64) -> Self {
         let lines = (end - base).div_ceil(64) as usize;
-        Arena { lines: UnsafeCell::new(vec![Line::zeroed(); lines]), base, end }
+        Arena {
+            lines: UnsafeCell::new(vec![Line::zeroed(); lines]),
+            base,
+            end,
+        }
     }
 
     /// Bytes allocated.
@@ -53,6 +57,11 @@ impl Arena {
             self.end
         );
         // SAFETY: the vector is never resized, so its address is stable, and the offset is in bounds.
-        unsafe { (*self.lines.get()).as_mut_ptr().cast::<u8>().add((start - self.base) as usize) }
+        unsafe {
+            (*self.lines.get())
+                .as_mut_ptr()
+                .cast::<u8>()
+                .add((start - self.base) as usize)
+        }
     }
 }

@@ -27,7 +27,12 @@ impl Machine<'_> {
     ///
     /// # Errors
     /// A value fed by the user is out of range.
-    pub(super) fn run(&self, step: &CpuStep, worker: &Worker<'_>, scratch: &mut Scratch) -> Result<(), String> {
+    pub(super) fn run(
+        &self,
+        step: &CpuStep,
+        worker: &Worker<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<(), String> {
         match &step.kernel {
             Kernel::Linear(activation) => self.linear(step, *activation, worker, scratch),
             Kernel::Attention(attention, queries, keys) => {
@@ -36,11 +41,15 @@ impl Machine<'_> {
             Kernel::LayerNorm(eps) => self.layer_norm(step, *eps, worker),
             Kernel::Gather => return self.gather(step, worker),
             Kernel::Concat(columns) => self.concat(step, *columns, worker),
-            Kernel::CrossEntropy(reduction) if worker.index == 0 => return self.cross_entropy(step, *reduction),
+            Kernel::CrossEntropy(reduction) if worker.index == 0 => {
+                return self.cross_entropy(step, *reduction);
+            }
             Kernel::Bce(factor) if worker.index == 0 => self.bce(step, *factor),
             Kernel::SmoothL1 if worker.index == 0 => self.smooth_l1(step),
             Kernel::CrossEntropy(_) | Kernel::Bce(_) | Kernel::SmoothL1 => {}
-            Kernel::Add | Kernel::Scale(_) | Kernel::Activate(_) | Kernel::Copy => self.elementwise(step, worker),
+            Kernel::Add | Kernel::Scale(_) | Kernel::Activate(_) | Kernel::Copy => {
+                self.elementwise(step, worker)
+            }
         }
         Ok(())
     }
@@ -51,7 +60,9 @@ impl Machine<'_> {
             // SAFETY: no worker writes a step's operands while the step runs.
             Source::Arena(operand) => unsafe { operand.view(self.arenas, self.extents) },
             Source::Resident(Resident::Table(table)) => table.view(),
-            Source::Resident(Resident::Vector(values)) => View::new(values.as_slice(), values.len(), 1),
+            Source::Resident(Resident::Vector(values)) => {
+                View::new(values.as_slice(), values.len(), 1)
+            }
             Source::Resident(Resident::Panels(_)) => unreachable!("only `linear` reads panels"),
         }
     }
@@ -95,15 +106,37 @@ impl Machine<'_> {
             unreachable!("the weight of a `linear` is a parameter");
         };
         let bias = (step.inputs.len() > 2).then(|| self.vector(step, 2));
-        let layer = Linear { x: self.read(step, 0), weights, bias, activation };
-        kernels::linear(self.kernels, &layer, self.write(step, 0), worker.share(weights.panels()), scratch);
+        let layer = Linear {
+            x: self.read(step, 0),
+            weights,
+            bias,
+            activation,
+        };
+        kernels::linear(
+            self.kernels,
+            &layer,
+            self.write(step, 0),
+            worker.share(weights.panels()),
+            scratch,
+        );
     }
 
     fn layer_norm(&self, step: &CpuStep, eps: f32, worker: &Worker<'_>) {
-        let norm = LayerNorm { gamma: self.vector(step, 1), beta: self.vector(step, 2), eps };
+        let norm = LayerNorm {
+            gamma: self.vector(step, 1),
+            beta: self.vector(step, 2),
+            eps,
+        };
         let residual = (step.inputs.len() > 3).then(|| self.read(step, 3));
         let rows = worker.share(self.rows(&step.outputs[0]));
-        kernels::layer_norm(self.kernels, self.read(step, 0), residual, &norm, self.write(step, 0), rows);
+        kernels::layer_norm(
+            self.kernels,
+            self.read(step, 0),
+            residual,
+            &norm,
+            self.write(step, 0),
+            rows,
+        );
     }
 
     /// Work is split over (segment, head) pairs.
@@ -120,9 +153,14 @@ impl Machine<'_> {
         for unit in worker.share(self.extents.segments(queries) * heads) {
             let (segment, head) = (unit / heads, unit % heads);
             let columns = head * width..(head + 1) * width;
-            let (rows, seen) = (self.extents.segment(queries, segment), self.extents.segment(keys, segment));
+            let (rows, seen) = (
+                self.extents.segment(queries, segment),
+                self.extents.segment(keys, segment),
+            );
             let part = |index: usize, rows: &Range<usize>| {
-                self.read(step, index).row_range(rows.clone()).col_range(columns.clone())
+                self.read(step, index)
+                    .row_range(rows.clone())
+                    .col_range(columns.clone())
             };
             let inputs = kernels::Attention {
                 q: part(0, &rows),
@@ -131,12 +169,17 @@ impl Machine<'_> {
                 mask: &self.vector(step, 3)[seen.clone()],
                 scale: attention.scale,
             };
-            let out = self.write(step, 0).row_range(rows.clone()).col_range(columns.clone());
+            let out = self
+                .write(step, 0)
+                .row_range(rows.clone())
+                .col_range(columns.clone());
             let probabilities = attention.probabilities.then(|| {
                 let longest = self.write(step, 1).cols() / heads;
                 let first = head * longest;
                 self.clear(step, rows.clone(), first + seen.len()..first + longest);
-                self.write(step, 1).row_range(rows.clone()).col_range(first..first + seen.len())
+                self.write(step, 1)
+                    .row_range(rows.clone())
+                    .col_range(first..first + seen.len())
             });
             kernels::attention_head(self.kernels, &inputs, out, probabilities, scratch);
         }
@@ -148,7 +191,8 @@ impl Machine<'_> {
         for row in rows {
             for first in columns.clone().step_by(ZEROS.len()) {
                 let zeros = &ZEROS[..ZEROS.len().min(columns.end - first)];
-                self.write(step, 1).store_row(self.kernels, row, first, zeros);
+                self.write(step, 1)
+                    .store_row(self.kernels, row, first, zeros);
             }
         }
     }
@@ -158,10 +202,15 @@ impl Machine<'_> {
         let index = self.ints(step, 1);
         let rows = worker.share(self.rows(output));
         if !output.dtype.is_float() {
-            return if worker.index == 0 { self.gather_ints(step, index) } else { Ok(()) };
+            return if worker.index == 0 {
+                self.gather_ints(step, index)
+            } else {
+                Ok(())
+            };
         }
         let out = self.write(step, 0);
-        kernels::gather(self.kernels, self.read(step, 0), index, out, rows).map_err(|error| error.to_string())
+        kernels::gather(self.kernels, self.read(step, 0), index, out, rows)
+            .map_err(|error| error.to_string())
     }
 
     fn gather_ints(&self, step: &CpuStep, index: &[i32]) -> Result<(), String> {
@@ -169,7 +218,9 @@ impl Machine<'_> {
         // SAFETY: only worker 0 comes here, and no step writes what it reads.
         let out = unsafe { step.outputs[0].ints_mut(self.arenas, self.extents) };
         for (out, &index) in out.iter_mut().zip(index) {
-            let picked = usize::try_from(index).ok().and_then(|index| data.get(index));
+            let picked = usize::try_from(index)
+                .ok()
+                .and_then(|index| data.get(index));
             *out = *picked.ok_or_else(|| format!("index {index} is outside 0..{}", data.len()))?;
         }
         Ok(())
@@ -213,19 +264,22 @@ impl Machine<'_> {
     }
 
     fn store_scalar(&self, step: &CpuStep, value: f64) {
-        self.write(step, 0).store_row(self.kernels, 0, 0, &[value as f32]);
+        self.write(step, 0)
+            .store_row(self.kernels, 0, 0, &[value as f32]);
     }
 
     fn cross_entropy(&self, step: &CpuStep, reduction: Reduction) -> Result<(), String> {
         let (logits, labels) = (self.read(step, 0), self.ints(step, 1));
         let (total, rows) = match reduction {
             Reduction::Mean => {
-                let total = kernels::cross_entropy(self.kernels, logits, labels, None).map_err(|error| error.to_string())?;
+                let total = kernels::cross_entropy(self.kernels, logits, labels, None)
+                    .map_err(|error| error.to_string())?;
                 (total.sum, total.kept)
             }
             Reduction::Weighted => {
                 let mut losses = vec![0.0; labels.len()];
-                kernels::cross_entropy(self.kernels, logits, labels, Some(&mut losses)).map_err(|error| error.to_string())?;
+                kernels::cross_entropy(self.kernels, logits, labels, Some(&mut losses))
+                    .map_err(|error| error.to_string())?;
                 (self.weigh(step, &losses), labels.len())
             }
         };
@@ -236,7 +290,9 @@ impl Machine<'_> {
     /// Σ loss · weight, in row order; the weights are the third operand.
     fn weigh(&self, step: &CpuStep, losses: &[f32]) -> f64 {
         let pairs = losses.iter().zip(self.vector(step, 2));
-        pairs.map(|(&loss, &weight)| f64::from(loss) * f64::from(weight)).sum()
+        pairs
+            .map(|(&loss, &weight)| f64::from(loss) * f64::from(weight))
+            .sum()
     }
 
     fn bce(&self, step: &CpuStep, factor: f32) {

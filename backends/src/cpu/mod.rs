@@ -62,23 +62,44 @@ impl Cpu {
     pub fn load(plan: Plan, fetch: Fetch<'_>, options: CpuOptions) -> Result<Self, BackendError> {
         let kernels = Kernels::select().map_err(|error| BackendError::Data(error.to_string()))?;
         let available = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = if options.threads == 0 { available } else { options.threads };
-        let team = Team::new(if options.guard { 1 } else { threads }).map_err(BackendError::Unsupported)?;
-        let rows: std::collections::BTreeMap<&str, usize> =
-            plan.provenance.expected.iter().map(|(name, shape)| (name.as_str(), shape.first().copied().unwrap_or(1))).collect();
+        let threads = if options.threads == 0 {
+            available
+        } else {
+            options.threads
+        };
+        let team = Team::new(if options.guard { 1 } else { threads })
+            .map_err(BackendError::Unsupported)?;
+        let rows: std::collections::BTreeMap<&str, usize> = plan
+            .provenance
+            .expected
+            .iter()
+            .map(|(name, shape)| (name.as_str(), shape.first().copied().unwrap_or(1)))
+            .collect();
         let tensor_rows = |name: &str| rows.get(name).copied().unwrap_or(0);
         let store = team.install(|| Store::load(&plan.graph, &tensor_rows, fetch))?;
-        let programs: Result<Vec<CpuProgram>, _> = (0..plan.stages()).map(|stage| step::resolve(&plan, stage, &store)).collect();
+        let programs: Result<Vec<CpuProgram>, _> = (0..plan.stages())
+            .map(|stage| step::resolve(&plan, stage, &store))
+            .collect();
         let programs = programs?;
         let tile_arenas = || {
-            let ranges = plan.programs.iter().zip(&programs).map(|(program, resolved)| trace::arena_range(program, resolved));
-            ranges.map(|range| Arena::new(range.start, range.end)).collect()
+            let ranges = plan
+                .programs
+                .iter()
+                .zip(&programs)
+                .map(|(program, resolved)| trace::arena_range(program, resolved));
+            ranges
+                .map(|range| Arena::new(range.start, range.end))
+                .collect()
         };
         let scratch = scratch_len(&plan.graph);
         Ok(Cpu {
             arenas: (0..plan.replicas).map(|_| tile_arenas()).collect(),
-            scratch: (0..team.workers()).map(|_| Mutex::new(Scratch::new(scratch))).collect(),
-            traces: (0..plan.replicas * plan.stages()).map(|_| Mutex::default()).collect(),
+            scratch: (0..team.workers())
+                .map(|_| Mutex::new(Scratch::new(scratch)))
+                .collect(),
+            traces: (0..plan.replicas * plan.stages())
+                .map(|_| Mutex::default())
+                .collect(),
             weight_bytes: store.bytes(),
             guard: options.guard,
             plan,
@@ -89,7 +110,12 @@ impl Cpu {
     }
 
     /// Plays the schedule of one replica over its feeds.
-    fn play(&self, replica: usize, feeds: &[&Feed], results: &[Vec<Cell>]) -> Result<(), BackendError> {
+    fn play(
+        &self,
+        replica: usize,
+        feeds: &[&Feed],
+        results: &[Vec<Cell>],
+    ) -> Result<(), BackendError> {
         let failure = Mutex::new(None);
         self.team.run(|worker| {
             let mut scratch = lock(&self.scratch[worker.index]);
@@ -128,8 +154,15 @@ impl Visit<'_> {
         let program = &self.cpu.programs[self.stage];
         let arenas = &self.cpu.arenas[self.replica];
         let extents = &self.feed.extents;
-        let machine = Machine { kernels: self.cpu.kernels, arenas, extents };
-        let guard = self.cpu.guard.then(|| Guard { program: &self.cpu.plan.programs[self.stage], stage: self.stage });
+        let machine = Machine {
+            kernels: self.cpu.kernels,
+            arenas,
+            extents,
+        };
+        let guard = self.cpu.guard.then(|| Guard {
+            program: &self.cpu.plan.programs[self.stage],
+            stage: self.stage,
+        });
         if let Some(guard) = &guard {
             guard.poison(&arenas[self.stage], 0);
         }
@@ -141,10 +174,18 @@ impl Visit<'_> {
             if worker.index == 0 {
                 self.trace(time, step);
             }
-            let checked = guard.as_ref().map_or(Ok(()), |guard| guard.before(time, step, extents));
+            let checked = guard
+                .as_ref()
+                .map_or(Ok(()), |guard| guard.before(time, step, extents));
             self.note(checked.map_err(BackendError::Internal));
-            self.note(machine.run(step, worker, scratch).map_err(|error| self.data_error(step, &error)));
-            let checked = guard.as_ref().map_or(Ok(()), |guard| guard.after(&arenas[self.stage], time));
+            self.note(
+                machine
+                    .run(step, worker, scratch)
+                    .map_err(|error| self.data_error(step, &error)),
+            );
+            let checked = guard
+                .as_ref()
+                .map_or(Ok(()), |guard| guard.after(&arenas[self.stage], time));
             self.note(checked.map_err(BackendError::Internal));
             worker.meet()?;
         }
@@ -196,11 +237,17 @@ impl Visit<'_> {
                 let (rows, columns) = (tensor.shape.rows(), tensor.shape.row_elements());
                 // SAFETY: workers write disjoint rows, and no step runs.
                 let out = unsafe { load.operand.view_mut(arenas, &self.feed.extents) };
-                kernels::copy(self.cpu.kernels, View::new(values, rows, columns), out, worker.share(rows));
+                kernels::copy(
+                    self.cpu.kernels,
+                    View::new(values, rows, columns),
+                    out,
+                    worker.share(rows),
+                );
             }
             Data::Int(values) if worker.index == 0 => {
                 // SAFETY: only worker 0 writes integers, and no step runs.
-                unsafe { load.operand.ints_mut(arenas, &self.feed.extents) }.copy_from_slice(values);
+                unsafe { load.operand.ints_mut(arenas, &self.feed.extents) }
+                    .copy_from_slice(values);
             }
             Data::Int(_) => {}
         }
@@ -235,14 +282,27 @@ impl Cell {
     /// # Safety
     /// Workers write disjoint rows.
     unsafe fn view_mut(&self, rows: usize, columns: usize) -> ViewMut<'_> {
-        assert!(rows * columns <= self.1, "an output has {} elements", self.1);
+        assert!(
+            rows * columns <= self.1,
+            "an output has {} elements",
+            self.1
+        );
         // SAFETY: the tensor outlives the run and holds that many elements.
-        unsafe { ViewMut::from_raw_parts(self.0.cast(), lxpod_ir::DType::F32, [rows, columns], columns) }
+        unsafe {
+            ViewMut::from_raw_parts(
+                self.0.cast(),
+                lxpod_ir::DType::F32,
+                [rows, columns],
+                columns,
+            )
+        }
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl Executable for Cpu {
@@ -250,8 +310,14 @@ impl Executable for Cpu {
         for feed in feeds {
             check_feed(&self.plan.graph, feed)?;
         }
-        let mut outputs: Vec<Outputs> = feeds.iter().map(|feed| empty_outputs(&self.plan.graph, &feed.extents)).collect();
-        let cells: Vec<Vec<Cell>> = outputs.iter_mut().map(|outputs| outputs.iter_mut().map(Cell::new).collect()).collect();
+        let mut outputs: Vec<Outputs> = feeds
+            .iter()
+            .map(|feed| empty_outputs(&self.plan.graph, &feed.extents))
+            .collect();
+        let cells: Vec<Vec<Cell>> = outputs
+            .iter_mut()
+            .map(|outputs| outputs.iter_mut().map(Cell::new).collect())
+            .collect();
         let replicas = self.plan.replicas;
         let mut by_replica: Vec<Vec<Vec<Cell>>> = (0..replicas).map(|_| Vec::new()).collect();
         for (index, cell) in cells.into_iter().enumerate() {
@@ -265,7 +331,10 @@ impl Executable for Cpu {
     }
 
     fn ledger(&self) -> Vec<TileLedger> {
-        let tile = |(tile, trace): (usize, &Mutex<TileTrace>)| TileLedger { tile, memory: lock(trace).memory.clone() };
+        let tile = |(tile, trace): (usize, &Mutex<TileTrace>)| TileLedger {
+            tile,
+            memory: lock(trace).memory.clone(),
+        };
         self.traces.iter().enumerate().map(tile).collect()
     }
 
@@ -273,25 +342,42 @@ impl Executable for Cpu {
         HostLedger {
             weights: self.weight_bytes,
             arenas: self.arenas.iter().flatten().map(Arena::bytes).sum(),
-            scratch: self.scratch.iter().map(|scratch| lock(scratch).bytes() as u64).sum(),
+            scratch: self
+                .scratch
+                .iter()
+                .map(|scratch| lock(scratch).bytes() as u64)
+                .sum(),
         }
     }
 
     fn description(&self) -> String {
-        format!("cpu: {} kernels, {} threads", self.kernels.name(), self.team.workers())
+        format!(
+            "cpu: {} kernels, {} threads",
+            self.kernels.name(),
+            self.team.workers()
+        )
     }
 }
 
 /// Checks that every input is there, of its type's kind and of its run-time shape.
 fn check_feed(graph: &Graph, feed: &Feed) -> Result<(), BackendError> {
     for id in graph.nodes() {
-        let Op::Input(input) = &graph.node(id).op else { continue };
+        let Op::Input(input) = &graph.node(id).op else {
+            continue;
+        };
         let ty = &graph.node(id).types[0];
         let tensor = feed.inputs.get(&input.name);
-        let tensor = tensor.ok_or_else(|| BackendError::Data(format!("input `{}` is missing", input.name)))?;
-        let expected = ty.rows.map_or_else(|| ty.shape.clone(), |space| ty.shape.with_rows(feed.extents.rows(space)));
+        let tensor = tensor
+            .ok_or_else(|| BackendError::Data(format!("input `{}` is missing", input.name)))?;
+        let expected = ty.rows.map_or_else(
+            || ty.shape.clone(),
+            |space| ty.shape.with_rows(feed.extents.rows(space)),
+        );
         if tensor.shape != expected || ty.dtype.is_float() != matches!(tensor.data, Data::Real(_)) {
-            return Err(BackendError::Data(format!("input `{}` is {}, expected {} {}", input.name, tensor.shape, ty.dtype, expected)));
+            return Err(BackendError::Data(format!(
+                "input `{}` is {}, expected {} {}",
+                input.name, tensor.shape, ty.dtype, expected
+            )));
         }
     }
     Ok(())
@@ -300,7 +386,10 @@ fn check_feed(graph: &Graph, feed: &Feed) -> Result<(), BackendError> {
 fn empty_outputs(graph: &Graph, extents: &Extents) -> Outputs {
     let empty = |output: &lxpod_ir::Output| {
         let ty = graph.ty(output.value);
-        let shape = ty.rows.map_or_else(|| ty.shape.clone(), |space| ty.shape.with_rows(extents.rows(space)));
+        let shape = ty.rows.map_or_else(
+            || ty.shape.clone(),
+            |space| ty.shape.with_rows(extents.rows(space)),
+        );
         let elements = shape.elements();
         Tensor::real(shape, vec![0.0; elements])
     };
@@ -312,7 +401,9 @@ fn scratch_len(graph: &Graph) -> usize {
     let need = |id| {
         let types = graph.input_types(id);
         match &graph.node(id).op {
-            Op::Linear(_) => kernels::linear_scratch(types[0].shape.rows(), types[1].shape.last_axis()),
+            Op::Linear(_) => {
+                kernels::linear_scratch(types[0].shape.rows(), types[1].shape.last_axis())
+            }
             Op::Attention(attention) => {
                 let keys = types[1].rows.map_or(0, |space| graph.spaces.longest(space));
                 kernels::attention_scratch(keys, types[0].shape.last_axis() / attention.heads)

@@ -56,7 +56,11 @@ impl Operand {
         let size = self.dtype.size() as u64;
         let start = self.offset + (before * self.stride + self.column) as u64 * size;
         let rows = self.extent(extents);
-        let elements = if rows == 0 { 0 } else { (rows - 1) * self.stride + self.columns };
+        let elements = if rows == 0 {
+            0
+        } else {
+            (rows - 1) * self.stride + self.columns
+        };
         start..start + elements as u64 * size
     }
 
@@ -68,18 +72,36 @@ impl Operand {
         let span = self.span(extents);
         let extent = [self.extent(extents), self.columns];
         // SAFETY: the arena checks the range; the caller promises that nobody writes it.
-        unsafe { View::from_raw_parts(arenas[self.stage].at(span.start, span.end), self.dtype, extent, self.stride) }
+        unsafe {
+            View::from_raw_parts(
+                arenas[self.stage].at(span.start, span.end),
+                self.dtype,
+                extent,
+                self.stride,
+            )
+        }
     }
 
     /// Writes it.
     ///
     /// # Safety
     /// Workers write disjoint elements, and nobody else accesses its bytes meanwhile.
-    pub(super) unsafe fn view_mut<'a>(&self, arenas: &'a [Arena], extents: &Extents) -> ViewMut<'a> {
+    pub(super) unsafe fn view_mut<'a>(
+        &self,
+        arenas: &'a [Arena],
+        extents: &Extents,
+    ) -> ViewMut<'a> {
         let span = self.span(extents);
         let extent = [self.extent(extents), self.columns];
         // SAFETY: the arena checks the range; the caller promises exclusive elements.
-        unsafe { ViewMut::from_raw_parts(arenas[self.stage].at(span.start, span.end), self.dtype, extent, self.stride) }
+        unsafe {
+            ViewMut::from_raw_parts(
+                arenas[self.stage].at(span.start, span.end),
+                self.dtype,
+                extent,
+                self.stride,
+            )
+        }
     }
 
     /// Its integers.
@@ -90,19 +112,33 @@ impl Operand {
         let span = self.span(extents);
         let length = (span.end - span.start) as usize / size_of::<i32>();
         // SAFETY: buffers are aligned to cache lines, the arena checks the range, and any bits are integers.
-        unsafe { std::slice::from_raw_parts(arenas[self.stage].at(span.start, span.end).cast(), length) }
+        unsafe {
+            std::slice::from_raw_parts(arenas[self.stage].at(span.start, span.end).cast(), length)
+        }
     }
 
     /// Its integers, to write.
     ///
     /// # Safety
     /// Only one worker calls this at a time, and nobody else accesses the bytes meanwhile.
-    #[expect(clippy::mut_from_ref, reason = "the arena is shared memory; exclusive access is the caller's promise")]
-    pub(super) unsafe fn ints_mut<'a>(&self, arenas: &'a [Arena], extents: &Extents) -> &'a mut [i32] {
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the arena is shared memory; exclusive access is the caller's promise"
+    )]
+    pub(super) unsafe fn ints_mut<'a>(
+        &self,
+        arenas: &'a [Arena],
+        extents: &Extents,
+    ) -> &'a mut [i32] {
         let span = self.span(extents);
         let length = (span.end - span.start) as usize / size_of::<i32>();
         // SAFETY: as `ints`; the caller promises exclusive access.
-        unsafe { std::slice::from_raw_parts_mut(arenas[self.stage].at(span.start, span.end).cast(), length) }
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                arenas[self.stage].at(span.start, span.end).cast(),
+                length,
+            )
+        }
     }
 
     /// Its f32 values, one per row.
@@ -190,11 +226,23 @@ pub(super) struct CpuProgram {
 }
 
 /// Resolves one stage's program.
-pub(super) fn resolve(plan: &Plan, stage: usize, store: &Store) -> Result<CpuProgram, BackendError> {
+pub(super) fn resolve(
+    plan: &Plan,
+    stage: usize,
+    store: &Store,
+) -> Result<CpuProgram, BackendError> {
     let resolver = Resolver { plan, stage, store };
-    let steps: Result<Vec<CpuStep>, _> = plan.programs[stage].steps.iter().map(|step| resolver.step(step)).collect();
+    let steps: Result<Vec<CpuStep>, _> = plan.programs[stage]
+        .steps
+        .iter()
+        .map(|step| resolver.step(step))
+        .collect();
     let steps = steps?;
-    Ok(CpuProgram { loads: resolver.loads(), stores: resolver.stores(&steps), steps })
+    Ok(CpuProgram {
+        loads: resolver.loads(),
+        stores: resolver.stores(&steps),
+        steps,
+    })
 }
 
 struct Resolver<'a> {
@@ -213,10 +261,21 @@ impl Resolver<'_> {
         let op = &self.graph().node(node).op;
         let mut parameters = Vec::new();
         let mut inputs = Vec::new();
-        for (input, (value, place)) in self.graph().inputs(node).into_iter().zip(&step.inputs).enumerate() {
-            if matches!(self.graph().node(value.node).op, Op::Param(_) | Op::Constant(_)) {
+        for (input, (value, place)) in self
+            .graph()
+            .inputs(node)
+            .into_iter()
+            .zip(&step.inputs)
+            .enumerate()
+        {
+            if matches!(
+                self.graph().node(value.node).op,
+                Op::Param(_) | Op::Constant(_)
+            ) {
                 parameters.push(value.node);
-                let resident = self.store.get(self.graph(), value.node, Form::of(op, input))?;
+                let resident = self
+                    .store
+                    .get(self.graph(), value.node, Form::of(op, input))?;
                 inputs.push(Source::Resident(resident));
             } else {
                 inputs.push(Source::Arena(self.operand(value, place, self.stage)));
@@ -224,10 +283,23 @@ impl Resolver<'_> {
         }
         let receiver = step.receiver(self.graph()).unwrap_or(self.stage);
         let output = |(output, place): (usize, &Place)| {
-            self.operand(Value { node, output: output as u16 }, place, receiver)
+            self.operand(
+                Value {
+                    node,
+                    output: output as u16,
+                },
+                place,
+                receiver,
+            )
         };
         let outputs = step.outputs.iter().enumerate().map(output).collect();
-        Ok(CpuStep { node, kernel: self.kernel(node)?, inputs, parameters, outputs })
+        Ok(CpuStep {
+            node,
+            kernel: self.kernel(node)?,
+            inputs,
+            parameters,
+            outputs,
+        })
     }
 
     fn operand(&self, value: Value, place: &Place, stage: usize) -> Operand {
@@ -268,7 +340,8 @@ impl Resolver<'_> {
     fn leaves(&self, value: Value) -> bool {
         self.graph().is_output(value)
             || self.graph().users(value).iter().any(|user| {
-                self.graph().node(user.node).op.is_view() && self.leaves(self.graph().value(user.node))
+                self.graph().node(user.node).op.is_view()
+                    && self.leaves(self.graph().value(user.node))
             })
     }
 
@@ -284,7 +357,9 @@ impl Resolver<'_> {
             Op::LayerNorm(norm) => Kernel::LayerNorm(norm.eps as f32),
             Op::GatherRows(_) => Kernel::Gather,
             Op::Concat(concat) if concat.axis == 0 => Kernel::Concat(false),
-            Op::Concat(concat) if concat.axis == 1 && types[0].shape.len() == 2 => Kernel::Concat(true),
+            Op::Concat(concat) if concat.axis == 1 && types[0].shape.len() == 2 => {
+                Kernel::Concat(true)
+            }
             Op::Concat(_) => return unsupported("concat along an inner axis"),
             Op::Add(_) => Kernel::Add,
             Op::Scale(scale) => Kernel::Scale(scale.factor),
@@ -294,7 +369,9 @@ impl Resolver<'_> {
             Op::Bce(loss) => Kernel::Bce(loss.factor),
             Op::SmoothL1(_) => Kernel::SmoothL1,
             Op::Input(_) | Op::Param(_) | Op::Constant(_) | Op::Slice(_) | Op::Part(_) => {
-                return Err(BackendError::Internal("a step of a leaf or a view".to_owned()));
+                return Err(BackendError::Internal(
+                    "a step of a leaf or a view".to_owned(),
+                ));
             }
         })
     }
@@ -303,12 +380,23 @@ impl Resolver<'_> {
         let program = &self.plan.programs[self.stage];
         let mut loads = Vec::new();
         for (index, buffer) in program.buffers.iter().enumerate() {
-            let Some(node) = self.graph().at(buffer.node) else { continue };
+            let Some(node) = self.graph().at(buffer.node) else {
+                continue;
+            };
             if let Op::Input(input) = &self.graph().node(node).op {
                 let ty = &self.graph().node(node).types[0];
-                let place = Place { buffer: index, column: 0, stride: ty.shape.row_elements(), after: Vec::new() };
+                let place = Place {
+                    buffer: index,
+                    column: 0,
+                    stride: ty.shape.row_elements(),
+                    after: Vec::new(),
+                };
                 let operand = self.operand(self.graph().value(node), &place, self.stage);
-                loads.push(HostValue { name: input.name.clone(), index: 0, operand });
+                loads.push(HostValue {
+                    name: input.name.clone(),
+                    index: 0,
+                    operand,
+                });
             }
         }
         loads
@@ -319,10 +407,20 @@ impl Resolver<'_> {
         for (index, output) in self.graph().outputs().iter().enumerate() {
             let root = self.root(output.value);
             let step = steps.iter().position(|step| step.node == root.node);
-            let Some(step) = step.filter(|_| !matches!(self.graph().node(root.node).op, Op::Transfer(_))) else { continue };
-            let Some(place) = self.place_of(output.value, step) else { continue };
+            let Some(step) =
+                step.filter(|_| !matches!(self.graph().node(root.node).op, Op::Transfer(_)))
+            else {
+                continue;
+            };
+            let Some(place) = self.place_of(output.value, step) else {
+                continue;
+            };
             let operand = self.operand(output.value, &place, self.stage);
-            stores.push(HostValue { name: output.name.clone(), index, operand });
+            stores.push(HostValue {
+                name: output.name.clone(),
+                index,
+                operand,
+            });
         }
         stores
     }
@@ -337,13 +435,19 @@ impl Resolver<'_> {
         if let Op::Part(part) = &self.graph().node(value.node).op {
             let operand = self.graph().inputs(value.node)[0];
             let mut place = self.place_of(operand, step)?;
-            if let Some(lxpod_ir::Layout::Union(parts)) =
-                self.graph().ty(operand).rows.map(|space| &self.graph().spaces.get(space).layout)
+            if let Some(lxpod_ir::Layout::Union(parts)) = self
+                .graph()
+                .ty(operand)
+                .rows
+                .map(|space| &self.graph().spaces.get(space).layout)
             {
                 place.after.extend_from_slice(&parts[..part.index]);
             }
             return Some(place);
         }
-        self.plan.programs[self.stage].steps[step].outputs.get(usize::from(value.output)).cloned()
+        self.plan.programs[self.stage].steps[step]
+            .outputs
+            .get(usize::from(value.output))
+            .cloned()
     }
 }

@@ -53,14 +53,27 @@ pub(super) struct Table {
 impl Table {
     fn new(dtype: DType, rows: usize, columns: usize) -> Self {
         let lines = (rows * columns * dtype.size()).div_ceil(64);
-        Table { lines: vec![Zeroable::zeroed(); lines], dtype, rows, columns }
+        Table {
+            lines: vec![Zeroable::zeroed(); lines],
+            dtype,
+            rows,
+            columns,
+        }
     }
 
     fn fill(&mut self, first: usize, values: &[f32]) {
         let range = first * self.columns..first * self.columns + values.len();
         match self.dtype {
-            DType::F16 => store(&mut bytemuck::cast_slice_mut(&mut self.lines)[range], values, f16::from_f32),
-            DType::BF16 => store(&mut bytemuck::cast_slice_mut(&mut self.lines)[range], values, bf16::from_f32),
+            DType::F16 => store(
+                &mut bytemuck::cast_slice_mut(&mut self.lines)[range],
+                values,
+                f16::from_f32,
+            ),
+            DType::BF16 => store(
+                &mut bytemuck::cast_slice_mut(&mut self.lines)[range],
+                values,
+                bf16::from_f32,
+            ),
             DType::F32 | DType::I32 | DType::Bool => {
                 bytemuck::cast_slice_mut(&mut self.lines)[range].copy_from_slice(values);
             }
@@ -81,7 +94,9 @@ impl Table {
 }
 
 fn store<T>(out: &mut [T], values: &[f32], round: impl Fn(f32) -> T) {
-    out.iter_mut().zip(values).for_each(|(out, &value)| *out = round(value));
+    out.iter_mut()
+        .zip(values)
+        .for_each(|(out, &value)| *out = round(value));
 }
 
 /// How a user wants a parameter.
@@ -118,34 +133,62 @@ impl Store {
     ///
     /// # Errors
     /// The source fails.
-    pub(super) fn load(graph: &Graph, rows: &(dyn Fn(&str) -> usize + Sync), fetch: Fetch<'_>) -> Result<Self, BackendError> {
+    pub(super) fn load(
+        graph: &Graph,
+        rows: &(dyn Fn(&str) -> usize + Sync),
+        fetch: Fetch<'_>,
+    ) -> Result<Self, BackendError> {
         let mut wanted: BTreeMap<Key, (TensorType, &Binding)> = BTreeMap::new();
         for id in graph.nodes() {
             for (input, value) in graph.inputs(id).into_iter().enumerate() {
                 if let Op::Param(param) = &graph.node(value.node).op {
-                    let key = key(graph, value.node, &param.value, Form::of(&graph.node(id).op, input));
-                    wanted.entry(key).or_insert_with(|| (graph.ty(value).clone(), &param.value));
+                    let key = key(
+                        graph,
+                        value.node,
+                        &param.value,
+                        Form::of(&graph.node(id).op, input),
+                    );
+                    wanted
+                        .entry(key)
+                        .or_insert_with(|| (graph.ty(value).clone(), &param.value));
                 }
             }
         }
         let mut jobs: Vec<_> = wanted.into_iter().collect();
         jobs.sort_by_key(|(_, (ty, _))| std::cmp::Reverse(ty.bytes()));
         let load = |(key, (ty, binding)): (Key, (TensorType, &Binding))| {
-            let resident = build(&ty, key.2, &mut |range, sink| read(binding, range, ty.shape.row_elements(), rows, fetch, sink))?;
+            let resident = build(&ty, key.2, &mut |range, sink| {
+                read(binding, range, ty.shape.row_elements(), rows, fetch, sink)
+            })?;
             Ok((key, resident))
         };
-        let entries: Result<Vec<_>, BackendError> = jobs.into_par_iter().with_max_len(1).map(load).collect();
-        Ok(Store { entries: entries?.into_iter().collect() })
+        let entries: Result<Vec<_>, BackendError> =
+            jobs.into_par_iter().with_max_len(1).map(load).collect();
+        Ok(Store {
+            entries: entries?.into_iter().collect(),
+        })
     }
 
     /// The parameter `node`, in that form.
-    pub(super) fn get(&self, graph: &Graph, node: NodeId, form: Form) -> Result<Resident, BackendError> {
+    pub(super) fn get(
+        &self,
+        graph: &Graph,
+        node: NodeId,
+        form: Form,
+    ) -> Result<Resident, BackendError> {
         let found = match &graph.node(node).op {
-            Op::Param(param) => self.entries.get(&key(graph, node, &param.value, form)).cloned(),
-            Op::Constant(constant) => Some(literal(&constant.data, &graph.node(node).types[0], form)?),
+            Op::Param(param) => self
+                .entries
+                .get(&key(graph, node, &param.value, form))
+                .cloned(),
+            Op::Constant(constant) => {
+                Some(literal(&constant.data, &graph.node(node).types[0], form)?)
+            }
             _ => None,
         };
-        found.ok_or_else(|| BackendError::Internal("a step reads a parameter that was not loaded".to_owned()))
+        found.ok_or_else(|| {
+            BackendError::Internal("a step reads a parameter that was not loaded".to_owned())
+        })
     }
 
     /// Bytes allocated.
@@ -164,23 +207,25 @@ type Sink<'a> = &'a mut dyn FnMut(usize, &[f32]);
 type Deliver<'a> = &'a mut dyn FnMut(Range<usize>, Sink<'_>) -> Result<(), BackendError>;
 
 /// Makes the resident form of a value whose rows `read` delivers.
-fn build(
-    ty: &TensorType,
-    form: Form,
-    read: Deliver<'_>,
-) -> Result<Resident, BackendError> {
+fn build(ty: &TensorType, form: Form, read: Deliver<'_>) -> Result<Resident, BackendError> {
     let (rows, columns) = (ty.shape.rows(), ty.shape.row_elements());
     Ok(match form {
         Form::Panels => {
             let mut panels = Panels::new(rows, columns, ty.dtype);
-            read(0..rows, &mut |first, values| panels.fill_rows(first, values))?;
+            read(0..rows, &mut |first, values| {
+                panels.fill_rows(first, values)
+            })?;
             Resident::Panels(Arc::new(panels))
         }
         Form::Vector => {
             let mut vector = vec![0.0; rows];
-            read(0..rows, &mut |first, values| vector[first..first + values.len()].copy_from_slice(values))?;
+            read(0..rows, &mut |first, values| {
+                vector[first..first + values.len()].copy_from_slice(values)
+            })?;
             let dtype = ty.dtype;
-            vector.iter_mut().for_each(|value| *value = lxpod_ir::Scalar::round_to(*value, dtype));
+            vector
+                .iter_mut()
+                .for_each(|value| *value = lxpod_ir::Scalar::round_to(*value, dtype));
             Resident::Vector(Arc::new(vector))
         }
         Form::Table => {
@@ -193,7 +238,9 @@ fn build(
 
 fn literal(data: &[f64], ty: &TensorType, form: Form) -> Result<Resident, BackendError> {
     if !ty.dtype.is_float() {
-        return Err(BackendError::Unsupported("an integer constant as an operand of a step".to_owned()));
+        return Err(BackendError::Unsupported(
+            "an integer constant as an operand of a step".to_owned(),
+        ));
     }
     let values: Vec<f32> = data.iter().map(|&value| value as f32).collect();
     build(ty, form, &mut |_, sink| {
@@ -214,7 +261,13 @@ fn read(
     let step = (CHUNK / width.max(1)).max(1);
     let mut buffer = Vec::new();
     let mut row = range.start;
-    for Piece { tensor, start, end, factor } in binding.pieces(range.start, range.end, &|name| rows(name)) {
+    for Piece {
+        tensor,
+        start,
+        end,
+        factor,
+    } in binding.pieces(range.start, range.end, &|name| rows(name))
+    {
         for first in (start..end).step_by(step) {
             let last = (first + step).min(end);
             buffer.resize((last - first) * width, 0.0);

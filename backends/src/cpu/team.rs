@@ -59,9 +59,18 @@ impl Team {
     /// # Panics
     /// If a worker panics, with its payload.
     pub(super) fn run(&self, body: impl Fn(&Worker<'_>) -> Result<(), Poisoned> + Sync) {
-        let barrier = Barrier { workers: self.workers, waiting: AtomicUsize::new(0), phase: AtomicUsize::new(0), poisoned: AtomicBool::new(false) };
+        let barrier = Barrier {
+            workers: self.workers,
+            waiting: AtomicUsize::new(0),
+            phase: AtomicUsize::new(0),
+            poisoned: AtomicBool::new(false),
+        };
         let results = self.pool.broadcast(|context| {
-            let worker = Worker { index: context.index(), workers: self.workers, barrier: &barrier };
+            let worker = Worker {
+                index: context.index(),
+                workers: self.workers,
+                barrier: &barrier,
+            };
             let result = catch_unwind(AssertUnwindSafe(|| body(&worker)));
             if result.is_err() {
                 barrier.poisoned.store(true, Ordering::Release);
@@ -150,7 +159,10 @@ mod tests {
         let team = Team::new(3).unwrap();
         let seen = AtomicUsize::new(0);
         team.run(|worker| {
-            seen.fetch_add(worker.share(10).map(|unit| 1 << unit).sum::<usize>(), Ordering::Relaxed);
+            seen.fetch_add(
+                worker.share(10).map(|unit| 1 << unit).sum::<usize>(),
+                Ordering::Relaxed,
+            );
             Ok(())
         });
         assert_eq!(seen.into_inner(), (1 << 10) - 1);

@@ -44,7 +44,13 @@ pub(super) struct TileTrace {
 
 impl TileTrace {
     /// Records an access by step `time`.
-    pub(super) fn touch(&mut self, time: usize, operand: &Operand, extents: &Extents, writes: bool) {
+    pub(super) fn touch(
+        &mut self,
+        time: usize,
+        operand: &Operand,
+        extents: &Extents,
+        writes: bool,
+    ) {
         let span = operand.span(extents);
         if span.is_empty() {
             return;
@@ -52,10 +58,15 @@ impl TileTrace {
         match operand.role {
             Role::HostIo => self.now.host.push(span),
             Role::Received => self.now.received.push(span),
-            Role::Activation if writes => self.now.written.push(Written { span, birth: time, last: time }),
+            Role::Activation if writes => self.now.written.push(Written {
+                span,
+                birth: time,
+                last: time,
+            }),
             Role::Activation => {
                 let alive = self.now.written.iter_mut().rev();
-                let mut overlapping = alive.filter(|w| w.span.start < span.end && span.start < w.span.end);
+                let mut overlapping =
+                    alive.filter(|w| w.span.start < span.end && span.start < w.span.end);
                 if let Some(written) = overlapping.next() {
                     written.last = time;
                 }
@@ -71,11 +82,18 @@ impl TileTrace {
     /// Folds the micro-batch into the ledger.
     pub(super) fn finish(&mut self, graph: &Graph) {
         let now = std::mem::take(&mut self.now);
-        let weights = now.parameters.iter().map(|&id| graph.node(id).types[0].bytes() as u64).sum();
+        let weights = now
+            .parameters
+            .iter()
+            .map(|&id| graph.node(id).types[0].bytes() as u64)
+            .sum();
         let low = now.written.iter().map(|w| w.span.start).min().unwrap_or(0);
         let high = now.written.iter().map(|w| w.span.end).max().unwrap_or(0);
         let live = |time| {
-            let alive = now.written.iter().filter(|w| w.birth <= time && time <= w.last);
+            let alive = now
+                .written
+                .iter()
+                .filter(|w| w.birth <= time && time <= w.last);
             alive.map(|w| w.span.end - w.span.start).sum::<u64>()
         };
         let memory = &mut self.memory;
@@ -83,7 +101,9 @@ impl TileTrace {
         memory.host_io = memory.host_io.max(union(now.host));
         memory.transfer = memory.transfer.max(union(now.received));
         memory.activations = memory.activations.max(high - low);
-        memory.max_live = memory.max_live.max(now.written.iter().map(|w| live(w.birth)).max().unwrap_or(0));
+        memory.max_live = memory
+            .max_live
+            .max(now.written.iter().map(|w| live(w.birth)).max().unwrap_or(0));
     }
 }
 
@@ -109,7 +129,11 @@ pub(super) struct Guard<'a> {
 
 impl Guard<'_> {
     fn live(&self, time: usize) -> Vec<Span> {
-        let alive = self.program.buffers.iter().filter(|b| (b.birth as usize..b.death as usize).contains(&time));
+        let alive = self
+            .program
+            .buffers
+            .iter()
+            .filter(|b| (b.birth as usize..b.death as usize).contains(&time));
         let mut spans: Vec<Span> = alive.map(|b| b.offset..b.offset + b.bytes).collect();
         spans.sort_by_key(|span| (span.start, span.end));
         spans
@@ -119,22 +143,40 @@ impl Guard<'_> {
     pub(super) fn poison(&self, arena: &Arena, time: usize) {
         for gap in gaps(&self.live(time), arena.range()) {
             // SAFETY: guard mode runs one worker, between steps.
-            unsafe { arena.at(gap.start, gap.end).write_bytes(POISON, (gap.end - gap.start) as usize) };
+            unsafe {
+                arena
+                    .at(gap.start, gap.end)
+                    .write_bytes(POISON, (gap.end - gap.start) as usize)
+            };
         }
     }
 
     /// Checks a step before it runs: its operands lie inside buffers that are alive, and its
     /// buffers do not overlap others.
-    pub(super) fn before(&self, time: usize, step: &CpuStep, extents: &Extents) -> Result<(), String> {
+    pub(super) fn before(
+        &self,
+        time: usize,
+        step: &CpuStep,
+        extents: &Extents,
+    ) -> Result<(), String> {
         let live = self.live(time);
-        if let Some(pair) = live.windows(2).find(|pair| pair[1].start < pair[0].end && !pair[0].is_empty()) {
-            return Err(self.message(time, &format!("live buffers {:?} and {:?} overlap", pair[0], pair[1])));
+        if let Some(pair) = live
+            .windows(2)
+            .find(|pair| pair[1].start < pair[0].end && !pair[0].is_empty())
+        {
+            return Err(self.message(
+                time,
+                &format!("live buffers {:?} and {:?} overlap", pair[0], pair[1]),
+            ));
         }
         let inputs = step.inputs.iter().filter_map(|source| match source {
             Source::Arena(operand) => Some(operand),
             Source::Resident(_) => None,
         });
-        let outputs = step.outputs.iter().filter(|operand| operand.stage == self.stage);
+        let outputs = step
+            .outputs
+            .iter()
+            .filter(|operand| operand.stage == self.stage);
         for operand in inputs.chain(outputs) {
             let buffer = &self.program.buffers[operand.buffer];
             if !(buffer.birth as usize..buffer.death as usize).contains(&time) {
@@ -143,7 +185,9 @@ impl Guard<'_> {
             let span = operand.span(extents);
             if span.start < operand.offset || span.end > operand.end {
                 let buffer = operand.offset..operand.end;
-                return Err(self.message(time, &format!("access {span:?} leaves buffer {buffer:?}")));
+                return Err(
+                    self.message(time, &format!("access {span:?} leaves buffer {buffer:?}"))
+                );
             }
         }
         Ok(())
@@ -157,7 +201,13 @@ impl Guard<'_> {
             // SAFETY: guard mode runs one worker, between steps; the arena checks the range.
             let bytes = unsafe { std::slice::from_raw_parts(arena.at(gap.start, gap.end), length) };
             if let Some(at) = bytes.iter().position(|&byte| byte != POISON) {
-                return Err(self.message(time, &format!("byte {} outside the live buffers was written", gap.start + at as u64)));
+                return Err(self.message(
+                    time,
+                    &format!(
+                        "byte {} outside the live buffers was written",
+                        gap.start + at as u64
+                    ),
+                ));
             }
         }
         if time + 1 < self.program.steps.len() {
@@ -189,9 +239,19 @@ fn gaps(live: &[Span], arena: Span) -> Vec<Span> {
 /// The addresses a program's arena spans: everything but resident parameters.
 pub(super) fn arena_range(program: &Program, resolved: &CpuProgram) -> Span {
     let operands = resolved.loads.iter().map(|load| load.operand.offset);
-    let parameters = program.buffers.iter().filter(|b| b.category == lxpod_passes::plan::Category::Weights);
+    let parameters = program
+        .buffers
+        .iter()
+        .filter(|b| b.category == lxpod_passes::plan::Category::Weights);
     let base = parameters.map(|b| b.offset + b.bytes).max().unwrap_or(0);
-    let end = program.buffers.iter().map(|b| b.offset + b.bytes).max().unwrap_or(base);
-    let base = base.next_multiple_of(64).min(operands.min().unwrap_or(u64::MAX));
+    let end = program
+        .buffers
+        .iter()
+        .map(|b| b.offset + b.bytes)
+        .max()
+        .unwrap_or(base);
+    let base = base
+        .next_multiple_of(64)
+        .min(operands.min().unwrap_or(u64::MAX));
     base..end.max(base)
 }

@@ -229,18 +229,30 @@ impl Plan {
     pub fn stage_cycles(&self, stage: usize) -> StageCycles {
         let graph = &self.graph;
         let program = &self.programs[stage];
-        let sends = program.steps.iter().filter(|step| step.receiver(graph).is_some());
+        let sends = program
+            .steps
+            .iter()
+            .filter(|step| step.receiver(graph).is_some());
         let sent = sends.map(|step| graph.node(step.id(graph)).types[0].bytes() as u64);
-        let received = program.buffers.iter().filter(|buffer| buffer.category == Category::Transfer);
-        let inputs = self.stage_nodes(stage).filter(|&id| matches!(graph.node(id).op, Op::Input(_)));
+        let received = program
+            .buffers
+            .iter()
+            .filter(|buffer| buffer.category == Category::Transfer);
+        let inputs = self
+            .stage_nodes(stage)
+            .filter(|&id| matches!(graph.node(id).op, Op::Input(_)));
         let inputs = inputs.map(|id| graph.value(id));
         let outputs = graph.outputs().iter().map(|output| output.value);
         let outputs = outputs.filter(|value| lower::home(graph, value.node) == Some(stage as u32));
-        let host = inputs.chain(outputs).map(|value| graph.ty(value).bytes() as u64);
+        let host = inputs
+            .chain(outputs)
+            .map(|value| graph.ty(value).bytes() as u64);
         StageCycles {
             steps: program.steps.iter().map(|step| step.cycles).sum(),
             send: sent.map(|bytes| self.target.link_cycles(bytes)).sum(),
-            receive: received.map(|buffer| self.target.link_cycles(buffer.bytes)).sum(),
+            receive: received
+                .map(|buffer| self.target.link_cycles(buffer.bytes))
+                .sum(),
             host: host.map(|bytes| self.target.host_cycles(bytes)).sum(),
         }
     }

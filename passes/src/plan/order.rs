@@ -27,10 +27,18 @@ pub(super) fn order_steps(graph: &Graph, stage: u32) -> OrderedSteps {
         let node = graph.node(*id);
         node.stage == Some(stage) && !node.op.is_leaf() && !node.op.is_view()
     };
-    let (sends, work): (Vec<NodeId>, Vec<NodeId>) =
-        graph.topo().into_iter().filter(here).partition(|&id| is_send(graph, id));
-    let (picks, steps): (Vec<NodeId>, Vec<NodeId>) = work.iter().partition(|&&id| picks_leaves(graph, id));
-    let index: FxHashMap<NodeId, usize> = steps.iter().enumerate().map(|(index, &id)| (id, index)).collect();
+    let (sends, work): (Vec<NodeId>, Vec<NodeId>) = graph
+        .topo()
+        .into_iter()
+        .filter(here)
+        .partition(|&id| is_send(graph, id));
+    let (picks, steps): (Vec<NodeId>, Vec<NodeId>) =
+        work.iter().partition(|&&id| picks_leaves(graph, id));
+    let index: FxHashMap<NodeId, usize> = steps
+        .iter()
+        .enumerate()
+        .map(|(index, &id)| (id, index))
+        .collect();
     let problem = OrderProblem {
         workspace: vec![0; steps.len()],
         edges: Vec::new(),
@@ -38,10 +46,19 @@ pub(super) fn order_steps(graph: &Graph, stage: u32) -> OrderedSteps {
     };
     let ordered = minimum_peak_order(&problem, MOST_IDEALS).expect("a verified graph has an order");
     let mut nodes = Vec::with_capacity(work.len() + sends.len());
-    for id in ordered.order.iter().map(|&item| steps[item]).chain(picks).chain(sends) {
+    for id in ordered
+        .order
+        .iter()
+        .map(|&item| steps[item])
+        .chain(picks)
+        .chain(sends)
+    {
         place_after_picks(graph, id, &index, stage, &mut nodes);
     }
-    OrderedSteps { nodes, best_peak: ordered.lower_bound }
+    OrderedSteps {
+        nodes,
+        best_peak: ordered.lower_bound,
+    }
 }
 
 /// Whether a node picks rows of inputs or parameters.
@@ -83,9 +100,21 @@ fn values(graph: &Graph, steps: &[NodeId], index: &FxHashMap<NodeId, usize>) -> 
     for (producer, &id) in steps.iter().enumerate() {
         for (output, ty) in graph.node(id).types.iter().enumerate() {
             let mut uses = Uses::default();
-            uses.collect(graph, Value { node: id, output: output as u16 }, index);
+            uses.collect(
+                graph,
+                Value {
+                    node: id,
+                    output: output as u16,
+                },
+                index,
+            );
             let bytes = if uses.leaves { 0 } else { ty.bytes() as u64 };
-            values.push(OrderValue { producer: Some(producer), users: uses.steps, bytes, kept: uses.sent });
+            values.push(OrderValue {
+                producer: Some(producer),
+                users: uses.steps,
+                bytes,
+                kept: uses.sent,
+            });
         }
     }
     values

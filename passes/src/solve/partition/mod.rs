@@ -210,7 +210,10 @@ pub fn evaluate(problem: &Problem, device_of: &[usize]) -> Evaluation {
         let reads = |d: usize| value.users.iter().any(|&u| device_of[u] == d);
         for (d, (load, stash)) in eval.loads.iter_mut().zip(&mut stash).enumerate() {
             let (enters, leaves) = if value.relayed {
-                (home < Some(d) && Some(d) <= last, home <= Some(d) && Some(d) < last)
+                (
+                    home < Some(d) && Some(d) <= last,
+                    home <= Some(d) && Some(d) < last,
+                )
             } else {
                 let leaves = home == Some(d) && value.users.iter().any(|&u| device_of[u] != d);
                 (home != Some(d) && reads(d), leaves)

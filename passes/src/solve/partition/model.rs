@@ -149,9 +149,16 @@ impl Model {
     /// For each ideal, the cost of the relayed values that cross its border. O(ideals x relays).
     pub(super) fn borders(&self, lattice: &Lattice) -> Vec<u64> {
         let crosses = |relay: &&Relay, id: usize| {
-            lattice.contains(id, relay.producer) && relay.users.iter().any(|&u| !lattice.contains(id, u))
+            lattice.contains(id, relay.producer)
+                && relay.users.iter().any(|&u| !lattice.contains(id, u))
         };
-        let border = |id| self.relays.iter().filter(|r| crosses(r, id)).map(|r| r.cost).sum();
+        let border = |id| {
+            self.relays
+                .iter()
+                .filter(|r| crosses(r, id))
+                .map(|r| r.cost)
+                .sum()
+        };
         (0..lattice.len()).map(border).collect()
     }
 
@@ -160,7 +167,12 @@ impl Model {
         let mut loads = vec![0; self.devices];
         for relay in &self.relays {
             let home = device_of[relay.producer as usize];
-            let last = relay.users.iter().map(|&u| device_of[u as usize]).max().unwrap_or(home);
+            let last = relay
+                .users
+                .iter()
+                .map(|&u| device_of[u as usize])
+                .max()
+                .unwrap_or(home);
             for device in home..last {
                 loads[device] += relay.cost;
                 loads[device + 1] += relay.cost;
@@ -212,7 +224,11 @@ fn relays(problem: &Problem) -> Vec<Relay> {
     let relayed = problem.values.iter().filter(|v| v.relayed && v.cost > 0);
     let relay = |v: &super::Value| {
         let producer = v.producer? as u32;
-        Some(Relay { producer, users: distinct(&v.users), cost: v.cost })
+        Some(Relay {
+            producer,
+            users: distinct(&v.users),
+            cost: v.cost,
+        })
     };
     relayed.filter_map(relay).collect()
 }
@@ -311,7 +327,11 @@ fn check(problem: &Problem) -> Result<(), PartitionError> {
             return invalid(format!("a {what} names item {bad}; there are {len} items"));
         }
     }
-    if problem.values.iter().any(|v| v.relayed && (v.feedback || v.producer.is_none())) {
+    if problem
+        .values
+        .iter()
+        .any(|v| v.relayed && (v.feedback || v.producer.is_none()))
+    {
         return invalid("a relayed value comes from outside or runs backward".into());
     }
     if problem.in_flight.windows(2).any(|w| w[0] > w[1]) {
@@ -345,12 +365,19 @@ pub(super) struct Totals {
 impl Totals {
     /// An empty stage whose upper border relayed values of that cost cross.
     pub(super) fn passing(border: u64) -> Self {
-        Totals { load: border, committed: border, ..Totals::default() }
+        Totals {
+            load: border,
+            committed: border,
+            ..Totals::default()
+        }
     }
 
     /// The totals once the stage ends at a lower border of that cost.
     pub(super) fn with_border(self, border: u64) -> Self {
-        Totals { load: self.load + border, ..self }
+        Totals {
+            load: self.load + border,
+            ..self
+        }
     }
 
     /// Bytes with `copies` of the stash; never falls as a stage grows.

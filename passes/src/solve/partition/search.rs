@@ -55,7 +55,12 @@ impl<'m> Search<'m> {
     /// Prepares a search; O(ideals x references of an item).
     pub(super) fn new(model: &'m Model, lattice: &'m Lattice) -> Self {
         let borders = model.borders(lattice);
-        let needs = model.needs(lattice).iter().zip(&borders).map(|(n, b)| n + b).collect();
+        let needs = model
+            .needs(lattice)
+            .iter()
+            .zip(&borders)
+            .map(|(n, b)| n + b)
+            .collect();
         Self {
             model,
             lattice,
@@ -331,7 +336,10 @@ impl<'m> Search<'m> {
                 totals = before;
                 continue;
             }
-            visit(step.ideal, &totals.with_border(borders[step.ideal as usize]));
+            visit(
+                step.ideal,
+                &totals.with_border(borders[step.ideal as usize]),
+            );
             stack.push(Frame {
                 ideal: step.ideal,
                 cursor: 0,

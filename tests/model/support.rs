@@ -1,7 +1,7 @@
 //! Golden cases from Transformers: running and comparing them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lxpod_ir::Target;
 use lxpod_ir::front::{AnswerLoss, Task};
@@ -18,8 +18,16 @@ pub(crate) fn folder(case: &str) -> PathBuf {
 /// Every case that can be run as it is.
 pub(crate) fn cases() -> Vec<String> {
     let folders = std::fs::read_dir(folder("")).expect("golden cases");
-    let names = folders.map(|entry| entry.expect("a folder").file_name().into_string().expect("ASCII"));
-    let mut cases: Vec<String> = names.filter(|name| folder(name).join("expected.safetensors").exists()).collect();
+    let names = folders.map(|entry| {
+        entry
+            .expect("a folder")
+            .file_name()
+            .into_string()
+            .expect("ASCII")
+    });
+    let mut cases: Vec<String> = names
+        .filter(|name| folder(name).join("expected.safetensors").exists())
+        .collect();
     cases.retain(|name| name != "storage_types");
     cases.sort();
     assert!(cases.len() >= 22, "{cases:?}");
@@ -27,6 +35,7 @@ pub(crate) fn cases() -> Vec<String> {
 }
 
 /// A case, opened.
+#[derive(Clone)]
 pub(crate) struct Case {
     pub(crate) model: Model,
     pub(crate) task: Task,
@@ -36,25 +45,33 @@ pub(crate) struct Case {
 
 impl Case {
     pub(crate) fn open(name: &str) -> Case {
-        let model = Model::open(&folder(name).to_string_lossy(), 0).expect("a model");
-        let read = |file| read_tensors(&folder(name).join(file)).expect("tensors");
+        Case::from_folder(&folder(name), folder(name).join("inputs.safetensors"))
+    }
+
+    pub(crate) fn from_folder(folder: &Path, inputs: PathBuf) -> Case {
+        let model = Model::open(&folder.to_string_lossy(), 0).expect("a model");
         Case {
             task: Task::from_architectures(&model.config.architectures),
-            inputs: read("inputs.safetensors"),
-            expected: read("expected.safetensors"),
+            inputs: read_tensors(&inputs).expect("inputs"),
+            expected: read_tensors(&folder.join("expected.safetensors")).expect("expected"),
             model,
         }
     }
 
     pub(crate) fn samples(&self) -> Samples {
-        let path = std::path::Path::new("inputs.safetensors");
+        let path = Path::new("inputs.safetensors");
         Samples::from_tensors(&self.inputs, path, &self.model.config, self.task).expect("samples")
     }
 
     /// Options for the case's samples, with the outputs that are expected.
     pub(crate) fn options(&self, stages: usize) -> CompileOptions {
-        let mut model = self.samples().model_options(self.task, AnswerLoss::CrossEntropy);
-        model.hidden_states = self.expected.keys().any(|name| name.contains("hidden_states"));
+        let mut model = self
+            .samples()
+            .model_options(self.task, AnswerLoss::CrossEntropy);
+        model.hidden_states = self
+            .expected
+            .keys()
+            .any(|name| name.contains("hidden_states"));
         model.attentions = self.expected.keys().any(|name| name.contains("attentions"));
         let mut options = CompileOptions::new(model, Target::named("pod16").expect("built in"));
         options.stages = Some(stages);
@@ -63,7 +80,14 @@ impl Case {
     }
 
     pub(crate) fn plan(&self, options: &CompileOptions) -> Plan {
-        compile(&self.model.config, &self.model.name, options, &mut |_, _| {}).expect("a plan").0
+        compile(
+            &self.model.config,
+            &self.model.name,
+            options,
+            &mut |_, _| {},
+        )
+        .expect("a plan")
+        .0
     }
 
     pub(crate) fn session(&self, plan: Plan, options: SessionOptions) -> Session {
@@ -73,13 +97,28 @@ impl Case {
 }
 
 /// Checks every output against Transformers'.
-pub(crate) fn check(case: &str, result: &RunResult, expected: &BTreeMap<String, HostTensor>, atol: f32) {
+pub(crate) fn check(
+    case: &str,
+    result: &RunResult,
+    expected: &BTreeMap<String, HostTensor>,
+    atol: f32,
+) {
     for (name, tensor) in expected {
-        let output = result.get(name).unwrap_or_else(|| panic!("{case}: no output {name}"));
+        let output = result
+            .get(name)
+            .unwrap_or_else(|| panic!("{case}: no output {name}"));
         assert_eq!(output.shape, tensor.shape(), "{case}: shape of {name}");
-        for (at, (&got, want)) in output.values.iter().zip(tensor.to_f32().expect("floats")).enumerate() {
+        for (at, (&got, want)) in output
+            .values
+            .iter()
+            .zip(tensor.to_f32().expect("floats"))
+            .enumerate()
+        {
             let tolerance = atol + 1e-5 * want.abs();
-            assert!((got - want).abs() <= tolerance, "{case}: {name}[{at}] is {got}, expected {want}");
+            assert!(
+                (got - want).abs() <= tolerance,
+                "{case}: {name}[{at}] is {got}, expected {want}"
+            );
         }
     }
 }

@@ -1,22 +1,32 @@
 //! Plans: what partition promises is what programs cost, and files are exact.
 
-mod support;
-
+use crate::support::{Case, cases};
 use lxpod_ir::Target;
 use lxpod_ir::front::{LxmertConfig, ModelOptions};
 use lxpod_passes::plan::{Memory, Plan};
 use lxpod_passes::{CompileOptions, Precision, compile};
-use support::{Case, cases};
 
 fn base(stages: usize, precision: Precision) -> Plan {
-    let mut options = CompileOptions::new(ModelOptions::default(), Target::named("pod16").expect("built in"));
+    let mut options = CompileOptions::new(
+        ModelOptions::default(),
+        Target::named("pod16").expect("built in"),
+    );
     options.stages = Some(stages);
     options.precision = precision;
-    compile(&LxmertConfig::base(), "lxmert-base", &options, &mut |_, _| {}).expect("a plan").0
+    compile(
+        &LxmertConfig::base(),
+        "lxmert-base",
+        &options,
+        &mut |_, _| {},
+    )
+    .expect("a plan")
+    .0
 }
 
 fn check_costs(plan: &Plan, what: &str) {
-    let slowest = (0..plan.stages()).map(|stage| plan.stage_cycles(stage).total()).max();
+    let slowest = (0..plan.stages())
+        .map(|stage| plan.stage_cycles(stage).total())
+        .max();
     assert_eq!(slowest, Some(plan.partition.objective_cycles), "{what}");
     assert!(plan.partition.optimal, "{what}: {:?}", plan.partition);
 }
@@ -38,8 +48,20 @@ fn the_objective_is_the_cycles_of_the_slowest_program() {
 fn activations_of_the_base_model_lie_without_gaps_in_the_best_order() {
     for stages in [1, 16] {
         for program in &base(stages, Precision::Mixed).programs {
-            let Memory { activations, max_live, best_max_live, total, capacity, core_max, core_capacity, .. } = program.memory;
-            assert!(activations >= max_live && activations * 100 <= max_live * 102, "{activations} {max_live}");
+            let Memory {
+                activations,
+                max_live,
+                best_max_live,
+                total,
+                capacity,
+                core_max,
+                core_capacity,
+                ..
+            } = program.memory;
+            assert!(
+                activations >= max_live && activations * 100 <= max_live * 102,
+                "{activations} {max_live}"
+            );
             assert_eq!(max_live, best_max_live);
             assert!(total <= capacity);
             assert!(stages == 1 || core_max <= core_capacity);
@@ -55,13 +77,22 @@ fn a_model_too_small_for_sixteen_stages_leaves_tiles_empty() {
     options.model.attentions = false;
     let plan = case.plan(&options);
     assert_eq!(plan.programs.len(), 16);
-    assert!(plan.programs.iter().filter(|program| program.steps.is_empty()).count() > 0);
+    assert!(
+        plan.programs
+            .iter()
+            .filter(|program| program.steps.is_empty())
+            .count()
+            > 0
+    );
 }
 
 #[test]
 fn the_same_model_gives_the_same_file() {
     let bytes = base(16, Precision::Mixed).to_bytes().expect("a file");
-    assert_eq!(bytes, base(16, Precision::Mixed).to_bytes().expect("a file"));
+    assert_eq!(
+        bytes,
+        base(16, Precision::Mixed).to_bytes().expect("a file")
+    );
     let read = Plan::from_bytes(&bytes).expect("a plan");
     assert_eq!(bytes, read.to_bytes().expect("a file"));
 }

@@ -1,14 +1,15 @@
 //! Planned bytes are used bytes, and guard mode sees what is not.
 
-mod support;
-
+use crate::support::{Case, cases, check};
 use lxpod_passes::plan::{Category, Memory, Plan};
 use lxpod_runtime::tensors::{HostData, HostTensor};
 use lxpod_runtime::{Error, RunResult, SessionOptions};
-use support::{Case, cases, check};
 
-const GUARD: SessionOptions =
-    SessionOptions { backend: lxpod_runtime::BackendKind::Cpu, threads: 1, guard: true };
+const GUARD: SessionOptions = SessionOptions {
+    backend: lxpod_runtime::BackendKind::Cpu,
+    threads: 1,
+    guard: true,
+};
 
 /// The case with every mask all ones and no label ignored, so that every row is computed.
 fn full(name: &str) -> Case {
@@ -31,18 +32,33 @@ fn executed(memory: &Memory) -> Vec<(&'static str, u64)> {
 
 #[test]
 fn at_full_extent_measured_equals_planned_on_every_tile() {
-    for name in ["qa_tiny", "qa_odd_shapes", "base_model", "qa_no_r_layers", "pretrain_no_attr"] {
+    for name in [
+        "qa_tiny",
+        "qa_odd_shapes",
+        "base_model",
+        "qa_no_r_layers",
+        "pretrain_no_attr",
+    ] {
         for (stages, replicas) in [(1, 1), (4, 1), (16, 1), (5, 2)] {
             let case = full(name);
             let mut options = case.options(stages);
             options.replicas = replicas;
-            options.model.micro_batch = if replicas > 1 { 1 } else { case.samples().batch };
+            options.model.micro_batch = if replicas > 1 {
+                1
+            } else {
+                case.samples().batch
+            };
             let plan = case.plan(&options);
             let mut session = case.session(plan.clone(), SessionOptions::default());
             session.run(&case.samples()).expect("a run");
             for tile in session.ledger() {
                 let planned = &plan.programs[tile.tile % stages].memory;
-                assert_eq!(executed(&tile.memory), executed(planned), "{name}, tile {} of {stages}", tile.tile);
+                assert_eq!(
+                    executed(&tile.memory),
+                    executed(planned),
+                    "{name}, tile {} of {stages}",
+                    tile.tile
+                );
             }
         }
     }
@@ -57,8 +73,13 @@ fn below_full_extent_measured_never_exceeds_planned() {
         session.run(&case.samples()).expect("a run");
         for tile in session.ledger() {
             let planned = executed(&plan.programs[tile.tile].memory);
-            for ((category, used), (_, planned)) in executed(&tile.memory).into_iter().zip(planned) {
-                assert!(used <= planned, "{name}, tile {}: {category} {used} > {planned}", tile.tile);
+            for ((category, used), (_, planned)) in executed(&tile.memory).into_iter().zip(planned)
+            {
+                assert!(
+                    used <= planned,
+                    "{name}, tile {}: {category} {used} > {planned}",
+                    tile.tile
+                );
             }
         }
     }
@@ -69,7 +90,9 @@ fn every_case_passes_guard_mode() {
     for name in cases() {
         let case = Case::open(&name);
         let mut session = case.session(case.plan(&case.options(3)), GUARD);
-        let result = session.run(&case.samples()).expect("no access outside a live buffer");
+        let result = session
+            .run(&case.samples())
+            .expect("no access outside a live buffer");
         check(&name, &result, &case.expected, 4e-4);
     }
 }
@@ -91,7 +114,8 @@ fn caught(result: Result<RunResult, Error>, how: &str) {
 fn long_lived(plan: &Plan) -> usize {
     let buffers = &plan.programs[0].buffers;
     let long = |index: &usize| {
-        buffers[*index].category == Category::Activations && buffers[*index].death > buffers[*index].birth + 2
+        buffers[*index].category == Category::Activations
+            && buffers[*index].death > buffers[*index].birth + 2
     };
     (0..buffers.len()).find(long).expect("a residual")
 }

@@ -1,0 +1,53 @@
+//! Transformers' outputs, reproduced by the CPU backend.
+
+use std::collections::BTreeMap;
+
+use lxpod_runtime::{Model, SessionOptions};
+
+use crate::support::{Case, cases, check, folder};
+
+fn tolerance(case: &str) -> f32 {
+    if case == "qa_big_logits" { 4e-4 } else { 2e-5 }
+}
+
+#[test]
+fn every_case_matches_on_one_and_on_sixteen_tiles() {
+    for name in cases() {
+        let case = Case::open(&name);
+        for stages in [1, 16] {
+            let mut session =
+                case.session(case.plan(&case.options(stages)), SessionOptions::default());
+            let result = session.run(&case.samples()).expect("a run");
+            check(&name, &result, &case.expected, tolerance(&name));
+        }
+    }
+}
+
+/// The storage types hold the same model; each is opened from a folder of its own, as users have it.
+#[test]
+fn every_storage_type_gives_the_same_answers() {
+    let source = folder("storage_types");
+    let template = Case::from_folder(&source, source.join("inputs.safetensors"));
+    for (stored, opened, kind) in [
+        ("model.f16.safetensors", "model.safetensors", "f16:"),
+        ("model.bf16.safetensors", "model.safetensors", "bf16:"),
+        ("pytorch_model.bin", "pytorch_model.bin", "f16:"),
+        ("pytorch_model_legacy.bin", "pytorch_model.bin", "f16:"),
+    ] {
+        let place = tempfile::tempdir().expect("a folder");
+        std::fs::copy(source.join("config.json"), place.path().join("config.json"))
+            .expect("a copy");
+        std::fs::copy(source.join(stored), place.path().join(opened)).expect("a copy");
+        let mut case = template.clone();
+        case.model = Model::open(&place.path().to_string_lossy(), 0).expect("a model");
+        let mut session = case.session(case.plan(&case.options(2)), SessionOptions::default());
+        let result = session.run(&case.samples()).expect("a run");
+        let of_kind = template.expected.iter().filter_map(|(name, tensor)| {
+            name.strip_prefix(kind)
+                .map(|name| (name.to_owned(), tensor.clone()))
+        });
+        let expected: BTreeMap<_, _> = of_kind.collect();
+        assert_eq!(expected.len(), 3);
+        check(stored, &result, &expected, 2e-5);
+    }
+}

@@ -1,0 +1,7 @@
+//! Whole models: compiled, run and compared.
+
+mod determinism;
+mod golden;
+mod ledger;
+mod planning;
+mod support;
