@@ -26,7 +26,7 @@ pub(crate) struct Bench {
 #[derive(Subcommand)]
 enum What {
     Kernels(kernels::Kernels),
-    Model(model::Model),
+    Model(Box<model::Model>),
     Machine(machine::Machine),
 }
 
