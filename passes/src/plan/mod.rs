@@ -192,7 +192,7 @@ pub struct Memory {
     pub core_capacity: u64,
     /// The most unpadded bytes of activations alive at once, in this order of steps.
     pub max_live: u64,
-    /// The least `max_live` that any order of the steps allows, or a lower bound of it.
+    /// A lower bound of `max_live` over every order of the steps.
     pub best_max_live: u64,
 }
 

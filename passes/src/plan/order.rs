@@ -1,5 +1,9 @@
 //! The order of a stage's steps: the one with the least peak of live activations.
+//!
+//! A step that only picks rows of leaves frees nothing, so that the later it runs the better: it is
+//! left out of the search and put right before its first user.
 
+use lxpod_ir::ops::Op;
 use lxpod_ir::{Graph, NodeId, Value};
 use rustc_hash::FxHashMap;
 
@@ -13,7 +17,7 @@ const MOST_IDEALS: usize = 20_000;
 pub(super) struct OrderedSteps {
     /// The nodes of the steps.
     pub nodes: Vec<NodeId>,
-    /// The least peak any order has, or a lower bound of it.
+    /// A lower bound of the peak of every order: the least peak when picked rows count nothing.
     pub best_peak: u64,
 }
 
@@ -23,32 +27,54 @@ pub(super) fn order_steps(graph: &Graph, stage: u32) -> OrderedSteps {
         let node = graph.node(*id);
         node.stage == Some(stage) && !node.op.is_leaf() && !node.op.is_view()
     };
-    let (sends, steps): (Vec<NodeId>, Vec<NodeId>) = graph
-        .topo()
-        .into_iter()
-        .filter(here)
-        .partition(|&id| is_send(graph, id));
-    let index: FxHashMap<NodeId, usize> = steps
-        .iter()
-        .enumerate()
-        .map(|(index, &id)| (id, index))
-        .collect();
+    let (sends, work): (Vec<NodeId>, Vec<NodeId>) =
+        graph.topo().into_iter().filter(here).partition(|&id| is_send(graph, id));
+    let (picks, steps): (Vec<NodeId>, Vec<NodeId>) = work.iter().partition(|&&id| picks_leaves(graph, id));
+    let index: FxHashMap<NodeId, usize> = steps.iter().enumerate().map(|(index, &id)| (id, index)).collect();
     let problem = OrderProblem {
         workspace: vec![0; steps.len()],
         edges: Vec::new(),
         values: values(graph, &steps, &index),
     };
     let ordered = minimum_peak_order(&problem, MOST_IDEALS).expect("a verified graph has an order");
-    let nodes = ordered
-        .order
-        .iter()
-        .map(|&item| steps[item])
-        .chain(sends)
-        .collect();
-    OrderedSteps {
-        nodes,
-        best_peak: ordered.lower_bound,
+    let mut nodes = Vec::with_capacity(work.len() + sends.len());
+    for id in ordered.order.iter().map(|&item| steps[item]).chain(picks).chain(sends) {
+        place_after_picks(graph, id, &index, stage, &mut nodes);
     }
+    OrderedSteps { nodes, best_peak: ordered.lower_bound }
+}
+
+/// Whether a node picks rows of inputs or parameters.
+fn picks_leaves(graph: &Graph, id: NodeId) -> bool {
+    let is_leaf = |value: &Value| {
+        let op = &graph.node(value.node).op;
+        op.is_leaf() || picks_leaves(graph, value.node)
+    };
+    matches!(graph.node(id).op, Op::GatherRows(_)) && graph.inputs(id).iter().all(is_leaf)
+}
+
+/// Appends the picks that `id` needs and are not there yet, then `id`.
+fn place_after_picks(
+    graph: &Graph,
+    id: NodeId,
+    index: &FxHashMap<NodeId, usize>,
+    stage: u32,
+    nodes: &mut Vec<NodeId>,
+) {
+    if nodes.contains(&id) {
+        return;
+    }
+    for value in graph.inputs(id) {
+        let mut operand = value.node;
+        while graph.node(operand).op.is_view() {
+            operand = graph.inputs(operand)[0].node;
+        }
+        let picked = !index.contains_key(&operand) && picks_leaves(graph, operand);
+        if picked && graph.node(operand).stage == Some(stage) {
+            place_after_picks(graph, operand, index, stage, nodes);
+        }
+    }
+    nodes.push(id);
 }
 
 /// What each step leaves in memory, for how long. A view keeps its operand alive.
@@ -57,21 +83,9 @@ fn values(graph: &Graph, steps: &[NodeId], index: &FxHashMap<NodeId, usize>) -> 
     for (producer, &id) in steps.iter().enumerate() {
         for (output, ty) in graph.node(id).types.iter().enumerate() {
             let mut uses = Uses::default();
-            uses.collect(
-                graph,
-                Value {
-                    node: id,
-                    output: output as u16,
-                },
-                index,
-            );
+            uses.collect(graph, Value { node: id, output: output as u16 }, index);
             let bytes = if uses.leaves { 0 } else { ty.bytes() as u64 };
-            values.push(OrderValue {
-                producer: Some(producer),
-                users: uses.steps,
-                bytes,
-                kept: uses.sent,
-            });
+            values.push(OrderValue { producer: Some(producer), users: uses.steps, bytes, kept: uses.sent });
         }
     }
     values
