@@ -95,11 +95,11 @@ impl Global {
 
 #[derive(Subcommand)]
 enum Command {
-    Compile(compile::Compile),
-    Run(run::Run),
-    Simulate(simulate::Simulate),
+    Compile(Box<compile::Compile>),
+    Run(Box<run::Run>),
+    Simulate(Box<simulate::Simulate>),
     Inspect(inspect::Inspect),
-    Bench(bench::Bench),
+    Bench(Box<bench::Bench>),
     Opt(opt::Opt),
 }
 
