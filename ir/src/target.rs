@@ -81,6 +81,9 @@ const BUILT_IN: [&str; 5] = [
     include_str!("../targets/cpu.toml"),
 ];
 
+/// The slowest link there may be, so that sums of cycles fit 64 bits.
+const MOST_CYCLES_PER_BYTE: u64 = 1 << 16;
+
 impl Target {
     /// The built-in targets.
     pub fn built_in() -> Vec<Target> {
@@ -136,9 +139,19 @@ impl Target {
         {
             return Err(format!("{field} = {value}; must be in 1..={most}"));
         }
-        if self.tile.sync_cycles > 1 << 40 || !(0.0..=1.0).contains(&self.link.latency_seconds) {
+        let links = [
+            ("link.bytes_per_second", self.link.bytes_per_second),
+            ("host.bytes_per_second", self.host.bytes_per_second),
+        ];
+        let slowest = self.tile.clock_hz / MOST_CYCLES_PER_BYTE;
+        if let Some((field, value)) = links.into_iter().find(|&(_, value)| value < slowest) {
+            return Err(format!(
+                "{field} = {value}; must be at least tile.clock_hz / {MOST_CYCLES_PER_BYTE}"
+            ));
+        }
+        if self.tile.sync_cycles > 1 << 20 || !(0.0..=1.0).contains(&self.link.latency_seconds) {
             return Err(
-                "tile.sync_cycles must be at most 2^40, link.latency_seconds in 0..=1".to_owned(),
+                "tile.sync_cycles must be at most 2^20, link.latency_seconds in 0..=1".to_owned(),
             );
         }
         if self.tile.code.saturating_add(self.tile.reserved) > self.capacity() {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::{FrontError, LxmertConfig};
+use crate::MAX_ROWS;
 
 /// Which of Transformers' model classes to build.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -176,8 +177,6 @@ impl Default for ModelOptions {
     }
 }
 
-/// Row numbers are stored in 32 bits.
-const MAX_ROWS: u128 = i32::MAX as u128;
 /// Operations and bytes of a run are counted in 64 bits, with room to spare.
 const MAX_WORK: u128 = 1 << 61;
 
@@ -214,11 +213,12 @@ impl ModelOptions {
     fn check_work(&self, config: &LxmertConfig) -> Result<(), FrontError> {
         let wide = |size: usize| size as u128;
         let longest = wide(self.seq_len.max(self.boxes));
-        let rows = wide(self.micro_batch).saturating_mul(longest);
-        if rows > MAX_ROWS {
+        let both = wide(self.seq_len).saturating_add(wide(self.boxes));
+        let rows = wide(self.micro_batch).saturating_mul(both);
+        if rows > wide(MAX_ROWS) {
             return Err(option(
                 "--micro-batch",
-                format!("gives {rows} rows of tokens or boxes; at most {MAX_ROWS} are supported"),
+                format!("gives {rows} rows of tokens and boxes; at most {MAX_ROWS} are supported"),
             ));
         }
         let parameters = u128::from(config.parameter_count(Task::Pretraining))

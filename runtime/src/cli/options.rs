@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use lxpod_ir::Target;
 use lxpod_ir::front::{AnswerLoss, Losses, ModelOptions, Task};
-use lxpod_ir::{MAX_ROWS, Target};
 use lxpod_passes::plan::Plan;
 use lxpod_passes::{CompileOptions, Precision};
 use lxpod_runtime::{Error, Model, Samples};
@@ -228,16 +228,8 @@ impl PlanOptions {
     /// Where to place what was built.
     ///
     /// # Errors
-    /// The target is unknown or its file is wrong, or a micro-batch has too many rows.
+    /// The target is unknown or its file is wrong.
     pub(crate) fn compile_options(&self, built: ModelOptions) -> Result<CompileOptions> {
-        let longest = built.seq_len.max(built.boxes);
-        if built.micro_batch.saturating_mul(longest) > MAX_ROWS {
-            let message = format!(
-                "gives {} times {longest} rows of tokens or boxes; at most {MAX_ROWS} rows are supported",
-                built.micro_batch
-            );
-            return Err(CliError::option("--micro-batch", message));
-        }
         let mut options = CompileOptions::new(built, self.target()?);
         options.replicas = self.replicas.unwrap_or(1);
         options.stages = self.stages;

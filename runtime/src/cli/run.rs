@@ -162,9 +162,21 @@ fn measured(loaded: &Loaded, result: &RunResult) -> Value {
         "load_seconds": loaded.load_seconds,
         "backend": loaded.session.description(),
         "machine": Machine::this().document(),
-        "ledger": loaded.session.ledger(),
+        "ledger": loaded.session.ledger().iter().map(ledger_document).collect::<Vec<_>>(),
         "host": loaded.session.host(),
     })
+}
+
+/// What a tile really used: the executed categories, zeros included.
+fn ledger_document(ledger: &TileLedger) -> Value {
+    let mut memory: serde_json::Map<String, Value> = ledger
+        .memory
+        .executed()
+        .into_iter()
+        .map(|(category, bytes)| (category.to_owned(), json!(bytes)))
+        .collect();
+    memory.insert("max_live".to_owned(), json!(ledger.memory.max_live));
+    json!({"tile": ledger.tile, "memory": memory})
 }
 
 fn rate(loaded: &Loaded, seconds: f64) -> f64 {
