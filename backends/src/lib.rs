@@ -1,6 +1,6 @@
 //! Backends: what runs or plays a plan.
 //!
-//! [`cpu`] executes a plan's programs in arenas of planned layout, fast; [`reference`] evaluates the
+//! [`cpu`] executes a plan's programs in arenas of planned layout, fast; [`mod@reference`] evaluates the
 //! plan's graph by the ops' reference semantics, slowly, as the oracle; [`sim`] plays the plan's
 //! schedule against its predicted cycles. All of them take the same [`Feed`]s.
 

@@ -10,7 +10,7 @@ use crate::types::Types;
 /// Multi-head attention. The rows of segment s of the queries see the rows of segment s of the
 /// keys and values; both spaces belong to the same entities.
 ///
-/// score = q · k · scale + (1 − mask[key]) · f32::MIN, so that a segment whose keys are all masked
+/// score = q · k · scale + (1 − `mask[key]`) · f32::MIN, so that a segment whose keys are all masked
 /// attends to them uniformly, as Transformers does. The second output, if asked for, holds the
 /// probabilities \[query row, head, key within the segment\], zero beyond the segment's last key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

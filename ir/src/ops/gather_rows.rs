@@ -6,7 +6,7 @@ use super::{Cost, Eval, Infer, OpDef, Operand};
 use crate::tensor::{Scalar, Tensor};
 use crate::types::{TensorType, Types};
 
-/// y[i] = data[index[i]]: an embedding lookup, the first row of each segment, or rows repeated for
+/// `y[i] = data[index[i]]`: an embedding lookup, the first row of each segment, or rows repeated for
 /// the samples that share them. The result lives in the index's row space.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -6,7 +6,7 @@ use super::{Activation, Cost, Eval, Infer, OpDef, Operand, RowUse};
 use crate::tensor::{Scalar, Tensor};
 use crate::types::Types;
 
-/// y[r, n] = act(Σₖ x[r, k] · W[n, k] + b[n]); W is stored \[out, in\] as in `torch.nn.Linear`.
+/// `y[r, n] = act(Σₖ x[r, k] · W[n, k] + b[n])`; W is stored \[out, in\] as in `torch.nn.Linear`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Linear {

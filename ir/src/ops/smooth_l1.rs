@@ -7,7 +7,7 @@ use crate::DType;
 use crate::tensor::{Scalar, Tensor};
 use crate::types::{TensorType, Types};
 
-/// The mean over rows of weight[row] · mean over columns of (d²/2 if |d| < 1, else |d| − 1/2), with
+/// The mean over rows of `weight[row]` · mean over columns of (d²/2 if |d| < 1, else |d| − 1/2), with
 /// d = x − target, as an f32 scalar.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
