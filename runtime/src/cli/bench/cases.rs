@@ -11,7 +11,7 @@ use lxpod_ir::ops::Activation;
 
 use crate::cli::load::Sequence;
 
-/// Rows of products: one sample's [CLS] row up to a batch's boxes.
+/// Rows of products: one sample's `[CLS]` row up to a batch's boxes.
 const ROWS: [usize; 7] = [1, 12, 20, 36, 56, 160, 512];
 /// Outputs and inputs of LXMERT's linear layers: projections, merged queries, keys and values, keys and
 /// values, feed-forward, box features, answers.
