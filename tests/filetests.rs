@@ -1,9 +1,12 @@
 //! One test for each `.lx` file in the folders of `tests/filetests`.
 //!
-//! The first line says what is tested, the graph follows, and then what is expected:
+//! The first line says what is tested, the second may set an option of passes, the graph follows, and
+//! then what is expected:
 //!
 //! ```text
-//! ; test: parse                        or: verify, or passes in order: canonicalise, dce
+//! ; test: parse                        or: verify, or passes in order: canonicalise, dce, or: pipeline
+//! ; set precision=fp32                 mixed where nothing is set
+//! ; other comments
 //! graph @g { … }
 //! ; expect
 //! graph @g { … }                       as it is printed
@@ -20,7 +23,7 @@ use std::path::{Path, PathBuf};
 use libtest_mimic::{Arguments, Failed, Trial};
 use lxpod_ir::text::{ParsedLines, parse_with_lines, print, render_verify_errors};
 use lxpod_ir::{Graph, verify};
-use lxpod_passes::{Manager, Options, find};
+use lxpod_passes::{Manager, Options, PIPELINE, find};
 
 const EXPECT: &str = "\n; expect\n";
 
@@ -95,7 +98,10 @@ fn run(path: &str, source: &str, names: &[&str]) -> Result<Outcome, String> {
     match names {
         ["parse"] => Ok(Outcome::Graph(print(&graph))),
         ["verify"] => Ok(verified(path, source, &graph, &lines)),
-        passes => run_passes(passes, graph).map(|graph| Outcome::Graph(print(&graph))),
+        passes => {
+            let graph = run_passes(passes, options(source)?, graph)?;
+            Ok(Outcome::Graph(print(&graph)))
+        }
     }
 }
 
@@ -114,13 +120,34 @@ fn verified(path: &str, source: &str, graph: &Graph, lines: &ParsedLines) -> Out
     Outcome::Errors(found.collect(), rendered)
 }
 
-/// Runs passes by name, as the compiler does; the graph is verified before the first and after each.
-fn run_passes(names: &[&str], mut graph: Graph) -> Result<Graph, String> {
-    let passes = names.iter().map(|name| find(name));
-    let passes: Vec<_> = passes
-        .collect::<Result<_, _>>()
-        .map_err(|error| error.to_string())?;
-    Manager::new(Options::default())
+/// What the second line sets.
+fn options(source: &str) -> Result<Options, String> {
+    let second = source.lines().nth(1).unwrap_or_default();
+    let mut options = Options::default();
+    if let Some(setting) = second.strip_prefix("; set ") {
+        match setting.split_once('=') {
+            Some(("precision", value)) => options.precision = value.parse()?,
+            _ => {
+                return Err(format!(
+                    "there is no option `{setting}`; precision=fp32 is one"
+                ));
+            }
+        }
+    }
+    Ok(options)
+}
+
+/// Runs passes by name, as the compiler does; `pipeline` names the standard ones. The graph is verified
+/// before the first and after each.
+fn run_passes(names: &[&str], options: Options, mut graph: Graph) -> Result<Graph, String> {
+    let mut passes = Vec::new();
+    for name in names {
+        match *name {
+            "pipeline" => passes.extend(PIPELINE),
+            name => passes.push(find(name).map_err(|error| error.to_string())?),
+        }
+    }
+    Manager::new(options)
         .run(&passes, &mut graph)
         .map_err(|error| error.to_string())?;
     Ok(graph.compacted())
