@@ -117,11 +117,15 @@ impl Target {
         target.check().map(|()| target)
     }
 
-    fn check(&self) -> Result<(), String> {
+    /// Checks that every number is possible and that sums of cycles and bytes fit 64 bits.
+    ///
+    /// # Errors
+    /// Names the field and what it may be.
+    pub fn check(&self) -> Result<(), String> {
         let rates = [
             ("tiles", self.tiles as u64, 1 << 16),
             ("tile.cores", self.tile.cores, 1 << 24),
-            ("tile.core_memory", self.tile.core_memory, 1 << 40),
+            ("tile.core_memory", self.tile.core_memory, 1 << 39),
             ("tile.clock_hz", self.tile.clock_hz, 1 << 40),
             (
                 "tile.exchange_bytes_per_cycle",
@@ -153,6 +157,9 @@ impl Target {
             return Err(
                 "tile.sync_cycles must be at most 2^20, link.latency_seconds in 0..=1".to_owned(),
             );
+        }
+        if self.tile.cores * self.tile.core_memory > 1 << 50 {
+            return Err("tile.cores times tile.core_memory must be at most 2^50 bytes".to_owned());
         }
         if self.tile.code.saturating_add(self.tile.reserved) > self.capacity() {
             return Err("tile.code and tile.reserved leave no memory".to_owned());

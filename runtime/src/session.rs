@@ -139,6 +139,7 @@ impl Session {
                 });
             }
         }
+        add_pretraining_loss(&mut outputs);
         Ok(RunResult {
             outputs,
             duration: start.elapsed(),
@@ -158,5 +159,39 @@ impl Session {
     /// What the plan runs on.
     pub fn description(&self) -> String {
         self.executable.description()
+    }
+}
+
+/// The parts of the pretraining loss, in order of summation.
+const PRETRAINING_LOSSES: [&str; 6] = [
+    "loss_mlm",
+    "loss_matched",
+    "loss_visual_obj",
+    "loss_visual_attr",
+    "loss_visual_feat",
+    "loss_qa",
+];
+
+/// Adds `loss`, the sum of the parts whose labels were given, where a plan holds more parts than
+/// there were labels for.
+fn add_pretraining_loss(outputs: &mut Vec<NamedTensor>) {
+    let part = |name: &&str| {
+        outputs
+            .iter()
+            .find(|output| output.name == **name)
+            .map(|output| output.values[0])
+    };
+    let total = PRETRAINING_LOSSES
+        .iter()
+        .filter_map(part)
+        .reduce(|sum, part| sum + part);
+    if let Some(total) = total
+        && !outputs.iter().any(|output| output.name == "loss")
+    {
+        outputs.push(NamedTensor {
+            name: "loss".to_owned(),
+            shape: Vec::new(),
+            values: vec![total],
+        });
     }
 }

@@ -51,3 +51,26 @@ fn every_storage_type_gives_the_same_answers() {
         check(stored, &result, &expected, 2e-5);
     }
 }
+
+/// A plan with every loss, given some of the labels, sums the losses that these determine.
+#[test]
+fn losses_without_labels_are_left_out_of_the_sum() {
+    let case = Case::open("pretrain_all");
+    let plan = case.plan(&case.options(2));
+    let mut some = case.clone();
+    some.inputs
+        .retain(|name, _| name != "ans" && name != "lm_labels");
+    let mut session = case.session(plan, SessionOptions::default());
+    let partial = session.run(&some.samples()).expect("a run");
+    assert!(partial.get("loss_qa").is_none() && partial.get("loss_mlm").is_none());
+    let mut session = some.session(some.plan(&some.options(2)), SessionOptions::default());
+    let direct = session.run(&some.samples()).expect("a run");
+    for name in [
+        "loss",
+        "loss_matched",
+        "loss_visual_obj",
+        "prediction_logits",
+    ] {
+        assert_eq!(partial.get(name), direct.get(name), "{name}");
+    }
+}

@@ -23,13 +23,25 @@ unsafe impl Sync for Arena {}
 
 impl Arena {
     /// The addresses `base..end` of a tile, zeroed.
-    pub(super) fn new(base: u64, end: u64) -> Self {
+    ///
+    /// # Errors
+    /// The host does not have that much memory.
+    pub(super) fn new(base: u64, end: u64) -> Result<Self, String> {
         let lines = (end - base).div_ceil(64) as usize;
-        Arena {
+        let refused = |_| {
+            format!(
+                "{} bytes of memory for the activations of one tile",
+                end - base
+            )
+        };
+        Vec::<Line>::new()
+            .try_reserve_exact(lines)
+            .map_err(refused)?;
+        Ok(Arena {
             lines: UnsafeCell::new(vec![Line::zeroed(); lines]),
             base,
             end,
-        }
+        })
     }
 
     /// Bytes allocated.

@@ -81,19 +81,17 @@ impl Cpu {
             .map(|stage| step::resolve(&plan, stage, &store))
             .collect();
         let programs = programs?;
-        let tile_arenas = || {
-            let ranges = plan
-                .programs
-                .iter()
-                .zip(&programs)
-                .map(|(program, resolved)| trace::arena_range(program, resolved));
+        let tile_arenas = |_| {
+            let pairs = plan.programs.iter().zip(&programs);
+            let ranges = pairs.map(|(program, resolved)| trace::arena_range(program, resolved));
             ranges
                 .map(|range| Arena::new(range.start, range.end))
                 .collect()
         };
+        let arenas: Result<Vec<Vec<Arena>>, String> = (0..plan.replicas).map(tile_arenas).collect();
         let scratch = scratch_len(&plan.graph);
         Ok(Cpu {
-            arenas: (0..plan.replicas).map(|_| tile_arenas()).collect(),
+            arenas: arenas.map_err(BackendError::Unsupported)?,
             scratch: (0..team.workers())
                 .map(|_| Mutex::new(Scratch::new(scratch)))
                 .collect(),

@@ -45,6 +45,11 @@ pub(super) struct Operand {
 }
 
 impl Operand {
+    /// Whether its rows lie end to end.
+    fn is_dense(&self) -> bool {
+        self.stride == self.columns
+    }
+
     /// Rows in this run.
     pub(super) fn extent(&self, extents: &Extents) -> usize {
         self.rows.map_or(self.capacity, |space| extents.rows(space))
@@ -281,6 +286,7 @@ impl Resolver<'_> {
                 inputs.push(Source::Arena(self.operand(value, place, self.stage)));
             }
         }
+        self.check_operands(node, &inputs)?;
         let receiver = step.receiver(self.graph()).unwrap_or(self.stage);
         let output = |(output, place): (usize, &Place)| {
             self.operand(
@@ -300,6 +306,34 @@ impl Resolver<'_> {
             parameters,
             outputs,
         })
+    }
+
+    /// Checks what the kernels take for granted beyond the type rules: weights of linears are
+    /// parameters, and vectors are parameters or lie in the arena as f32.
+    fn check_operands(&self, node: NodeId, inputs: &[Source]) -> Result<(), BackendError> {
+        let op = &self.graph().node(node).op;
+        let vectors: &[usize] = match op {
+            Op::Linear(_) => &[2],
+            Op::LayerNorm(_) => &[1, 2],
+            Op::Attention(_) => &[3],
+            Op::CrossEntropy(_) | Op::SmoothL1(_) => &[2],
+            _ => &[],
+        };
+        let is_f32 = |input: &usize| match inputs.get(*input) {
+            Some(Source::Arena(operand)) => operand.dtype == DType::F32 && operand.is_dense(),
+            Some(Source::Resident(Resident::Vector(_))) | None => true,
+            Some(Source::Resident(_)) => false,
+        };
+        let weight = inputs
+            .get(1)
+            .is_some_and(|w| matches!(w, Source::Resident(Resident::Panels(_))));
+        if !vectors.iter().all(is_f32) || (matches!(op, Op::Linear(_)) && !weight) {
+            return Err(BackendError::Unsupported(format!(
+                "these operands of `{}` on the CPU",
+                op.name()
+            )));
+        }
+        Ok(())
     }
 
     fn operand(&self, value: Value, place: &Place, stage: usize) -> Operand {

@@ -115,7 +115,10 @@ impl Form {
     pub(super) fn of(op: &Op, input: usize) -> Form {
         match (op, input) {
             (Op::Linear(_), 1) => Form::Panels,
-            (Op::Linear(_), 2) | (Op::LayerNorm(_), 1 | 2) => Form::Vector,
+            (Op::Linear(_), 2)
+            | (Op::LayerNorm(_), 1 | 2)
+            | (Op::Attention(_), 3)
+            | (Op::CrossEntropy(_) | Op::SmoothL1(_), 2) => Form::Vector,
             _ => Form::Table,
         }
     }

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use super::lower::{home, lower};
 use super::{Plan, Program, Provenance};
+use crate::cost;
 use crate::partition::Partition;
 use crate::schedule::Schedule;
 use crate::solve::partition::PartitionError;
@@ -158,50 +160,98 @@ impl Plan {
             programs,
             schedule,
         };
-        plan.check().map_err(PlanError::File)?;
+        plan.check()?;
         Ok(plan)
     }
 
-    /// Checks that every index a backend will follow exists, so that a hand-made file with a valid
-    /// checksum cannot make one panic.
-    fn check(&self) -> Result<(), String> {
-        let stages = self.programs.len();
-        if stages == 0 || self.schedule.stages != stages || self.replicas == 0 {
-            return Err("the plan's stages do not match its schedule".to_owned());
+    /// Checks that the programs are exactly what the graph and the target give, so that a backend
+    /// may follow every index and offset of a plan: a file with a valid checksum may still have been
+    /// made by hand.
+    fn check(&self) -> Result<(), PlanError> {
+        let file = |problem: &str| PlanError::File(format!("{problem}; compile the plan again"));
+        let (stages, tiles) = (self.programs.len(), self.target.tiles);
+        self.target
+            .check()
+            .map_err(|problem| file(&format!("the plan's target: {problem}")))?;
+        if stages == 0 || self.schedule.stages != stages {
+            return Err(file("the plan's stages do not match its schedule"));
         }
-        for program in &self.programs {
-            for step in &program.steps {
-                let id = self.graph.at(step.node).ok_or("a step of no node")?;
-                let receiver = step.receiver(&self.graph).unwrap_or(0);
-                let outputs = match step.receiver(&self.graph) {
-                    Some(_) => self
-                        .programs
-                        .get(receiver)
-                        .ok_or("a transfer to no stage")?,
-                    None => program,
-                };
-                let known = step
-                    .inputs
-                    .iter()
-                    .all(|place| place.buffer < program.buffers.len())
-                    && step
-                        .outputs
-                        .iter()
-                        .all(|place| place.buffer < outputs.buffers.len())
-                    && step.inputs.len() == self.graph.inputs(id).len()
-                    && step.outputs.len() == self.graph.node(id).types.len();
-                if !known {
-                    return Err("a step's operands do not match its node".to_owned());
-                }
-            }
-            if program
-                .buffers
-                .iter()
-                .any(|buffer| self.graph.at(buffer.node).is_none())
-            {
-                return Err("a buffer of no node".to_owned());
-            }
+        if self.replicas == 0 || self.replicas > tiles / stages {
+            return Err(file(
+                "the plan's replicas and stages do not match its target's tiles",
+            ));
+        }
+        let placed = self.graph.nodes().all(|id| {
+            let node = self.graph.node(id);
+            let home = home(&self.graph, id).map(|stage| stage as usize);
+            let on = |stage: Option<usize>| stage.is_some_and(|stage| stage < stages);
+            on(node.stage.map(|stage| stage as usize)) && on(home)
+        });
+        if !placed {
+            return Err(file("the plan's graph has nodes on no stage"));
+        }
+        let cost = cost::model(&self.target);
+        if lower(&self.graph, &self.target, cost.as_ref(), stages)? != self.programs {
+            return Err(file("the plan's programs are not those of its graph"));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lxpod_ir::front::{LxmertConfig, ModelOptions};
+
+    use super::*;
+    use crate::{CompileOptions, compile};
+
+    /// The file of a small plan whose body went through `change`, with a checksum that matches.
+    fn hand_made(change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
+        let config = LxmertConfig {
+            vocab_size: 30,
+            hidden_size: 8,
+            num_attention_heads: 2,
+            intermediate_size: 16,
+            l_layers: 1,
+            r_layers: 1,
+            x_layers: 1,
+            visual_feat_dim: 6,
+            num_qa_labels: 5,
+            ..LxmertConfig::base()
+        };
+        let mut options = CompileOptions::new(
+            ModelOptions::default(),
+            Target::named("pod4").expect("built in"),
+        );
+        options.stages = Some(2);
+        let (plan, _) = compile(&config, "small", &options, &mut |_, _| {}).expect("a plan");
+        let bytes = plan.to_bytes().expect("a file");
+        let line = bytes
+            .iter()
+            .position(|&byte| byte == b'\n')
+            .expect("a first line");
+        let mut body = serde_json::from_slice(&bytes[line + 1..]).expect("JSON");
+        change(&mut body);
+        let body = serde_json::to_vec(&body).expect("JSON");
+        [format!("{MAGIC}{}\n", checksum(&body)).into_bytes(), body].concat()
+    }
+
+    #[test]
+    fn a_plan_whose_programs_are_not_its_graphs_is_refused() {
+        Plan::from_bytes(&hand_made(|_| {})).expect("nothing changed");
+        for (path, value) in [
+            ("/programs/0/steps/0/outputs/0/stride", 1_000_000_000_u64),
+            ("/programs/0/steps/0/inputs/0/buffer", 7),
+            ("/programs/1/buffers/3/offset", 1 << 40),
+            ("/programs/1/buffers/3/bytes", 1),
+            ("/programs/0/steps/1/node", 100_000),
+            ("/replicas", 1 << 60),
+            ("/schedule/stages", 3),
+            ("/target/host/bytes_per_second", 0),
+            ("/target/tile/cores", 1 << 60),
+        ] {
+            let file = hand_made(|body| *body.pointer_mut(path).expect(path) = value.into());
+            assert!(Plan::from_bytes(&file).is_err(), "{path} = {value}");
+        }
     }
 }
