@@ -287,6 +287,33 @@ impl Extents {
         Ok(Extents { bounds })
     }
 
+    /// Checks that these are extents of `spaces`: as many, none beyond its capacity.
+    ///
+    /// # Errors
+    /// Names the first space that does not fit.
+    pub fn fit(&self, spaces: &Spaces) -> Result<(), String> {
+        if self.bounds.len() != spaces.iter().count() {
+            return Err("the extents are of another graph".to_owned());
+        }
+        for (id, space) in spaces.iter() {
+            let segments = match &space.layout {
+                Layout::Entities => self.segments(id),
+                Layout::Segments { owner, .. } => self.segments(*owner),
+                Layout::Union(parts) => parts.len(),
+            };
+            let longest = (0..self.segments(id))
+                .map(|s| self.segment(id, s).len())
+                .max();
+            if self.rows(id) > space.capacity
+                || self.segments(id) != segments
+                || longest.unwrap_or(0) > spaces.longest(id)
+            {
+                return Err(format!("the extents exceed row space `{}`", space.name));
+            }
+        }
+        Ok(())
+    }
+
     /// Rows of `space` in this run.
     pub fn rows(&self, space: SpaceId) -> usize {
         total(&self.bounds[space.index()])

@@ -113,7 +113,15 @@ impl Target {
     /// # Errors
     /// Names the missing, unknown or impossible field.
     pub fn from_toml(text: &str) -> Result<Target, String> {
-        let target: Target = toml::from_str(text).map_err(|error| error.to_string())?;
+        let shorten = |line: &str| line.chars().take(120).collect::<String>();
+        let target: Target = toml::from_str(text).map_err(|error| {
+            error
+                .to_string()
+                .lines()
+                .map(shorten)
+                .collect::<Vec<_>>()
+                .join("\n")
+        })?;
         target.check().map(|()| target)
     }
 

@@ -196,9 +196,23 @@ pub fn compile(
     ))
 }
 
-/// SHA-256 of a configuration's canonical JSON, in hexadecimal.
+/// Fields of a configuration that change nothing a plan for inference computes.
+const NOT_BINDING: [&str; 6] = [
+    "architectures",
+    "attention_probs_dropout_prob",
+    "dtype",
+    "hidden_dropout_prob",
+    "initializer_range",
+    "transformers_version",
+];
+
+/// SHA-256, in hexadecimal, of the canonical JSON of what binds a plan to a configuration.
 pub fn config_hash(config: &serde_json::Value) -> String {
-    let digest = Sha256::digest(config.to_string());
+    let mut binding = config.clone();
+    if let Some(fields) = binding.as_object_mut() {
+        fields.retain(|field, _| !NOT_BINDING.contains(&field.as_str()));
+    }
+    let digest = Sha256::digest(binding.to_string());
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -172,7 +172,9 @@ fn problem(
 /// Bytes a node's operands and results take while it runs.
 fn workspace(graph: &Graph, id: NodeId) -> u64 {
     let is_param = |value: &Value| matches!(graph.node(value.node).op, Op::Param(_));
-    let inputs = graph.inputs(id);
+    let mut inputs = graph.inputs(id);
+    inputs.sort_unstable();
+    inputs.dedup();
     let read = inputs
         .iter()
         .filter(|value| !is_param(value))

@@ -248,7 +248,7 @@ fn compile_fault(error: &CompileError) -> Fault {
 fn plan_fault(error: &PlanError) -> Fault {
     match error {
         PlanError::OutOfMemory { .. }
-        | PlanError::Partition(PartitionError::Memory { .. })
+        | PlanError::Partition(PartitionError::Memory { .. } | PartitionError::Invalid(_))
         | PlanError::File(_) => Fault::Input,
         PlanError::Unsupported(_) => Fault::Unsupported,
         PlanError::Partition(_) => Fault::Internal,

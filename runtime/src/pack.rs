@@ -9,11 +9,11 @@ use std::ops::Range;
 
 use lxpod_backends::{Feed, Outputs};
 use lxpod_ir::front::RowSpaces;
-use lxpod_ir::ops::Op;
-use lxpod_ir::{DType, Extents, Graph, Layout, SpaceId, Tensor, TensorType};
+use lxpod_ir::ops::{Op, Reduction};
+use lxpod_ir::{Extents, Graph, Layout, SpaceId, Tensor, TensorType};
 
 use crate::error::{Error, Result};
-use crate::samples::{Axes, Content, FIELDS, Samples, Values};
+use crate::samples::{Axes, Content, FIELDS, IGNORED_LABEL, Samples, Values};
 
 /// Which of a micro-batch's samples share what, and how long each text and image is.
 struct Sharing {
@@ -272,7 +272,7 @@ impl<'a> Packer<'a> {
     ) -> (Vec<usize>, Vec<f32>) {
         let ty = self.graph.ty(self.graph.outputs()[output].value);
         let Some(space) = ty.rows else {
-            return (Vec::new(), vec![mean(output, results)]);
+            return (Vec::new(), vec![self.mean(output, results)]);
         };
         let mut values = Vec::new();
         for (samples, outputs) in results {
@@ -292,6 +292,45 @@ impl<'a> Packer<'a> {
             }
         }
         (self.unpacked_shape(output, ty, space), values)
+    }
+
+    /// A scalar output over all micro-batches: the mean of theirs, each weighing what it averages.
+    fn mean(&self, output: usize, results: &[(Range<usize>, Outputs)]) -> f32 {
+        if let [(_, only)] = results {
+            return only[output].reals()[0];
+        }
+        let (mut sum, mut total) = (0.0, 0);
+        for (samples, outputs) in results {
+            let weight = self.averaged(output, samples);
+            if weight > 0 {
+                sum += f64::from(outputs[output].reals()[0]) * weight as f64;
+                total += weight;
+            }
+        }
+        (sum / total as f64) as f32
+    }
+
+    /// What a scalar output averages over in a micro-batch: its kept labels, else its samples.
+    fn averaged(&self, output: usize, samples: &Range<usize>) -> usize {
+        let node = self.graph.outputs()[output].value.node;
+        let labels = match &self.graph.node(node).op {
+            Op::CrossEntropy(loss) if loss.reduction == Reduction::Mean => {
+                self.graph.inputs(node)[1]
+            }
+            _ => return samples.len(),
+        };
+        let Op::Input(input) = &self.graph.node(labels.node).op else {
+            return samples.len();
+        };
+        let Some(Values::Ints(values)) = self.samples.values.get(input.name.as_str()) else {
+            return samples.len();
+        };
+        let width = values.len() / self.samples.batch;
+        let values = &values[samples.start * width..samples.end * width];
+        values
+            .iter()
+            .filter(|&&label| label != IGNORED_LABEL)
+            .count()
     }
 
     fn segment_lengths(&self, space: SpaceId, sharing: &Sharing) -> Vec<usize> {
@@ -460,18 +499,6 @@ fn segments(starts: impl Iterator<Item = usize>, lengths: &[usize]) -> Vec<usize
         .collect()
 }
 
-/// The mean of a scalar output, weighted by samples.
-fn mean(output: usize, results: &[(Range<usize>, Outputs)]) -> f32 {
-    if let [(_, only)] = results {
-        return only[output].reals()[0];
-    }
-    let total: usize = results.iter().map(|(samples, _)| samples.len()).sum();
-    let weighed = |(samples, outputs): &(Range<usize>, Outputs)| {
-        f64::from(outputs[output].reals()[0]) * samples.len() as f64
-    };
-    (results.iter().map(weighed).sum::<f64>() / total as f64) as f32
-}
-
 /// Whether an input is a label, without which only losses cannot be computed.
 fn is_label(name: &str) -> bool {
     let field = FIELDS.iter().find(|field| field.name == name);
@@ -500,10 +527,7 @@ fn needs_all_rows(graph: &Graph) -> bool {
             graph.node(id).op,
             Op::CrossEntropy(_) | Op::Bce(_) | Op::SmoothL1(_)
         );
-        loss && graph
-            .input_types(id)
-            .iter()
-            .any(|ty| segmented(ty) && ty.dtype != DType::Bool)
+        loss && graph.input_types(id).iter().any(segmented)
     });
     outputs || losses
 }

@@ -59,11 +59,12 @@ pub(crate) struct Field {
 pub(crate) enum Content {
     /// Indices below a bound; −100 too if the flag is set. The default is the third, if any.
     Index(fn(&LxmertConfig) -> usize, bool, Option<i32>),
-    /// Floats, that many for each entry. The default is the second, if any.
-    Float(fn(&LxmertConfig) -> usize, Option<f32>),
+    /// Floats, one for each entry or that many. The default is the second, if any.
+    Float(Option<fn(&LxmertConfig) -> usize>, Option<f32>),
 }
 
-const ONE: fn(&LxmertConfig) -> usize = |_| 1;
+/// The label that a loss ignores.
+pub(crate) const IGNORED_LABEL: i32 = -100;
 
 /// Every field. A label's default is what the losses ignore.
 pub(crate) const FIELDS: &[Field] = &[
@@ -77,65 +78,69 @@ pub(crate) const FIELDS: &[Field] = &[
         Axes::Text,
         Content::Index(|c| c.type_vocab_size, false, Some(0)),
     ),
-    field("attention_mask", Axes::Text, Content::Float(ONE, Some(1.0))),
+    field(
+        "attention_mask",
+        Axes::Text,
+        Content::Float(None, Some(1.0)),
+    ),
     field(
         "visual_feats",
         Axes::Image,
-        Content::Float(|c| c.visual_feat_dim, None),
+        Content::Float(Some(|c| c.visual_feat_dim), None),
     ),
     field(
         "visual_pos",
         Axes::Image,
-        Content::Float(|c| c.visual_pos_dim, None),
+        Content::Float(Some(|c| c.visual_pos_dim), None),
     ),
     field(
         "visual_attention_mask",
         Axes::Image,
-        Content::Float(ONE, Some(1.0)),
+        Content::Float(None, Some(1.0)),
     ),
     field(
         "labels",
         Axes::Sample,
-        Content::Index(|c| c.num_qa_labels, true, Some(-100)),
+        Content::Index(|c| c.num_qa_labels, true, Some(IGNORED_LABEL)),
     ),
     field(
         "soft_labels",
         Axes::Sample,
-        Content::Float(|c| c.num_qa_labels, Some(0.0)),
+        Content::Float(Some(|c| c.num_qa_labels), Some(0.0)),
     ),
     field(
         "lm_labels",
         Axes::Text,
-        Content::Index(|c| c.vocab_size, true, Some(-100)),
+        Content::Index(|c| c.vocab_size, true, Some(IGNORED_LABEL)),
     ),
     field(
         "matched_label",
         Axes::Sample,
-        Content::Index(|_| 2, true, Some(-100)),
+        Content::Index(|_| 2, true, Some(IGNORED_LABEL)),
     ),
     field(
         "ans",
         Axes::Sample,
-        Content::Index(|c| c.num_qa_labels, true, Some(-100)),
+        Content::Index(|c| c.num_qa_labels, true, Some(IGNORED_LABEL)),
     ),
     field(
         "obj_labels",
         Axes::Box,
-        Content::Index(|c| c.num_object_labels, true, Some(-100)),
+        Content::Index(|c| c.num_object_labels, true, Some(IGNORED_LABEL)),
     ),
-    field("obj_conf", Axes::Box, Content::Float(ONE, Some(0.0))),
+    field("obj_conf", Axes::Box, Content::Float(None, Some(0.0))),
     field(
         "attr_labels",
         Axes::Box,
-        Content::Index(|c| c.num_attr_labels, true, Some(-100)),
+        Content::Index(|c| c.num_attr_labels, true, Some(IGNORED_LABEL)),
     ),
-    field("attr_conf", Axes::Box, Content::Float(ONE, Some(0.0))),
+    field("attr_conf", Axes::Box, Content::Float(None, Some(0.0))),
     field(
         "feat_labels",
         Axes::Box,
-        Content::Float(|c| c.visual_feat_dim, Some(0.0)),
+        Content::Float(Some(|c| c.visual_feat_dim), Some(0.0)),
     ),
-    field("feat_conf", Axes::Box, Content::Float(ONE, Some(0.0))),
+    field("feat_conf", Axes::Box, Content::Float(None, Some(0.0))),
 ];
 
 const fn field(name: &'static str, axes: Axes, content: Content) -> Field {
@@ -192,6 +197,16 @@ impl Samples {
             };
             if let Some(values) = reader.field(field, &shape)? {
                 samples.values.insert(field.name, values);
+            }
+        }
+        for (labels, weights) in [
+            ("obj_labels", "obj_conf"),
+            ("attr_labels", "attr_conf"),
+            ("feat_labels", "feat_conf"),
+        ] {
+            if samples.has(labels) && !samples.has(weights) {
+                let help = format!("give one weight per box, or leave `{labels}` out");
+                return Err(reader.wrong(weights, &format!("is missing beside `{labels}`"), &help));
             }
         }
         Ok(samples)
@@ -334,9 +349,7 @@ impl Reader<'_> {
             };
         };
         let mut shape = leading.to_vec();
-        if let Content::Float(width, _) = field.content
-            && !std::ptr::fn_addr_eq(width, ONE)
-        {
+        if let Content::Float(Some(width), _) = field.content {
             shape.push(width(self.config));
         }
         if tensor.shape() != shape {
@@ -359,7 +372,8 @@ impl Reader<'_> {
 
     fn check_range(&self, name: &str, values: &[i32], bound: usize, ignorable: bool) -> Result<()> {
         let fits = |value: i32| {
-            usize::try_from(value).is_ok_and(|value| value < bound) || (ignorable && value == -100)
+            usize::try_from(value).is_ok_and(|value| value < bound)
+                || (ignorable && value == IGNORED_LABEL)
         };
         match values.iter().position(|&value| !fits(value)) {
             None => Ok(()),

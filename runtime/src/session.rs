@@ -139,7 +139,7 @@ impl Session {
                 });
             }
         }
-        add_pretraining_loss(&mut outputs);
+        add_pretraining_loss(&mut outputs, results.len());
         Ok(RunResult {
             outputs,
             duration: start.elapsed(),
@@ -173,8 +173,8 @@ const PRETRAINING_LOSSES: [&str; 6] = [
 ];
 
 /// Adds `loss`, the sum of the parts whose labels were given, where a plan holds more parts than
-/// there were labels for.
-fn add_pretraining_loss(outputs: &mut Vec<NamedTensor>) {
+/// there were labels for, or the parts are means over several micro-batches.
+fn add_pretraining_loss(outputs: &mut Vec<NamedTensor>, micro_batches: usize) {
     let part = |name: &&str| {
         outputs
             .iter()
@@ -185,9 +185,11 @@ fn add_pretraining_loss(outputs: &mut Vec<NamedTensor>) {
         .iter()
         .filter_map(part)
         .reduce(|sum, part| sum + part);
-    if let Some(total) = total
-        && !outputs.iter().any(|output| output.name == "loss")
-    {
+    let Some(total) = total else { return };
+    if micro_batches > 1 {
+        outputs.retain(|output| output.name != "loss");
+    }
+    if !outputs.iter().any(|output| output.name == "loss") {
         outputs.push(NamedTensor {
             name: "loss".to_owned(),
             shape: Vec::new(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use lxpod_runtime::tensors::{HostData, HostTensor};
 use lxpod_runtime::{Model, SessionOptions};
 
 use crate::support::{Case, cases, check, folder};
@@ -72,5 +73,36 @@ fn losses_without_labels_are_left_out_of_the_sum() {
         "prediction_logits",
     ] {
         assert_eq!(partial.get(name), direct.get(name), "{name}");
+    }
+}
+
+/// Labels that do not count weigh nothing, however the samples are dealt to micro-batches.
+#[test]
+fn losses_do_not_depend_on_the_micro_batch() {
+    let mut case = Case::open("qa_batch16");
+    let mut labels = case.inputs["labels"].to_i32().expect("labels");
+    [0, 5, 6, 7]
+        .into_iter()
+        .for_each(|at: usize| labels[at] = -100);
+    let labels =
+        HostTensor::new("labels", vec![labels.len()], HostData::I32(labels)).expect("a tensor");
+    case.inputs.insert("labels".to_owned(), labels);
+    let loss = |micro_batch: usize| {
+        let mut options = case.options(2);
+        options.model.micro_batch = micro_batch;
+        let mut session = case.session(case.plan(&options), SessionOptions::default());
+        session
+            .run(&case.samples())
+            .expect("a run")
+            .get("loss")
+            .expect("a loss")
+            .values[0]
+    };
+    let whole = loss(16);
+    for micro_batch in [1, 2, 3, 8] {
+        assert!(
+            (loss(micro_batch) - whole).abs() < 1e-6,
+            "micro-batch {micro_batch}"
+        );
     }
 }

@@ -36,8 +36,13 @@ fn the_objective_is_the_cycles_of_the_slowest_program() {
     for stages in [1, 4, 16] {
         check_costs(&base(stages, Precision::Mixed), "lxmert-base");
     }
+    let mut four = Target::named("cpu").expect("built in");
+    four.tiles = 4;
     for name in cases() {
         let case = Case::open(&name);
+        let mut options = case.options(4);
+        options.target = four.clone();
+        check_costs(&case.plan(&options), &name);
         for stages in [1, 3, 16] {
             check_costs(&case.plan(&case.options(stages)), &name);
         }

@@ -12,7 +12,7 @@ struct Line([u8; 64]);
 /// A tile's buffers. Workers read and write disjoint parts of it at the same time; which parts is
 /// the plan's business, and guard mode checks it.
 pub(super) struct Arena {
-    lines: UnsafeCell<Vec<Line>>,
+    lines: Box<[UnsafeCell<Line>]>,
     /// The tile address of the first byte: parameters, which lie below, are packed elsewhere.
     base: u64,
     end: u64,
@@ -34,11 +34,11 @@ impl Arena {
                 end - base
             )
         };
-        Vec::<Line>::new()
-            .try_reserve_exact(lines)
-            .map_err(refused)?;
+        let mut cells = Vec::new();
+        cells.try_reserve_exact(lines).map_err(refused)?;
+        cells.resize_with(lines, || UnsafeCell::new(Line::zeroed()));
         Ok(Arena {
-            lines: UnsafeCell::new(vec![Line::zeroed(); lines]),
+            lines: cells.into_boxed_slice(),
             base,
             end,
         })
@@ -68,12 +68,8 @@ impl Arena {
             self.base,
             self.end
         );
-        // SAFETY: the vector is never resized, so its address is stable, and the offset is in bounds.
-        unsafe {
-            (*self.lines.get())
-                .as_mut_ptr()
-                .cast::<u8>()
-                .add((start - self.base) as usize)
-        }
+        let first = self.lines.as_ptr().cast::<u8>().cast_mut();
+        // SAFETY: the offset is in bounds; the cells allow writing through a shared reference.
+        unsafe { first.add((start - self.base) as usize) }
     }
 }

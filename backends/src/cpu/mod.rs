@@ -60,6 +60,10 @@ impl Cpu {
     /// The source of the weights fails, `LXPOD_ISA` names no kernel table, or the plan holds an op
     /// without a kernel.
     pub fn load(plan: Plan, fetch: Fetch<'_>, options: CpuOptions) -> Result<Self, BackendError> {
+        if !options.guard {
+            plan.check()
+                .map_err(|error| BackendError::Internal(error.to_string()))?;
+        }
         let kernels = Kernels::select().map_err(|error| BackendError::Data(error.to_string()))?;
         let available = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if options.threads == 0 {
@@ -81,6 +85,7 @@ impl Cpu {
             .map(|stage| step::resolve(&plan, stage, &store))
             .collect();
         let programs = programs?;
+        check_outputs(&plan.graph, &programs)?;
         let tile_arenas = |_| {
             let pairs = plan.programs.iter().zip(&programs);
             let ranges = pairs.map(|(program, resolved)| trace::arena_range(program, resolved));
@@ -357,8 +362,26 @@ impl Executable for Cpu {
     }
 }
 
+/// Checks that each output of the graph is stored by exactly one stage.
+fn check_outputs(graph: &Graph, programs: &[CpuProgram]) -> Result<(), BackendError> {
+    for (index, output) in graph.outputs().iter().enumerate() {
+        let stores = programs.iter().flat_map(|program| &program.stores);
+        if stores.filter(|store| store.index == index).count() != 1 {
+            let what = format!(
+                "output `{}`, which is no step's result, on the CPU",
+                output.name
+            );
+            return Err(BackendError::Unsupported(what));
+        }
+    }
+    Ok(())
+}
+
 /// Checks that every input is there, of its type's kind and of its run-time shape.
 fn check_feed(graph: &Graph, feed: &Feed) -> Result<(), BackendError> {
+    feed.extents
+        .fit(&graph.spaces)
+        .map_err(BackendError::Data)?;
     for id in graph.nodes() {
         let Op::Input(input) = &graph.node(id).op else {
             continue;

@@ -5,13 +5,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-/// Rounds of spinning before a waiting worker offers its core to others.
+/// Rounds of spinning on a core of one's own.
 const SPINS: u32 = 10_000;
 
 /// A private pool whose workers run one function together.
 pub(super) struct Team {
     pool: ThreadPool,
     workers: usize,
+    /// Rounds of spinning before a waiting worker offers its core to others: none where workers
+    /// share cores.
+    spins: u32,
 }
 
 /// One worker's view of a running team.
@@ -34,6 +37,7 @@ impl Team {
     /// The operating system gives no threads.
     pub(super) fn new(workers: usize) -> Result<Self, String> {
         let cpus = super::affinity::allowed_cpus();
+        let available = std::thread::available_parallelism().map_or(1, usize::from);
         let unpinned = std::env::var_os("LXPOD_PIN").is_some_and(|value| value == "0");
         let pinned = !unpinned && (2..=cpus.len()).contains(&workers);
         let pool = ThreadPoolBuilder::new()
@@ -46,7 +50,12 @@ impl Team {
             })
             .build()
             .map_err(|error| format!("cannot start {workers} threads: {error}"))?;
-        Ok(Team { pool, workers })
+        let spins = if workers <= available { SPINS } else { 0 };
+        Ok(Team {
+            workers: pool.current_num_threads(),
+            pool,
+            spins,
+        })
     }
 
     /// The number of workers.
@@ -61,6 +70,7 @@ impl Team {
     pub(super) fn run(&self, body: impl Fn(&Worker<'_>) -> Result<(), Poisoned> + Sync) {
         let barrier = Barrier {
             workers: self.workers,
+            spins: self.spins,
             waiting: AtomicUsize::new(0),
             phase: AtomicUsize::new(0),
             poisoned: AtomicBool::new(false),
@@ -106,6 +116,7 @@ impl Worker<'_> {
 /// A barrier that counts arrivals and then moves to its next phase.
 struct Barrier {
     workers: usize,
+    spins: u32,
     waiting: AtomicUsize,
     phase: AtomicUsize,
     poisoned: AtomicBool,
@@ -124,7 +135,7 @@ impl Barrier {
             if self.poisoned.load(Ordering::Acquire) {
                 return Err(Poisoned);
             }
-            if spins < SPINS {
+            if spins < self.spins {
                 spins += 1;
                 std::hint::spin_loop();
             } else {

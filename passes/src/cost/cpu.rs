@@ -1,5 +1,6 @@
 //! The CPU's cost model: a roofline and a barrier.
 
+use lxpod_ir::ops::Op;
 use lxpod_ir::{Graph, NodeId, Target, Tile};
 
 use super::{CostModel, Cycles};
@@ -25,7 +26,7 @@ impl CostModel for Cpu {
 
     fn node(&self, graph: &Graph, id: NodeId) -> Cycles {
         let op = &graph.node(id).op;
-        if op.is_leaf() || op.is_view() {
+        if op.is_leaf() || op.is_view() || matches!(op, Op::Transfer(_)) {
             return Cycles::default();
         }
         let cost = graph.cost(id);

@@ -2,7 +2,9 @@
 //!
 //! The same plan gives the same bytes. Any changed, missing or added byte is refused.
 
-use lxpod_ir::Target;
+use lxpod_ir::ops::Op;
+use lxpod_ir::{Shape, Target};
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -164,10 +166,38 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Checks that each parameter's binding makes a value of its type from the expected tensors.
+    fn check_parameters(&self) -> Result<(), String> {
+        let expected: FxHashMap<&str, &[usize]> = self
+            .provenance
+            .expected
+            .iter()
+            .map(|(name, shape)| (name.as_str(), shape.as_slice()))
+            .collect();
+        for id in self.graph.nodes() {
+            let node = self.graph.node(id);
+            if let Op::Param(param) = &node.op {
+                let shape = param
+                    .value
+                    .shape(&|name| expected.get(name).map(|shape| Shape::new(shape)))?;
+                if shape != node.types[0].shape {
+                    return Err(format!(
+                        "parameter `{}` is {shape}, not {}",
+                        param.value, node.types[0].shape
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Checks that the programs are exactly what the graph and the target give, so that a backend
     /// may follow every index and offset of a plan: a file with a valid checksum may still have been
     /// made by hand.
-    fn check(&self) -> Result<(), PlanError> {
+    ///
+    /// # Errors
+    /// Says what does not fit.
+    pub fn check(&self) -> Result<(), PlanError> {
         let file = |problem: &str| PlanError::File(format!("{problem}; compile the plan again"));
         let (stages, tiles) = (self.programs.len(), self.target.tiles);
         self.target
@@ -185,11 +215,26 @@ impl Plan {
             let node = self.graph.node(id);
             let home = home(&self.graph, id).map(|stage| stage as usize);
             let on = |stage: Option<usize>| stage.is_some_and(|stage| stage < stages);
-            on(node.stage.map(|stage| stage as usize)) && on(home)
+            let near = match &node.op {
+                Op::Transfer(transfer) => node.stage == transfer.to.checked_sub(1),
+                _ => true,
+            };
+            on(node.stage.map(|stage| stage as usize)) && on(home) && near
         });
         if !placed {
-            return Err(file("the plan's graph has nodes on no stage"));
+            return Err(file(
+                "the plan's graph has nodes on no stage, or transfers past one",
+            ));
         }
+        if self
+            .graph
+            .spaces
+            .iter()
+            .any(|(_, space)| space.capacity == 0)
+        {
+            return Err(file("the plan's graph has a row space without rows"));
+        }
+        self.check_parameters().map_err(|problem| file(&problem))?;
         let cost = cost::model(&self.target);
         if lower(&self.graph, &self.target, cost.as_ref(), stages)? != self.programs {
             return Err(file("the plan's programs are not those of its graph"));

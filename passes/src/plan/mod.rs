@@ -47,7 +47,7 @@ pub struct Provenance {
     pub version: String,
     /// The model's name as the user gave it, without its folder.
     pub model: String,
-    /// SHA-256 of the configuration's canonical JSON.
+    /// SHA-256 of what binds the plan to the configuration; see [`crate::config_hash`].
     pub config_hash: String,
     /// The configuration.
     pub config: serde_json::Value,

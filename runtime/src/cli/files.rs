@@ -24,9 +24,23 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
     })?)
 }
 
-/// Writes a file.
+/// Writes a file, all or nothing: a regular file is replaced only once all bytes are on disk.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    Ok(fs::write(path, bytes).map_err(|error| problem(path, "write", error))?)
+    let special = fs::metadata(path).is_ok_and(|found| !found.is_file());
+    let written = match path.file_name().filter(|_| !special) {
+        None => fs::write(path, bytes),
+        Some(name) => {
+            let mut name = name.to_owned();
+            name.push(format!(".{}.partial", std::process::id()));
+            let partial = path.with_file_name(name);
+            let moved = fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, path));
+            if moved.is_err() {
+                fs::remove_file(&partial).unwrap_or_default();
+            }
+            moved
+        }
+    };
+    Ok(written.map_err(|error| problem(path, "write", error))?)
 }
 
 /// A path that cannot be is the user's input; the rest is the system's failure.

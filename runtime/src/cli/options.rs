@@ -379,6 +379,20 @@ pub(crate) fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Parses a number of repetitions, each of which keeps a figure.
+pub(crate) fn repeats(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1_000_000;
+    match text.parse() {
+        Ok(number) if (1..=MOST).contains(&number) => Ok(number),
+        _ => Err(format!("must be a whole number from 1 to {MOST}")),
+    }
+}
+
+/// Parses a number of repetitions that may be none.
+pub(crate) fn repeats_or_none(text: &str) -> Result<usize, String> {
+    if text == "0" { Ok(0) } else { repeats(text) }
+}
+
 /// Parses a number of threads.
 pub(crate) fn threads(text: &str) -> Result<usize, String> {
     let number = positive(text)?;

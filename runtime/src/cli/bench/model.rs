@@ -16,7 +16,7 @@ use crate::cli::Global;
 use crate::cli::error::{CliError, Result};
 use crate::cli::load::{Inputs, Loaded, Request};
 use crate::cli::machine::{Machine, peak_rss_bytes};
-use crate::cli::options::{PlanOptions, positive};
+use crate::cli::options::{PlanOptions, positive, repeats, repeats_or_none};
 use crate::cli::output::{self, HEADING, STRONG, bytes, styled};
 use crate::cli::report::Report;
 use crate::cli::table::Table;
@@ -41,11 +41,11 @@ pub(super) struct Model {
     batch: usize,
 
     /// Timed runs
-    #[arg(long, value_name = "N", default_value = "10", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value = "10", value_parser = repeats)]
     repeat: usize,
 
     /// Untimed runs before
-    #[arg(long, value_name = "K", default_value = "2")]
+    #[arg(long, value_name = "K", default_value = "2", value_parser = repeats_or_none)]
     warmup: usize,
 
     /// Compare with a file of --save
