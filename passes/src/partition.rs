@@ -26,7 +26,7 @@ pub struct Partition {
     pub lower_bound_cycles: u64,
     /// Whether the two are equal.
     pub optimal: bool,
-    /// Ideals of the atoms' order: the cuts there are.
+    /// Ideals of the atoms' order, which are the cuts there are; 0 if there were too many to list.
     pub ideals: usize,
     /// Operators placed.
     pub atoms: usize,
@@ -35,7 +35,7 @@ pub struct Partition {
 /// Places every node on one of `stages` stages, inserts transfers, and says how good that is.
 ///
 /// # Errors
-/// The weights do not fit the tiles, or the graph has stages already.
+/// No split fits the tiles' memory.
 pub fn partition(
     graph: &mut Graph,
     target: &Target,

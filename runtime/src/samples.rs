@@ -8,7 +8,8 @@ use lxpod_ir::front::{AnswerLoss, Losses, LxmertConfig, ModelOptions, Pretrainin
 use crate::error::{Error, Result};
 use crate::tensors::HostTensor;
 
-/// Samples as dense tensors. Absent optional inputs hold Transformers' defaults.
+/// Samples as dense tensors, as the user gave them; packing fills in Transformers' defaults for what is
+/// absent.
 #[derive(Clone, Debug)]
 pub struct Samples {
     /// B, the number of samples.

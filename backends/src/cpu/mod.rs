@@ -171,6 +171,7 @@ impl Visit<'_> {
         }
         for load in &program.loads {
             self.load(load, worker);
+            self.trace_host(load, worker);
         }
         worker.meet()?;
         for (time, step) in program.steps.iter().enumerate() {
@@ -194,10 +195,11 @@ impl Visit<'_> {
         }
         for store in &program.stores {
             self.store(store, worker);
+            self.trace_host(store, worker);
         }
         if worker.index == 0 {
             let tile = self.replica * self.cpu.plan.stages() + self.stage;
-            lock(&self.cpu.traces[tile]).finish(&self.cpu.plan.graph);
+            lock(&self.cpu.traces[tile]).finish();
         }
         worker.meet()
     }
@@ -228,6 +230,13 @@ impl Visit<'_> {
         drop(trace);
         for operand in &step.outputs {
             lock(tile(operand.stage)).touch(time, operand, extents, true);
+        }
+    }
+
+    fn trace_host(&self, value: &HostValue, worker: &Worker<'_>) {
+        if worker.index == 0 {
+            let tile = self.replica * self.cpu.plan.stages() + self.stage;
+            lock(&self.cpu.traces[tile]).touch(0, &value.operand, &self.feed.extents, false);
         }
     }
 

@@ -203,8 +203,8 @@ pub(super) struct CpuStep {
     pub kernel: Kernel,
     /// The operands.
     pub inputs: Vec<Source>,
-    /// The parameters' nodes among the operands, for the ledger.
-    pub parameters: Vec<NodeId>,
+    /// The parameters among the operands and the bytes they hold, for the ledger.
+    pub parameters: Vec<(NodeId, u64)>,
     /// The results.
     pub outputs: Vec<Operand>,
 }
@@ -277,10 +277,11 @@ impl Resolver<'_> {
                 self.graph().node(value.node).op,
                 Op::Param(_) | Op::Constant(_)
             ) {
-                parameters.push(value.node);
                 let resident = self
                     .store
                     .get(self.graph(), value.node, Form::of(op, input))?;
+                let dtype = self.graph().ty(value).dtype;
+                parameters.push((value.node, resident.logical_bytes(dtype)));
                 inputs.push(Source::Resident(resident));
             } else {
                 inputs.push(Source::Arena(self.operand(value, place, self.stage)));

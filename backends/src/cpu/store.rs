@@ -1,7 +1,7 @@
 //! Resident parameters, as the kernels want them: packed panels, tables, vectors.
 //!
 //! Bindings are evaluated tensor by tensor, in bounded pieces, straight into place. One binding in
-//! one form is stored once, however many stages, replicas and plans use it.
+//! one form is stored once, however many stages and replicas of the plan use it.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -32,6 +32,16 @@ pub(super) enum Resident {
 }
 
 impl Resident {
+    /// Bytes of its elements stored as `dtype`, without padding.
+    pub(super) fn logical_bytes(&self, dtype: DType) -> u64 {
+        let elements = match self {
+            Resident::Panels(panels) => panels.n() * panels.k(),
+            Resident::Vector(values) => values.len(),
+            Resident::Table(table) => table.rows * table.columns,
+        };
+        (elements * dtype.size()) as u64
+    }
+
     /// Bytes allocated.
     pub(super) fn bytes(&self) -> u64 {
         match self {

@@ -1,13 +1,14 @@
-//! What steps really read and wrote: the tile ledger, and guard mode.
+//! What steps, and the host around them, read and write: the tile ledger, and guard mode, which
+//! checks that kernels stay inside what their operands name.
 //!
 //! The ledger knows addresses and roles, not the plan's buffers: a category's bytes are the union of
 //! what was touched in that role, the activations' extent is from their lowest to their highest
 //! address, and a value is alive from the step that wrote its bytes to the last that read them.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-use lxpod_ir::{Extents, Graph, NodeId};
+use lxpod_ir::{Extents, NodeId};
 use lxpod_passes::plan::{Memory, Program};
 
 use super::arena::Arena;
@@ -24,7 +25,7 @@ struct Accesses {
     host: Vec<Span>,
     received: Vec<Span>,
     written: Vec<Written>,
-    parameters: BTreeSet<NodeId>,
+    parameters: BTreeMap<NodeId, u64>,
 }
 
 /// An activation: its bytes and the steps it lives through.
@@ -76,17 +77,13 @@ impl TileTrace {
 
     /// Records the parameters a step read.
     pub(super) fn read_parameters(&mut self, step: &CpuStep) {
-        self.now.parameters.extend(&step.parameters);
+        self.now.parameters.extend(step.parameters.iter().copied());
     }
 
     /// Folds the micro-batch into the ledger.
-    pub(super) fn finish(&mut self, graph: &Graph) {
+    pub(super) fn finish(&mut self) {
         let now = std::mem::take(&mut self.now);
-        let weights = now
-            .parameters
-            .iter()
-            .map(|&id| graph.node(id).types[0].bytes() as u64)
-            .sum();
+        let weights = now.parameters.values().sum();
         let low = now.written.iter().map(|w| w.span.start).min().unwrap_or(0);
         let high = now.written.iter().map(|w| w.span.end).max().unwrap_or(0);
         let live = |time| {

@@ -24,6 +24,9 @@ const WORKERS: u64 = 6;
 const BLOCK_OVERHEAD: u64 = 152;
 /// Cycles of a vertex's supervisor code.
 const SUPERVISOR: u64 = 50;
+/// Partials a core reduces in three cycles: (4/2 + 1)·depth cycles for 4 outputs of one worker, six of
+/// which take turns (poplin's multi-input reduction in float).
+const REDUCE_PER_3_CYCLES: u64 = 4;
 /// Cycles to start one elementwise vertex: supervisor and worker prologues (popops).
 const VERTEX: u64 = 170;
 /// Cycles per element and worker of a softmax: maximum, subtract, exp, sum, multiply (popnn).
@@ -111,7 +114,7 @@ impl Mk2 {
         let block = row_cycles * rows.div_ceil(WORKERS) + BLOCK_OVERHEAD;
         let partials = rows * outputs * BLOCK_OUTPUTS;
         let reduce = if input_split > 1 {
-            partials * input_split / self.tile.cores.min(4) / WORKERS + VERTEX
+            (partials * 3).div_ceil(REDUCE_PER_3_CYCLES) + VERTEX
         } else {
             0
         };
@@ -219,8 +222,8 @@ fn splits(items: u64, most: u64) -> impl Iterator<Item = u64> {
 impl CostModel for Mk2 {
     fn explain(&self) -> &'static str {
         "mk2: AMP blocks of 16x8 take 24*ceil(rows/6) + 152 cycles (f16, float partials) or 48*ceil(rows/6) + 152 \
-         (f32), split over cores for the fewest cycles (poplin PerformanceEstimation.hpp); exchange 4 bytes a cycle \
-         and core; 600 cycles a sync; elementwise loops as popops and popnn estimate them. Analytic, not calibrated: \
+         (f32), split over cores for the fewest cycles (poplin PerformanceEstimation.hpp); exchange and \
+         sync at the rates of the target file; elementwise loops as popops and popnn estimate them. Analytic, not calibrated: \
          published runs imply 25-35 % of peak for well-filled products, small products far less"
     }
 

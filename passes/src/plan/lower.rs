@@ -179,7 +179,7 @@ fn steps(
 }
 
 /// Sets when each buffer is born and dies. Parameters, host buffers and received values live for the
-/// whole program; so does what is sent, since sends come last.
+/// whole program; what is sent lives until its end, since sends come last.
 fn set_lifetimes(graph: &Graph, program: &mut Program) {
     let Program {
         steps,
