@@ -126,6 +126,8 @@ fn rows_through(graph: &Graph, id: NodeId, index: Value) -> Option<Vec<bool>> {
     let types = || inputs.iter().map(|&value| graph.ty(value));
     match op {
         Op::Transfer(_) => None,
+        // The axis normalised is the rows themselves: each depends on all.
+        Op::LayerNorm(_) if graph.ty(graph.value(id)).shape.len() < 2 => None,
         Op::GatherRows(_) => Some(vec![false, true]),
         _ if op.is_leaf() => None,
         _ => match op.row_use() {

@@ -92,3 +92,10 @@ proptest! {
         optimise(&mut after, &Options::default()).unwrap();
     }
 }
+
+/// A norm over the rows themselves: no row of it may be computed alone.
+#[test]
+fn a_norm_over_rows_is_not_narrowed() {
+    let mut graph = random_graph(16709451904225733701, 35);
+    optimise(&mut graph, &Options::default()).unwrap();
+}
