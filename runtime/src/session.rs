@@ -7,6 +7,7 @@ use lxpod_backends::cpu::{Cpu, CpuOptions};
 use lxpod_backends::reference::Reference;
 use lxpod_backends::{Executable, Feed, HostLedger, Outputs, SourceError, TileLedger};
 use lxpod_ir::Graph;
+use lxpod_ir::front::PretrainingLoss;
 use lxpod_passes::plan::Plan;
 
 use crate::checkpoint::Weights;
@@ -162,30 +163,16 @@ impl Session {
     }
 }
 
-/// The parts of the pretraining loss, in order of summation.
-const PRETRAINING_LOSSES: [&str; 6] = [
-    "loss_mlm",
-    "loss_matched",
-    "loss_visual_obj",
-    "loss_visual_attr",
-    "loss_visual_feat",
-    "loss_qa",
-];
-
 /// Adds `loss`, the sum of the parts whose labels were given, where a plan holds more parts than
 /// there were labels for, or the parts are means over several micro-batches.
 fn add_pretraining_loss(outputs: &mut Vec<NamedTensor>, micro_batches: usize) {
-    let part = |name: &&str| {
-        outputs
-            .iter()
-            .find(|output| output.name == **name)
-            .map(|output| output.values[0])
+    let part = |kind: PretrainingLoss| {
+        let mut named = outputs.iter().filter(|output| output.name == kind.output());
+        named.next().map(|output| output.values[0])
     };
-    let total = PRETRAINING_LOSSES
-        .iter()
-        .filter_map(part)
-        .reduce(|sum, part| sum + part);
-    let Some(total) = total else { return };
+    let Some(total) = PretrainingLoss::sum(part, |sum, part| sum + part) else {
+        return;
+    };
     if micro_batches > 1 {
         outputs.retain(|output| output.name != "loss");
     }

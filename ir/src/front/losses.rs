@@ -1,6 +1,6 @@
 //! The losses, as f32 scalars.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::heads::Objects;
 use super::inputs::Context;
@@ -52,35 +52,28 @@ pub(super) struct Predictions {
     pub(super) answer: Option<Value>,
 }
 
-/// The outputs `loss_*` of the parts that are wanted and switched on, and their sum `loss`. The
-/// visual parts are summed first, as in Transformers.
+/// The outputs `loss_*` of the parts that are wanted and switched on, and their sum `loss`.
 pub(super) fn pretraining(
     b: &mut Builder,
     cx: &Context<'_>,
     wanted: &BTreeSet<PretrainingLoss>,
     predictions: &Predictions,
 ) {
-    use PretrainingLoss::{Answer, Attributes, Features, MaskedLanguage, Matched, Objects};
-    let mut part = |kind: PretrainingLoss| {
-        let on = wanted.contains(&kind) && kind.is_enabled(cx.config);
-        on.then(|| build_part(b, cx, kind, predictions)).flatten()
-    };
-    let language = [part(MaskedLanguage), part(Matched)];
-    let visual = [part(Objects), part(Attributes), part(Features)];
-    let answer = part(Answer);
-    let visual = sum(b, &visual);
-    let parts = [language[0], language[1], visual, answer];
-    if let Some(total) = sum(b, &parts) {
+    let mut parts = BTreeMap::new();
+    for &kind in wanted.iter().filter(|kind| kind.is_enabled(cx.config)) {
+        if let Some(loss) = build_part(b, cx, kind, predictions) {
+            b.output(kind.output(), loss);
+            parts.insert(kind, loss);
+        }
+    }
+    let part = |kind| parts.get(&kind).copied();
+    if let Some(total) = PretrainingLoss::sum(part, |sum, part| b.op(Add::default(), &[sum, part]))
+    {
         b.output("loss", total);
     }
 }
 
-fn sum(b: &mut Builder, parts: &[Option<Value>]) -> Option<Value> {
-    let given = parts.iter().flatten().copied();
-    given.reduce(|sum, part| b.op(Add::default(), &[sum, part]))
-}
-
-/// One part and its output; `None` without the head it needs.
+/// One part; `None` without the head it needs.
 fn build_part(
     b: &mut Builder,
     cx: &Context<'_>,
@@ -88,34 +81,24 @@ fn build_part(
     predictions: &Predictions,
 ) -> Option<Value> {
     let objects = predictions.objects.as_ref();
-    let (name, loss) = match kind {
+    let cross_entropy = |b: &mut Builder, logits: Value, name: &str, space| {
+        let labels = b.input(name, DType::I32, space, &[]);
+        b.op(CrossEntropy::default(), &[logits, labels])
+    };
+    Some(match kind {
         PretrainingLoss::MaskedLanguage => {
-            let labels = b.input("lm_labels", DType::I32, cx.rows.sample_text, &[]);
-            let loss = b.op(CrossEntropy::default(), &[predictions.words, labels]);
-            ("loss_mlm", loss)
+            cross_entropy(b, predictions.words, "lm_labels", cx.rows.sample_text)
         }
         PretrainingLoss::Matched => {
-            let labels = b.input("matched_label", DType::I32, cx.rows.sample, &[]);
-            let loss = b.op(CrossEntropy::default(), &[predictions.matched, labels]);
-            ("loss_matched", loss)
+            cross_entropy(b, predictions.matched, "matched_label", cx.rows.sample)
         }
-        PretrainingLoss::Answer => {
-            let labels = b.input("ans", DType::I32, cx.rows.sample, &[]);
-            let loss = b.op(CrossEntropy::default(), &[predictions.answer?, labels]);
-            ("loss_qa", loss)
-        }
-        PretrainingLoss::Objects => {
-            let loss = classes(b, cx, objects?.classes?, ["obj_labels", "obj_conf"]);
-            ("loss_visual_obj", loss)
-        }
+        PretrainingLoss::Answer => cross_entropy(b, predictions.answer?, "ans", cx.rows.sample),
+        PretrainingLoss::Objects => classes(b, cx, objects?.classes?, ["obj_labels", "obj_conf"]),
         PretrainingLoss::Attributes => {
-            let loss = classes(b, cx, objects?.attributes?, ["attr_labels", "attr_conf"]);
-            ("loss_visual_attr", loss)
+            classes(b, cx, objects?.attributes?, ["attr_labels", "attr_conf"])
         }
-        PretrainingLoss::Features => ("loss_visual_feat", features(b, cx, objects?.features?)),
-    };
-    b.output(name, loss);
-    Some(loss)
+        PretrainingLoss::Features => features(b, cx, objects?.features?),
+    })
 }
 
 /// The mean over all boxes of cross-entropy times confidence, normalised.

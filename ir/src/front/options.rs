@@ -69,7 +69,7 @@ pub enum AnswerLoss {
     BceTimesLabels,
 }
 
-/// A part of the pretraining loss. The order is the order of summation.
+/// A part of the pretraining loss, in the order they are built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PretrainingLoss {
     /// `loss_mlm`: the words behind masked tokens.
@@ -96,6 +96,30 @@ impl PretrainingLoss {
         PretrainingLoss::Features,
         PretrainingLoss::Answer,
     ];
+
+    /// The name of its output.
+    pub fn output(self) -> &'static str {
+        match self {
+            PretrainingLoss::MaskedLanguage => "loss_mlm",
+            PretrainingLoss::Matched => "loss_matched",
+            PretrainingLoss::Objects => "loss_visual_obj",
+            PretrainingLoss::Attributes => "loss_visual_attr",
+            PretrainingLoss::Features => "loss_visual_feat",
+            PretrainingLoss::Answer => "loss_qa",
+        }
+    }
+
+    /// The whole loss from its parts. Sums of floats depend on their order: the visual parts are
+    /// summed first, as in Transformers.
+    pub fn sum<T: Copy>(
+        part: impl Fn(PretrainingLoss) -> Option<T>,
+        mut add: impl FnMut(T, T) -> T,
+    ) -> Option<T> {
+        use PretrainingLoss::{Answer, Attributes, Features, MaskedLanguage, Matched, Objects};
+        let mut sum = |parts: [Option<T>; 4]| parts.into_iter().flatten().reduce(&mut add);
+        let visual = sum([part(Objects), part(Attributes), part(Features), None]);
+        sum([part(MaskedLanguage), part(Matched), visual, part(Answer)])
+    }
 
     /// Whether the configuration has this part.
     pub fn is_enabled(self, config: &LxmertConfig) -> bool {
