@@ -10,8 +10,9 @@ pub mod sim;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::Duration;
 
-use lxpod_ir::{Extents, Tensor};
+use lxpod_ir::{Extents, NodeId, Tensor};
 use lxpod_passes::plan::Memory;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -72,6 +73,17 @@ pub struct HostLedger {
     pub scratch: u64,
 }
 
+/// How long one step of a plan took.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepTime {
+    /// The stage.
+    pub stage: usize,
+    /// The step's node in the plan's graph.
+    pub node: NodeId,
+    /// Wall time of the whole team, waiting included, over all micro-batches of the last run.
+    pub time: Duration,
+}
+
 /// A plan ready to run.
 pub trait Executable: Send {
     /// Runs one micro-batch per feed, dealt to the replicas in turn.
@@ -82,6 +94,11 @@ pub trait Executable: Send {
 
     /// The tile ledger of all runs so far; empty where the backend has no tiles.
     fn ledger(&self) -> Vec<TileLedger>;
+
+    /// The time of every step in the last run, by stage and in order of execution; empty where the
+    /// backend does not time its steps. What a run takes beyond their sum is the host's: feeding
+    /// inputs, fetching outputs, waking the team.
+    fn step_times(&self) -> Vec<StepTime>;
 
     /// The host ledger.
     fn host(&self) -> HostLedger;

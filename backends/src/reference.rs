@@ -8,7 +8,7 @@ use lxpod_ir::{Binding, Extents, Graph, Scalar, Shape, Tensor, TensorType, inter
 use lxpod_passes::plan::Plan;
 use thiserror::Error;
 
-use crate::{BackendError, Executable, Feed, Fetch, HostLedger, Outputs, TileLedger};
+use crate::{BackendError, Executable, Feed, Fetch, HostLedger, Outputs, StepTime, TileLedger};
 
 /// Why a graph did not run; names the parameter or input, or the node's scope and op.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -63,6 +63,10 @@ impl Executable for Reference {
     }
 
     fn ledger(&self) -> Vec<TileLedger> {
+        Vec::new()
+    }
+
+    fn step_times(&self) -> Vec<StepTime> {
         Vec::new()
     }
 

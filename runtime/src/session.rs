@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use lxpod_backends::cpu::{Cpu, CpuOptions};
 use lxpod_backends::reference::Reference;
-use lxpod_backends::{Executable, Feed, HostLedger, Outputs, SourceError, TileLedger};
+use lxpod_backends::{Executable, Feed, HostLedger, Outputs, SourceError, StepTime, TileLedger};
 use lxpod_ir::Graph;
 use lxpod_ir::front::PretrainingLoss;
 use lxpod_passes::plan::Plan;
@@ -150,6 +150,11 @@ impl Session {
     /// What each tile really used so far.
     pub fn ledger(&self) -> Vec<TileLedger> {
         self.executable.ledger()
+    }
+
+    /// How long each step of the plan took in the last run.
+    pub fn step_times(&self) -> Vec<StepTime> {
+        self.executable.step_times()
     }
 
     /// What the host really allocated.

@@ -15,12 +15,13 @@ mod team;
 mod trace;
 
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use lxpod_ir::ops::Op;
 use lxpod_ir::{Data, Extents, Graph, Tensor};
 use lxpod_passes::plan::Plan;
 
-use crate::{BackendError, Executable, Feed, Fetch, HostLedger, Outputs, TileLedger};
+use crate::{BackendError, Executable, Feed, Fetch, HostLedger, Outputs, StepTime, TileLedger};
 use arena::Arena;
 use exec::Machine;
 use kernels::{Kernels, Scratch, View, ViewMut};
@@ -49,6 +50,8 @@ pub struct Cpu {
     scratch: Vec<Mutex<Scratch>>,
     /// By tile.
     traces: Vec<Mutex<TileTrace>>,
+    /// By stage, then step: the last run's times over all replicas and micro-batches.
+    times: Mutex<Vec<Vec<Duration>>>,
     weight_bytes: u64,
     guard: bool,
 }
@@ -103,6 +106,12 @@ impl Cpu {
             traces: (0..plan.replicas * plan.stages())
                 .map(|_| Mutex::default())
                 .collect(),
+            times: Mutex::new(
+                programs
+                    .iter()
+                    .map(|program| vec![Duration::ZERO; program.steps.len()])
+                    .collect(),
+            ),
             weight_bytes: store.bytes(),
             guard: options.guard,
             plan,
@@ -174,6 +183,7 @@ impl Visit<'_> {
             self.trace_host(load, worker);
         }
         worker.meet()?;
+        let mut start = Instant::now();
         for (time, step) in program.steps.iter().enumerate() {
             if worker.index == 0 {
                 self.trace(time, step);
@@ -192,6 +202,11 @@ impl Visit<'_> {
                 .map_or(Ok(()), |guard| guard.after(&arenas[self.stage], time));
             self.note(checked.map_err(BackendError::Internal));
             worker.meet()?;
+            if worker.index == 0 {
+                let end = Instant::now();
+                lock(&self.cpu.times)[self.stage][time] += end - start;
+                start = end;
+            }
         }
         for store in &program.stores {
             self.store(store, worker);
@@ -330,6 +345,10 @@ impl Executable for Cpu {
             .iter_mut()
             .map(|outputs| outputs.iter_mut().map(Cell::new).collect())
             .collect();
+        lock(&self.times)
+            .iter_mut()
+            .flatten()
+            .for_each(|time| *time = Duration::ZERO);
         let replicas = self.plan.replicas;
         let mut by_replica: Vec<Vec<Vec<Cell>>> = (0..replicas).map(|_| Vec::new()).collect();
         for (index, cell) in cells.into_iter().enumerate() {
@@ -348,6 +367,21 @@ impl Executable for Cpu {
             memory: lock(trace).memory.clone(),
         };
         self.traces.iter().enumerate().map(tile).collect()
+    }
+
+    fn step_times(&self) -> Vec<StepTime> {
+        let times = lock(&self.times);
+        let stages = self.programs.iter().zip(times.iter()).enumerate();
+        let of_stage = |(stage, (program, times)): (usize, (&CpuProgram, &Vec<Duration>))| {
+            let steps = program.steps.iter().zip(times);
+            let timed = steps.map(move |(step, &time)| StepTime {
+                stage,
+                node: step.node,
+                time,
+            });
+            timed.collect::<Vec<_>>()
+        };
+        stages.flat_map(of_stage).collect()
     }
 
     fn host(&self) -> HostLedger {
