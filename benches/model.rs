@@ -103,7 +103,8 @@ fn layer(c: &mut Criterion) {
         ]);
         let feeds = [Feed { extents, inputs }];
         c.bench_function(&format!("layer T={TOKENS} {precision}"), |b| {
-            b.iter(|| cpu.run(&feeds).expect("it runs"));
+            let mut outputs = Vec::new();
+            b.iter(|| cpu.run(&feeds, &mut outputs).expect("it runs"));
         });
     }
 }

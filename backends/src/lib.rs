@@ -86,11 +86,12 @@ pub struct StepTime {
 
 /// A plan ready to run.
 pub trait Executable: Send {
-    /// Runs one micro-batch per feed, dealt to the replicas in turn.
+    /// Runs one micro-batch per feed, dealt to the replicas in turn, and puts the outputs of each into
+    /// `outputs`, whose memory is used again.
     ///
     /// # Errors
-    /// A feed does not fit the plan, or holds an index out of range.
-    fn run(&mut self, feeds: &[Feed]) -> Result<Vec<Outputs>, BackendError>;
+    /// A feed does not fit the plan, or holds an index out of range; the outputs are then anything.
+    fn run(&mut self, feeds: &[Feed], outputs: &mut Vec<Outputs>) -> Result<(), BackendError>;
 
     /// The tile ledger of all runs so far; empty where the backend has no tiles.
     fn ledger(&self) -> Vec<TileLedger>;

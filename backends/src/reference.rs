@@ -51,7 +51,7 @@ impl Reference {
 }
 
 impl Executable for Reference {
-    fn run(&mut self, feeds: &[Feed]) -> Result<Vec<Outputs>, BackendError> {
+    fn run(&mut self, feeds: &[Feed], outputs: &mut Vec<Outputs>) -> Result<(), BackendError> {
         let answer = |feed: &Feed| {
             let input = |name: &str| feed.inputs.get(name).cloned();
             let parameter = |name: &str| self.parameters.get(name).cloned();
@@ -59,7 +59,11 @@ impl Executable for Reference {
             let outputs = outputs.map_err(|error| BackendError::Data(error.to_string()))?;
             Ok(outputs.into_iter().map(|(_, tensor)| tensor).collect())
         };
-        feeds.iter().map(answer).collect()
+        *outputs = feeds
+            .iter()
+            .map(answer)
+            .collect::<Result<_, BackendError>>()?;
+        Ok(())
     }
 
     fn ledger(&self) -> Vec<TileLedger> {

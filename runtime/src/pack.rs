@@ -268,7 +268,7 @@ impl<'a> Packer<'a> {
     pub(crate) fn unpack(
         &self,
         output: usize,
-        results: &[(Range<usize>, Outputs)],
+        results: &[(Range<usize>, &Outputs)],
     ) -> (Vec<usize>, Vec<f32>) {
         let ty = self.graph.ty(self.graph.outputs()[output].value);
         let Some(space) = ty.rows else {
@@ -295,7 +295,7 @@ impl<'a> Packer<'a> {
     }
 
     /// A scalar output over all micro-batches: the mean of theirs, each weighing what it averages.
-    fn mean(&self, output: usize, results: &[(Range<usize>, Outputs)]) -> f32 {
+    fn mean(&self, output: usize, results: &[(Range<usize>, &Outputs)]) -> f32 {
         if let [(_, only)] = results {
             return only[output].reals()[0];
         }

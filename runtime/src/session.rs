@@ -11,7 +11,7 @@ use lxpod_ir::front::PretrainingLoss;
 use lxpod_passes::plan::Plan;
 
 use crate::checkpoint::Weights;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::pack::Packer;
 use crate::samples::Samples;
 
@@ -86,6 +86,8 @@ impl RunResult {
 pub struct Session {
     graph: Graph,
     executable: Box<dyn Executable>,
+    /// The last run's outputs, whose memory the next run uses.
+    results: Vec<Outputs>,
 }
 
 impl Session {
@@ -110,7 +112,11 @@ impl Session {
             }
             BackendKind::Reference => Box::new(Reference::load(plan, &fetch)?),
         };
-        Ok(Session { graph, executable })
+        Ok(Session {
+            graph,
+            executable,
+            results: Vec::new(),
+        })
     }
 
     /// Answers samples, in micro-batches of the plan's size.
@@ -126,9 +132,9 @@ impl Session {
             .cloned()
             .map(|range| packer.pack(range))
             .collect::<Result<_>>()?;
-        let results = self.executable.run(&feeds).map_err(Error::from)?;
-        let results: Vec<(Range<usize>, Outputs)> =
-            micro_batches.into_iter().zip(results).collect();
+        self.executable.run(&feeds, &mut self.results)?;
+        let results: Vec<(Range<usize>, &Outputs)> =
+            micro_batches.into_iter().zip(&self.results).collect();
         let mut outputs = Vec::new();
         for (index, output) in self.graph.outputs().iter().enumerate() {
             if packer.is_known(index) {

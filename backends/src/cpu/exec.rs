@@ -11,6 +11,9 @@ use super::step::{CpuStep, Kernel, Operand, Source};
 use super::store::Resident;
 use super::team::Worker;
 
+/// Rows that a worker takes at a time, at least, of work that costs a microsecond a row.
+const ROWS: usize = 2;
+
 /// What a step runs on.
 pub(super) struct Machine<'a> {
     /// The kernel table.
@@ -42,10 +45,10 @@ impl Machine<'_> {
             Kernel::Gather => return self.gather(step, worker),
             Kernel::Concat(columns) => self.concat(step, *columns, worker),
             Kernel::CrossEntropy(reduction) if worker.index == 0 => {
-                return self.cross_entropy(step, *reduction);
+                return self.cross_entropy(step, *reduction, scratch);
             }
             Kernel::Bce(factor) if worker.index == 0 => self.bce(step, *factor),
-            Kernel::SmoothL1 if worker.index == 0 => self.smooth_l1(step),
+            Kernel::SmoothL1 if worker.index == 0 => self.smooth_l1(step, scratch),
             Kernel::CrossEntropy(_) | Kernel::Bce(_) | Kernel::SmoothL1 => {}
             Kernel::Add | Kernel::Scale(_) | Kernel::Activate(_) | Kernel::Copy => {
                 self.elementwise(step, worker)
@@ -112,13 +115,9 @@ impl Machine<'_> {
             bias,
             activation,
         };
-        kernels::linear(
-            self.kernels,
-            &layer,
-            self.write(step, 0),
-            worker.share(weights.panels()),
-            scratch,
-        );
+        let mut units = worker.claims(layer.units(), layer.grain());
+        let out = self.write(step, 0);
+        kernels::linear(self.kernels, &layer, out, &mut units, scratch);
     }
 
     fn layer_norm(&self, step: &CpuStep, eps: f32, worker: &Worker<'_>) {
@@ -128,15 +127,10 @@ impl Machine<'_> {
             eps,
         };
         let residual = (step.inputs.len() > 3).then(|| self.read(step, 3));
-        let rows = worker.share(self.rows(&step.outputs[0]));
-        kernels::layer_norm(
-            self.kernels,
-            self.read(step, 0),
-            residual,
-            &norm,
-            self.write(step, 0),
-            rows,
-        );
+        for rows in worker.claims(self.rows(&step.outputs[0]), ROWS) {
+            let (x, out) = (self.read(step, 0), self.write(step, 0));
+            kernels::layer_norm(self.kernels, x, residual, &norm, out, rows);
+        }
     }
 
     /// Work is split over (segment, head) pairs.
@@ -150,7 +144,10 @@ impl Machine<'_> {
     ) {
         let heads = attention.heads;
         let width = self.read(step, 0).cols() / heads;
-        for unit in worker.share(self.extents.segments(queries) * heads) {
+        for unit in worker
+            .claims(self.extents.segments(queries) * heads, 1)
+            .flatten()
+        {
             let (segment, head) = (unit / heads, unit % heads);
             let columns = head * width..(head + 1) * width;
             let (rows, seen) = (
@@ -242,16 +239,17 @@ impl Machine<'_> {
     }
 
     fn elementwise(&self, step: &CpuStep, worker: &Worker<'_>) {
-        let rows = worker.share(self.rows(&step.outputs[0]));
         if !step.outputs[0].dtype.is_float() {
             return self.copy_ints(step, worker);
         }
-        let (x, out) = (self.read(step, 0), self.write(step, 0));
-        match step.kernel {
-            Kernel::Add => kernels::add(self.kernels, x, self.read(step, 1), out, rows),
-            Kernel::Scale(factor) => kernels::scale(self.kernels, x, factor, out, rows),
-            Kernel::Activate(kind) => kernels::activate(self.kernels, x, kind, out, rows),
-            _ => kernels::copy(self.kernels, x, out, rows),
+        for rows in worker.claims(self.rows(&step.outputs[0]), ROWS) {
+            let (x, out) = (self.read(step, 0), self.write(step, 0));
+            match step.kernel {
+                Kernel::Add => kernels::add(self.kernels, x, self.read(step, 1), out, rows),
+                Kernel::Scale(factor) => kernels::scale(self.kernels, x, factor, out, rows),
+                Kernel::Activate(kind) => kernels::activate(self.kernels, x, kind, out, rows),
+                _ => kernels::copy(self.kernels, x, out, rows),
+            }
         }
     }
 
@@ -268,7 +266,12 @@ impl Machine<'_> {
             .store_row(self.kernels, 0, 0, &[value as f32]);
     }
 
-    fn cross_entropy(&self, step: &CpuStep, reduction: Reduction) -> Result<(), String> {
+    fn cross_entropy(
+        &self,
+        step: &CpuStep,
+        reduction: Reduction,
+        scratch: &mut Scratch,
+    ) -> Result<(), String> {
         let (logits, labels) = (self.read(step, 0), self.ints(step, 1));
         let (total, rows) = match reduction {
             Reduction::Mean => {
@@ -277,10 +280,10 @@ impl Machine<'_> {
                 (total.sum, total.kept)
             }
             Reduction::Weighted => {
-                let mut losses = vec![0.0; labels.len()];
-                kernels::cross_entropy(self.kernels, logits, labels, Some(&mut losses))
+                let losses = scratch.take(labels.len());
+                kernels::cross_entropy(self.kernels, logits, labels, Some(losses))
                     .map_err(|error| error.to_string())?;
-                (self.weigh(step, &losses), labels.len())
+                (self.weigh(step, losses), labels.len())
             }
         };
         self.store_scalar(step, total / rows as f64);
@@ -302,10 +305,10 @@ impl Machine<'_> {
         self.store_scalar(step, total / elements * f64::from(factor));
     }
 
-    fn smooth_l1(&self, step: &CpuStep) {
+    fn smooth_l1(&self, step: &CpuStep, scratch: &mut Scratch) {
         let x = self.read(step, 0);
-        let mut losses = vec![0.0; x.rows()];
-        kernels::smooth_l1(self.kernels, x, self.read(step, 1), &mut losses);
-        self.store_scalar(step, self.weigh(step, &losses) / losses.len() as f64);
+        let losses = scratch.take(x.rows());
+        kernels::smooth_l1(self.kernels, x, self.read(step, 1), losses);
+        self.store_scalar(step, self.weigh(step, losses) / losses.len() as f64);
     }
 }

@@ -13,22 +13,23 @@ mod step;
 mod store;
 mod team;
 mod trace;
+mod visit;
 
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lxpod_ir::ops::Op;
-use lxpod_ir::{Data, Extents, Graph, Tensor};
+use lxpod_ir::{Data, Extents, Graph, Shape, Tensor, TensorType};
 use lxpod_passes::plan::Plan;
 
 use crate::{BackendError, Executable, Feed, Fetch, HostLedger, Outputs, StepTime, TileLedger};
 use arena::Arena;
-use exec::Machine;
-use kernels::{Kernels, Scratch, View, ViewMut};
-use step::{CpuProgram, HostValue, Source};
+use kernels::{Kernels, Scratch};
+use step::CpuProgram;
 use store::Store;
-use team::{Poisoned, Team, Worker};
-use trace::{Guard, TileTrace};
+use team::Team;
+use trace::TileTrace;
+use visit::{Cell, Visit};
 
 /// How to run a plan on the CPU.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +51,8 @@ pub struct Cpu {
     scratch: Vec<Mutex<Scratch>>,
     /// By tile.
     traces: Vec<Mutex<TileTrace>>,
+    /// The outputs of the run in progress: feed after feed.
+    results: Vec<Cell>,
     /// By stage, then step: the last run's times over all replicas and micro-batches.
     times: Mutex<Vec<Vec<Duration>>>,
     weight_bytes: u64,
@@ -83,7 +86,9 @@ impl Cpu {
             .map(|(name, shape)| (name.as_str(), shape.first().copied().unwrap_or(1)))
             .collect();
         let tensor_rows = |name: &str| rows.get(name).copied().unwrap_or(0);
-        let store = team.install(|| Store::load(&plan.graph, &tensor_rows, fetch))?;
+        let store = with_threads(team.workers(), || {
+            Store::load(&plan.graph, &tensor_rows, fetch)
+        })?;
         let programs: Result<Vec<CpuProgram>, _> = (0..plan.stages())
             .map(|stage| step::resolve(&plan, stage, &store))
             .collect();
@@ -112,6 +117,7 @@ impl Cpu {
                     .map(|program| vec![Duration::ZERO; program.steps.len()])
                     .collect(),
             ),
+            results: Vec::new(),
             weight_bytes: store.bytes(),
             guard: options.guard,
             plan,
@@ -121,23 +127,22 @@ impl Cpu {
         })
     }
 
-    /// Plays the schedule of one replica over its feeds.
-    fn play(
-        &self,
-        replica: usize,
-        feeds: &[&Feed],
-        results: &[Vec<Cell>],
-    ) -> Result<(), BackendError> {
+    /// Plays the schedule of one replica over its feeds, every `replicas`-th.
+    fn play(&self, replica: usize, feeds: &[Feed]) -> Result<(), BackendError> {
+        let replicas = self.plan.replicas;
+        let own = feeds.len().saturating_sub(replica).div_ceil(replicas);
         let failure = Mutex::new(None);
-        self.team.run(|worker| {
+        self.team.run(&|worker| {
             let mut scratch = lock(&self.scratch[worker.index]);
-            for slot in self.plan.schedule.slots(feeds.len()) {
+            for slot in self.plan.schedule.slots(own) {
+                let feed = slot.micro_batch * replicas + replica;
+                let outputs = self.plan.graph.outputs().len();
                 let visit = Visit {
                     cpu: self,
                     replica,
                     stage: slot.stage,
-                    feed: feeds[slot.micro_batch],
-                    results: &results[slot.micro_batch],
+                    feed: &feeds[feed],
+                    results: &self.results[feed * outputs..][..outputs],
                     failure: &failure,
                 };
                 visit.run(worker, &mut scratch)?;
@@ -151,179 +156,15 @@ impl Cpu {
     }
 }
 
-/// One program for one micro-batch.
-struct Visit<'a> {
-    cpu: &'a Cpu,
-    replica: usize,
-    stage: usize,
-    feed: &'a Feed,
-    results: &'a [Cell],
-    failure: &'a Mutex<Option<BackendError>>,
-}
-
-impl Visit<'_> {
-    fn run(&self, worker: &Worker<'_>, scratch: &mut Scratch) -> Result<(), Poisoned> {
-        let program = &self.cpu.programs[self.stage];
-        let arenas = &self.cpu.arenas[self.replica];
-        let extents = &self.feed.extents;
-        let machine = Machine {
-            kernels: self.cpu.kernels,
-            arenas,
-            extents,
-        };
-        let guard = self.cpu.guard.then(|| Guard {
-            program: &self.cpu.plan.programs[self.stage],
-            stage: self.stage,
-        });
-        if let Some(guard) = &guard {
-            guard.poison(&arenas[self.stage], 0);
-        }
-        for load in &program.loads {
-            self.load(load, worker);
-            self.trace_host(load, worker);
-        }
-        worker.meet()?;
-        let mut start = Instant::now();
-        for (time, step) in program.steps.iter().enumerate() {
-            if worker.index == 0 {
-                self.trace(time, step);
-            }
-            let checked = guard
-                .as_ref()
-                .map_or(Ok(()), |guard| guard.before(time, step, extents));
-            self.note(checked.map_err(BackendError::Internal));
-            self.note(
-                machine
-                    .run(step, worker, scratch)
-                    .map_err(|error| self.data_error(step, &error)),
-            );
-            let checked = guard
-                .as_ref()
-                .map_or(Ok(()), |guard| guard.after(&arenas[self.stage], time));
-            self.note(checked.map_err(BackendError::Internal));
-            worker.meet()?;
-            if worker.index == 0 {
-                let end = Instant::now();
-                lock(&self.cpu.times)[self.stage][time] += end - start;
-                start = end;
-            }
-        }
-        for store in &program.stores {
-            self.store(store, worker);
-            self.trace_host(store, worker);
-        }
-        if worker.index == 0 {
-            let tile = self.replica * self.cpu.plan.stages() + self.stage;
-            lock(&self.cpu.traces[tile]).finish();
-        }
-        worker.meet()
-    }
-
-    /// Keeps the first error; the run goes on, so that no worker waits for another.
-    fn note(&self, result: Result<(), BackendError>) {
-        if let Err(error) = result {
-            lock(self.failure).get_or_insert(error);
-        }
-    }
-
-    fn data_error(&self, step: &step::CpuStep, error: &str) -> BackendError {
-        let node = self.cpu.plan.graph.node(step.node);
-        BackendError::Data(format!("{} in {}: {error}", node.op.name(), node.scope))
-    }
-
-    fn trace(&self, time: usize, step: &step::CpuStep) {
-        let stages = self.cpu.plan.stages();
-        let tile = |stage| &self.cpu.traces[self.replica * stages + stage];
-        let extents = &self.feed.extents;
-        let mut trace = lock(tile(self.stage));
-        trace.read_parameters(step);
-        for source in &step.inputs {
-            if let Source::Arena(operand) = source {
-                trace.touch(time, operand, extents, false);
-            }
-        }
-        drop(trace);
-        for operand in &step.outputs {
-            lock(tile(operand.stage)).touch(time, operand, extents, true);
-        }
-    }
-
-    fn trace_host(&self, value: &HostValue, worker: &Worker<'_>) {
-        if worker.index == 0 {
-            let tile = self.replica * self.cpu.plan.stages() + self.stage;
-            lock(&self.cpu.traces[tile]).touch(0, &value.operand, &self.feed.extents, false);
-        }
-    }
-
-    /// Writes this worker's share of an input into the stage's host buffer.
-    fn load(&self, load: &HostValue, worker: &Worker<'_>) {
-        let arenas = &self.cpu.arenas[self.replica];
-        let tensor = &self.feed.inputs[&load.name];
-        match &tensor.data {
-            Data::Real(values) => {
-                let (rows, columns) = (tensor.shape.rows(), tensor.shape.row_elements());
-                // SAFETY: workers write disjoint rows, and no step runs.
-                let out = unsafe { load.operand.view_mut(arenas, &self.feed.extents) };
-                kernels::copy(
-                    self.cpu.kernels,
-                    View::new(values, rows, columns),
-                    out,
-                    worker.share(rows),
-                );
-            }
-            Data::Int(values) if worker.index == 0 => {
-                // SAFETY: only worker 0 writes integers, and no step runs.
-                unsafe { load.operand.ints_mut(arenas, &self.feed.extents) }
-                    .copy_from_slice(values);
-            }
-            Data::Int(_) => {}
-        }
-    }
-
-    /// Reads this worker's share of an output from the stage's host buffer.
-    fn store(&self, store: &HostValue, worker: &Worker<'_>) {
-        let arenas = &self.cpu.arenas[self.replica];
-        // SAFETY: all steps are done, so nobody writes.
-        let x = unsafe { store.operand.view(arenas, &self.feed.extents) };
-        let rows = x.rows();
-        // SAFETY: the cell belongs to this micro-batch and output, and workers write disjoint rows.
-        let out = unsafe { self.results[store.index].view_mut(rows, x.cols()) };
-        kernels::copy(self.cpu.kernels, x, out, worker.share(rows));
-    }
-}
-
-/// Where workers write one output of one micro-batch.
-struct Cell(*mut f32, usize);
-
-// SAFETY: the memory is reached only through `view_mut`, whose callers write disjoint rows.
-unsafe impl Sync for Cell {}
-
-impl Cell {
-    fn new(tensor: &mut Tensor<f32>) -> Self {
-        match &mut tensor.data {
-            Data::Real(values) => Cell(values.as_mut_ptr(), values.len()),
-            Data::Int(_) => Cell(std::ptr::null_mut(), 0),
-        }
-    }
-
-    /// # Safety
-    /// Workers write disjoint rows.
-    unsafe fn view_mut(&self, rows: usize, columns: usize) -> ViewMut<'_> {
-        assert!(
-            rows * columns <= self.1,
-            "an output has {} elements",
-            self.1
-        );
-        // SAFETY: the tensor outlives the run and holds that many elements.
-        unsafe {
-            ViewMut::from_raw_parts(
-                self.0.cast(),
-                lxpod_ir::DType::F32,
-                [rows, columns],
-                columns,
-            )
-        }
-    }
+/// Runs ordinary parallel work on that many threads.
+fn with_threads<T: Send>(
+    threads: usize,
+    work: impl FnOnce() -> Result<T, BackendError> + Send,
+) -> Result<T, BackendError> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool =
+        pool.map_err(|error| BackendError::Unsupported(format!("{threads} threads: {error}")))?;
+    pool.install(work)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -333,32 +174,23 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Executable for Cpu {
-    fn run(&mut self, feeds: &[Feed]) -> Result<Vec<Outputs>, BackendError> {
+    fn run(&mut self, feeds: &[Feed], outputs: &mut Vec<Outputs>) -> Result<(), BackendError> {
         for feed in feeds {
             check_feed(&self.plan.graph, feed)?;
         }
-        let mut outputs: Vec<Outputs> = feeds
-            .iter()
-            .map(|feed| empty_outputs(&self.plan.graph, &feed.extents))
-            .collect();
-        let cells: Vec<Vec<Cell>> = outputs
-            .iter_mut()
-            .map(|outputs| outputs.iter_mut().map(Cell::new).collect())
-            .collect();
-        lock(&self.times)
+        outputs.resize_with(feeds.len(), Outputs::new);
+        self.results.clear();
+        for (feed, outputs) in feeds.iter().zip(outputs) {
+            shape_outputs(&self.plan.graph, &feed.extents, outputs);
+            self.results.extend(outputs.iter_mut().map(Cell::new));
+        }
+        let mut times = lock(&self.times);
+        times
             .iter_mut()
             .flatten()
             .for_each(|time| *time = Duration::ZERO);
-        let replicas = self.plan.replicas;
-        let mut by_replica: Vec<Vec<Vec<Cell>>> = (0..replicas).map(|_| Vec::new()).collect();
-        for (index, cell) in cells.into_iter().enumerate() {
-            by_replica[index % replicas].push(cell);
-        }
-        for (replica, cells) in by_replica.into_iter().enumerate() {
-            let own: Vec<&Feed> = feeds.iter().skip(replica).step_by(replicas).collect();
-            self.play(replica, &own, &cells)?;
-        }
-        Ok(outputs)
+        drop(times);
+        (0..self.plan.replicas).try_for_each(|replica| self.play(replica, feeds))
     }
 
     fn ledger(&self) -> Vec<TileLedger> {
@@ -433,10 +265,7 @@ fn check_feed(graph: &Graph, feed: &Feed) -> Result<(), BackendError> {
         let tensor = feed.inputs.get(&input.name);
         let tensor = tensor
             .ok_or_else(|| BackendError::Data(format!("input `{}` is missing", input.name)))?;
-        let expected = ty.rows.map_or_else(
-            || ty.shape.clone(),
-            |space| ty.shape.with_rows(feed.extents.rows(space)),
-        );
+        let expected = run_time_shape(ty, &feed.extents);
         if tensor.shape != expected || ty.dtype.is_float() != matches!(tensor.data, Data::Real(_)) {
             return Err(BackendError::Data(format!(
                 "input `{}` is {}, expected {} {}",
@@ -447,17 +276,23 @@ fn check_feed(graph: &Graph, feed: &Feed) -> Result<(), BackendError> {
     Ok(())
 }
 
-fn empty_outputs(graph: &Graph, extents: &Extents) -> Outputs {
-    let empty = |output: &lxpod_ir::Output| {
-        let ty = graph.ty(output.value);
-        let shape = ty.rows.map_or_else(
-            || ty.shape.clone(),
-            |space| ty.shape.with_rows(extents.rows(space)),
-        );
-        let elements = shape.elements();
-        Tensor::real(shape, vec![0.0; elements])
-    };
-    graph.outputs().iter().map(empty).collect()
+/// Gives each output its run-time shape; its elements are anything. Allocates only what is larger than
+/// ever before.
+fn shape_outputs(graph: &Graph, extents: &Extents, outputs: &mut Outputs) {
+    outputs.resize_with(graph.outputs().len(), || Tensor::real([0], Vec::new()));
+    for (output, tensor) in graph.outputs().iter().zip(outputs) {
+        tensor.shape = run_time_shape(graph.ty(output.value), extents);
+        let elements = tensor.shape.elements();
+        match &mut tensor.data {
+            Data::Real(values) => values.resize(elements, 0.0),
+            data @ Data::Int(_) => *data = Data::Real(vec![0.0; elements]),
+        }
+    }
+}
+
+fn run_time_shape(ty: &TensorType, extents: &Extents) -> Shape {
+    let rows = ty.rows.map(|space| extents.rows(space));
+    rows.map_or_else(|| ty.shape.clone(), |rows| ty.shape.with_rows(rows))
 }
 
 /// f32 values of scratch that any step of the graph needs at full capacity.
@@ -472,6 +307,7 @@ fn scratch_len(graph: &Graph) -> usize {
                 let keys = types[1].rows.map_or(0, |space| graph.spaces.longest(space));
                 kernels::attention_scratch(keys, types[0].shape.last_axis() / attention.heads)
             }
+            Op::CrossEntropy(_) | Op::SmoothL1(_) => types[0].shape.rows(),
             _ => 0,
         }
     };

@@ -1,20 +1,21 @@
-//! The team: workers that walk the same steps and meet at a barrier.
+//! The team: workers that walk the same steps, share out each step's work, and meet at a barrier.
+//!
+//! The threads live as long as the team and sleep between runs. A run allocates nothing.
 
+use std::any::Any;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 
 /// Rounds of spinning on a core of one's own.
 const SPINS: u32 = 10_000;
 
-/// A private pool whose workers run one function together.
+/// Threads that run one function together.
 pub(super) struct Team {
-    pool: ThreadPool,
-    workers: usize,
-    /// Rounds of spinning before a waiting worker offers its core to others: none where workers
-    /// share cores.
-    spins: u32,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// One worker's view of a running team.
@@ -29,6 +30,36 @@ pub(super) struct Worker<'a> {
 /// Another worker panicked, so that waiting for it would never end.
 pub(super) struct Poisoned;
 
+/// What a team runs.
+type Body<'a> = dyn Fn(&Worker<'_>) -> Result<(), Poisoned> + Sync + 'a;
+
+/// A body whose lifetime the type does not know.
+struct Job(*const Body<'static>);
+
+// SAFETY: the body may be called from any thread, and lives until every worker has returned from it.
+unsafe impl Send for Job {}
+
+/// What the owner and the threads of a team share.
+struct Shared {
+    state: Mutex<State>,
+    /// A job was given, or the team ends.
+    given: Condvar,
+    /// The last worker returned.
+    done: Condvar,
+    barrier: Barrier,
+}
+
+#[derive(Default)]
+struct State {
+    job: Option<Job>,
+    /// Counts jobs.
+    round: u64,
+    /// Workers that have not returned from the job.
+    running: usize,
+    panic: Option<Box<dyn Any + Send>>,
+    ended: bool,
+}
+
 impl Team {
     /// A team of that many workers. Worker i of several is pinned to the i-th CPU the process may
     /// use, unless `LXPOD_PIN=0` is set or there are fewer CPUs than workers.
@@ -40,68 +71,139 @@ impl Team {
         let available = std::thread::available_parallelism().map_or(1, usize::from);
         let unpinned = std::env::var_os("LXPOD_PIN").is_some_and(|value| value == "0");
         let pinned = !unpinned && (2..=cpus.len()).contains(&workers);
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(workers)
-            .thread_name(|index| format!("lxpod-{index}"))
-            .start_handler(move |index| {
-                if pinned {
-                    super::affinity::pin_to(cpus[index]);
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            given: Condvar::new(),
+            done: Condvar::new(),
+            barrier: Barrier::new(workers, if workers <= available { SPINS } else { 0 }),
+        });
+        let mut team = Team {
+            shared,
+            threads: Vec::with_capacity(workers),
+        };
+        for index in 0..workers {
+            let shared = Arc::clone(&team.shared);
+            let cpu = cpus.get(index).copied().filter(|_| pinned);
+            let body = move || {
+                if let Some(cpu) = cpu {
+                    super::affinity::pin_to(cpu);
                 }
-            })
-            .build()
-            .map_err(|error| format!("cannot start {workers} threads: {error}"))?;
-        let spins = if workers <= available { SPINS } else { 0 };
-        Ok(Team {
-            workers: pool.current_num_threads(),
-            pool,
-            spins,
-        })
+                serve(&shared, index);
+            };
+            let thread = std::thread::Builder::new().name(format!("lxpod-{index}"));
+            let thread = thread
+                .spawn(body)
+                .map_err(|error| format!("cannot start {workers} threads: {error}"))?;
+            team.threads.push(thread);
+        }
+        Ok(team)
     }
 
     /// The number of workers.
     pub(super) fn workers(&self) -> usize {
-        self.workers
+        self.threads.len()
     }
 
     /// Runs `body` on every worker at once and returns when all are done.
     ///
     /// # Panics
     /// If a worker panics, with its payload.
-    pub(super) fn run(&self, body: impl Fn(&Worker<'_>) -> Result<(), Poisoned> + Sync) {
-        let barrier = Barrier {
-            workers: self.workers,
-            spins: self.spins,
-            waiting: AtomicUsize::new(0),
-            phase: AtomicUsize::new(0),
-            poisoned: AtomicBool::new(false),
-        };
-        let results = self.pool.broadcast(|context| {
-            let worker = Worker {
-                index: context.index(),
-                workers: self.workers,
-                barrier: &barrier,
-            };
-            let result = catch_unwind(AssertUnwindSafe(|| body(&worker)));
-            if result.is_err() {
-                barrier.poisoned.store(true, Ordering::Release);
-            }
-            result
-        });
-        if let Some(payload) = results.into_iter().find_map(Result::err) {
+    pub(super) fn run(&self, body: &Body<'_>) {
+        let shared = &*self.shared;
+        shared.barrier.reset();
+        let job: *const Body<'_> = body;
+        // SAFETY: only the lifetime changes. Workers call the body before they count as returned, and this
+        // function does not return before all have.
+        let job = Job(unsafe { std::mem::transmute::<*const Body<'_>, *const Body<'static>>(job) });
+        let mut state = lock(&shared.state);
+        state.job = Some(job);
+        state.round += 1;
+        state.running = self.workers();
+        shared.given.notify_all();
+        while state.running > 0 {
+            state = wait(&shared.done, state);
+        }
+        state.job = None;
+        let panic = state.panic.take();
+        drop(state);
+        if let Some(payload) = panic {
             std::panic::resume_unwind(payload);
         }
     }
+}
 
-    /// Runs ordinary parallel work on the team's threads.
-    pub(super) fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.pool.install(work)
+impl Drop for Team {
+    fn drop(&mut self) {
+        lock(&self.shared.state).ended = true;
+        self.shared.given.notify_all();
+        for thread in self.threads.drain(..) {
+            // A worker catches the panics of its jobs.
+            let _ = thread.join();
+        }
     }
 }
 
+/// The life of a worker: one job after another.
+fn serve(shared: &Shared, index: usize) {
+    let mut served = 0;
+    loop {
+        let mut state = lock(&shared.state);
+        while !state.ended && state.round == served {
+            state = wait(&shared.given, state);
+        }
+        served = state.round;
+        let Some(Job(body)) = state.job.as_ref().filter(|_| !state.ended) else {
+            return;
+        };
+        let body = *body;
+        drop(state);
+        let worker = Worker {
+            index,
+            workers: shared.barrier.workers,
+            barrier: &shared.barrier,
+        };
+        // SAFETY: the body lives until `running` is zero, to which this worker contributes below.
+        let result = catch_unwind(AssertUnwindSafe(|| unsafe { (*body)(&worker) }));
+        if result.is_err() {
+            shared.barrier.poisoned.store(true, Ordering::Release);
+        }
+        let mut state = lock(&shared.state);
+        if let Err(payload) = result {
+            state.panic.get_or_insert(payload);
+        }
+        state.running -= 1;
+        if state.running == 0 {
+            shared.done.notify_one();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+    condition
+        .wait(guard)
+        .unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Worker<'_> {
-    /// This worker's share of `units` pieces of work: a contiguous range.
-    pub(super) fn share(&self, units: usize) -> std::ops::Range<usize> {
+    /// This worker's share of `units` pieces of work: a contiguous range. For work so small that
+    /// sharing it out costs more than waiting.
+    pub(super) fn share(&self, units: usize) -> Range<usize> {
         units * self.index / self.workers..units * (self.index + 1) / self.workers
+    }
+
+    /// Pieces of work for this worker, until all `units` are given out: the faster a worker, the more
+    /// it gets. Ranges begin at multiples of `grain`, are longer at first, and ascend. All workers must
+    /// ask for the same, once between two meetings.
+    pub(super) fn claims(&self, units: usize, grain: usize) -> Claims<'_> {
+        Claims {
+            barrier: self.barrier,
+            units,
+            grain: grain.max(1),
+        }
     }
 
     /// Waits until every worker is here.
@@ -113,20 +215,73 @@ impl Worker<'_> {
     }
 }
 
+/// See [`Worker::claims`].
+pub(super) struct Claims<'a> {
+    barrier: &'a Barrier,
+    units: usize,
+    grain: usize,
+}
+
+/// A worker takes this part of its fair share of what is left, so that a slow one holds up the others little.
+const SHARE: usize = 3;
+
+impl Iterator for Claims<'_> {
+    type Item = Range<usize>;
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        let length = |given: usize| {
+            let left = self.units.checked_sub(given).filter(|&left| left > 0)?;
+            let part = left / (SHARE * self.barrier.workers);
+            Some((part / self.grain * self.grain).max(self.grain).min(left))
+        };
+        let taken =
+            self.barrier
+                .given
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |given| {
+                    Some(given + length(given)?)
+                });
+        let start = taken.ok()?;
+        Some(start..start + length(start)?)
+    }
+}
+
 /// A barrier that counts arrivals and then moves to its next phase.
 struct Barrier {
     workers: usize,
+    /// Rounds of spinning before a waiting worker offers its core to others: none where workers
+    /// share cores.
     spins: u32,
     waiting: AtomicUsize,
     phase: AtomicUsize,
     poisoned: AtomicBool,
+    /// Units given out since the last meeting.
+    given: AtomicUsize,
 }
 
 impl Barrier {
+    fn new(workers: usize, spins: u32) -> Self {
+        Barrier {
+            workers,
+            spins,
+            waiting: AtomicUsize::new(0),
+            phase: AtomicUsize::new(0),
+            poisoned: AtomicBool::new(false),
+            given: AtomicUsize::new(0),
+        }
+    }
+
+    /// Makes it as new, while nobody waits.
+    fn reset(&self) {
+        self.waiting.store(0, Ordering::Relaxed);
+        self.given.store(0, Ordering::Relaxed);
+        self.poisoned.store(false, Ordering::Release);
+    }
+
     fn wait(&self) -> Result<(), Poisoned> {
         let phase = self.phase.load(Ordering::Acquire);
         if self.waiting.fetch_add(1, Ordering::AcqRel) + 1 == self.workers {
-            self.waiting.store(0, Ordering::Release);
+            self.waiting.store(0, Ordering::Relaxed);
+            self.given.store(0, Ordering::Relaxed);
             self.phase.store(phase.wrapping_add(1), Ordering::Release);
             return Ok(());
         }
@@ -154,7 +309,7 @@ mod tests {
     fn nobody_passes_the_barrier_early() {
         let team = Team::new(3).unwrap();
         let arrived = AtomicUsize::new(0);
-        team.run(|worker| {
+        team.run(&|worker| {
             for round in 1..=200 {
                 arrived.fetch_add(1, Ordering::Relaxed);
                 worker.meet()?;
@@ -169,7 +324,7 @@ mod tests {
     fn shares_cover_the_work_once() {
         let team = Team::new(3).unwrap();
         let seen = AtomicUsize::new(0);
-        team.run(|worker| {
+        team.run(&|worker| {
             seen.fetch_add(
                 worker.share(10).map(|unit| 1 << unit).sum::<usize>(),
                 Ordering::Relaxed,
@@ -182,9 +337,44 @@ mod tests {
     #[test]
     #[should_panic(expected = "worker 1 failed")]
     fn a_panic_reaches_the_caller_and_frees_the_others() {
-        Team::new(2).unwrap().run(|worker| {
+        Team::new(2).unwrap().run(&|worker| {
             assert!(worker.index == 0, "worker 1 failed");
             worker.meet()
         });
+    }
+
+    #[test]
+    fn claims_give_out_every_unit_once_in_multiples_of_the_grain() {
+        let team = Team::new(3).unwrap();
+        for (units, grain) in [(0, 1), (1, 4), (10, 1), (50, 4), (48, 2)] {
+            let seen = AtomicUsize::new(0);
+            team.run(&|worker| {
+                for range in worker.claims(units, grain) {
+                    assert!(range.start % grain == 0 && range.end <= units);
+                    let bits: usize = range.map(|unit| 1 << unit).sum();
+                    assert_eq!(seen.fetch_add(bits, Ordering::Relaxed) & bits, 0);
+                }
+                worker.meet()
+            });
+            assert_eq!(seen.into_inner(), (1 << units) - 1);
+        }
+    }
+
+    #[test]
+    fn a_team_works_again_after_a_panic() {
+        let team = Team::new(2).unwrap();
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            team.run(&|worker| {
+                assert!(worker.index == 0, "worker 1 failed");
+                worker.meet()
+            });
+        }));
+        assert!(panicked.is_err());
+        let arrived = AtomicUsize::new(0);
+        team.run(&|worker| {
+            arrived.fetch_add(1, Ordering::Relaxed);
+            worker.meet()
+        });
+        assert_eq!(arrived.into_inner(), 2);
     }
 }

@@ -5,7 +5,6 @@
 //! what was touched in that role, the activations' extent is from their lowest to their highest
 //! address, and a value is alive from the step that wrote its bytes to the last that read them.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use lxpod_ir::{Extents, NodeId};
@@ -19,13 +18,13 @@ const POISON: u8 = 0xff;
 
 type Span = Range<u64>;
 
-/// The accesses to one tile during one micro-batch.
+/// The accesses to one tile during one micro-batch. Its memory is used again for the next.
 #[derive(Default)]
 struct Accesses {
     host: Vec<Span>,
     received: Vec<Span>,
     written: Vec<Written>,
-    parameters: BTreeMap<NodeId, u64>,
+    parameters: Vec<(NodeId, u64)>,
 }
 
 /// An activation: its bytes and the steps it lives through.
@@ -82,8 +81,10 @@ impl TileTrace {
 
     /// Folds the micro-batch into the ledger.
     pub(super) fn finish(&mut self) {
-        let now = std::mem::take(&mut self.now);
-        let weights = now.parameters.values().sum();
+        let TileTrace { now, memory } = self;
+        now.parameters.sort_unstable();
+        now.parameters.dedup();
+        let weights = now.parameters.iter().map(|&(_, bytes)| bytes).sum();
         let low = now.written.iter().map(|w| w.span.start).min().unwrap_or(0);
         let high = now.written.iter().map(|w| w.span.end).max().unwrap_or(0);
         let live = |time| {
@@ -93,25 +94,27 @@ impl TileTrace {
                 .filter(|w| w.birth <= time && time <= w.last);
             alive.map(|w| w.span.end - w.span.start).sum::<u64>()
         };
-        let memory = &mut self.memory;
+        let most = now.written.iter().map(|w| live(w.birth)).max().unwrap_or(0);
         memory.weights = memory.weights.max(weights);
-        memory.host_io = memory.host_io.max(union(now.host));
-        memory.transfer = memory.transfer.max(union(now.received));
+        memory.host_io = memory.host_io.max(union(&mut now.host));
+        memory.transfer = memory.transfer.max(union(&mut now.received));
         memory.activations = memory.activations.max(high - low);
-        memory.max_live = memory
-            .max_live
-            .max(now.written.iter().map(|w| live(w.birth)).max().unwrap_or(0));
+        memory.max_live = memory.max_live.max(most);
+        now.host.clear();
+        now.received.clear();
+        now.written.clear();
+        now.parameters.clear();
     }
 }
 
 /// Bytes in at least one span.
-fn union(mut spans: Vec<Span>) -> u64 {
-    spans.sort_by_key(|span| span.start);
+fn union(spans: &mut [Span]) -> u64 {
+    spans.sort_unstable_by_key(|span| span.start);
     let mut end = 0;
     let mut bytes = 0;
     for span in spans {
         bytes += span.end.saturating_sub(span.start.max(end));
-        end = end.max(span.end);
+        end = span.end.max(end);
     }
     bytes
 }

@@ -89,7 +89,7 @@ fn run_all(kernels: &Kernels, dtype: DType, rows: usize, cols: usize) {
             kernels,
             &layer,
             out.view_mut(dtype, rows, cols),
-            0..weights.panels(),
+            &mut std::iter::once(0..layer.units()),
             &mut scratch,
         );
     }

@@ -1,8 +1,10 @@
 //! `linear`, its packed weights, and gathering from them.
 
+use std::iter::once;
+
 use half::f16;
 use lxpod_backends::cpu::kernels::{
-    Kernels, Linear, Panels, ROW_BLOCK, Scratch, gather_panels, linear, linear_scratch,
+    Kernels, Linear, Panels, Scratch, gather_panels, linear, linear_scratch,
 };
 use lxpod_ir::DType;
 use lxpod_ir::ops::Activation;
@@ -87,7 +89,7 @@ fn check_case(kernels: &Kernels, case: &Case) {
         kernels,
         &layer,
         y.view_mut(),
-        0..weights.panels(),
+        &mut once(0..layer.units()),
         &mut scratch,
     );
     y.check(case.dtypes[2], kernels.name(), |r, c| {
@@ -127,12 +129,14 @@ proptest! {
         for kernels in tables() {
             let layer = Linear { x: x.view(), weights: &weights, bias: Some(&bias), activation: Some(Activation::Gelu) };
             let mut whole = Matrix::output(DType::F32, m, n, 0);
-            linear(kernels, &layer, whole.view_mut(), 0..weights.panels(), &mut scratch);
+            linear(kernels, &layer, whole.view_mut(), &mut once(0..layer.units()), &mut scratch);
             for last in [first + 1, (first + 2).min(m), (first + 3).min(m), (first + 7).min(m), m] {
                 let layer = Linear { x: x.view().row_range(first..last), ..layer };
                 let mut part = Matrix::output(DType::F32, last - first, n, 5);
-                linear(kernels, &layer, part.view_mut(), cut..weights.panels(), &mut scratch);
-                linear(kernels, &layer, part.view_mut(), 0..cut, &mut scratch);
+                let units = layer.units();
+                let cut = units * cut / weights.panels().max(1);
+                linear(kernels, &layer, part.view_mut(), &mut once(cut..units), &mut scratch);
+                linear(kernels, &layer, part.view_mut(), &mut [0..cut / 2, cut / 2..cut].into_iter(), &mut scratch);
                 for r in first..last {
                     prop_assert_eq!(part.bits(r - first), whole.bits(r), "{} row {}", kernels.name(), r);
                 }
@@ -165,7 +169,7 @@ proptest! {
 
 #[test]
 fn row_blocks_agree() {
-    let (m, k, n) = (2 * ROW_BLOCK + 5, 20, 33);
+    let (m, k, n) = (2 * 96 + 5, 20, 33);
     let case = Case {
         seed: 1,
         shape: [m, k, n],
@@ -202,7 +206,7 @@ fn odd_numbers_stay_in_their_rows_and_columns() {
             kernels,
             &layer,
             y.view_mut(),
-            0..weights.panels(),
+            &mut once(0..layer.units()),
             &mut scratch,
         );
         for r in 0..m {
@@ -247,7 +251,7 @@ fn no_inputs_leave_the_bias() {
             kernels,
             &layer,
             y.view_mut(),
-            0..2,
+            &mut once(0..2),
             &mut Scratch::new(linear_scratch(3, 0)),
         );
         y.check(DType::F32, kernels.name(), |_, c| (f64::from(bias[c]), 0.0));

@@ -1,11 +1,10 @@
 //! `attention`: one head of one segment.
 
-use super::gemm::{Feed, SLACK, Single, Strided, Tile, Tiles, multiply, pack_columns};
+use super::gemm::{Feed, Single, Tile, Tiles, multiply, pack_columns, widen};
 use super::math::exp;
 use super::pack::PANEL;
 use super::scratch::LINE;
 use super::simd::{LANES, Simd, max_each, sum_each};
-use super::view::Row;
 use super::{Kernels, Scratch, View, ViewMut};
 
 /// The inputs of one attention head: the columns that belong to the head, of the rows that belong to the segment.
@@ -112,7 +111,7 @@ impl Layout {
         let k = 0;
         let v = k + keys * d;
         let q = v + nk * cols;
-        let p = q + (MOST_ROWS * d + SLACK).next_multiple_of(LINE);
+        let p = q + (MOST_ROWS * d + LANES).next_multiple_of(LINE);
         let y = p + MOST_ROWS * keys;
         let bias = y + MOST_ROWS * cols;
         Layout {
@@ -252,19 +251,7 @@ unsafe fn scores<S: Simd>(
             c_row: at.keys,
             fresh: true,
         };
-        multiply::<S, Single, Strided>(s, tile, rows, at.keys / PANEL, &mut Feed::none());
-    }
-}
-
-/// Writes the `n` elements of a row as f32.
-///
-/// # Safety
-/// The row has them; `to` is valid for writing them, rounded up to eight.
-#[inline(always)]
-unsafe fn widen<S: Simd>(s: S, row: Row, n: usize, to: *mut f32) {
-    for c in (0..n).step_by(LANES) {
-        // SAFETY: the caller's contract.
-        unsafe { s.store_f32(to.add(c), row.load_up_to(s, c, n - c)) };
+        multiply::<S, Single>(s, tile, rows, at.keys / PANEL, &mut Feed::none());
     }
 }
 
@@ -324,7 +311,7 @@ unsafe fn weigh<S: Simd>(s: S, v: View<'_>, rows: usize, work: &mut [f32], at: &
             c_row: at.cols,
             fresh: true,
         };
-        multiply::<S, Single, Strided>(s, tile, rows, at.cols / PANEL, &mut Feed::none());
+        multiply::<S, Single>(s, tile, rows, at.cols / PANEL, &mut Feed::none());
     }
 }
 

@@ -5,19 +5,16 @@ use std::ops::Range;
 use lxpod_ir::DType;
 use lxpod_ir::ops::Activation;
 
-use super::gemm::{
-    BLOCK, Feed, Half, Packed, SLACK, Single, Tile, Tiles, Weights, group, multiply, pack_tile,
-};
+use super::gemm::{BLOCK, Feed, Half, Single, Tile, Tiles, Weights, group, multiply, widen};
 use super::math::activation;
 use super::pack::PANEL;
 use super::scratch::LINE;
 use super::simd::{LANES, Simd};
-use super::view::{Row, RowMut};
+use super::view::Row;
 use super::{Kernels, Panels, Scratch, View, ViewMut};
 
-/// Rows that [`linear`] packs and multiplies at a time. A caller that splits rows over workers does well
-/// to cut at multiples of this.
-pub const ROW_BLOCK: usize = 96;
+/// The most rows that pass one panel of weights before the next: their inputs stay in the second-level cache.
+const ROW_BLOCK: usize = 96;
 
 /// Inputs multiplied at a time, so that one panel's share stays in the first-level cache while the rows pass.
 const DEPTH: usize = 768;
@@ -38,30 +35,53 @@ pub struct Linear<'a> {
     pub activation: Option<Activation>,
 }
 
+impl Linear<'_> {
+    /// The number of units: pieces of work that may be done in any order, by anyone. Unit `u` is panel
+    /// `u % panels` (16 columns) of block `u / panels` of the rows.
+    pub fn units(&self) -> usize {
+        row_blocks(self.x.rows()) * self.weights.panels()
+    }
+
+    /// How many units a worker does well to take at a time: few rows pass several panels at once.
+    pub fn grain(&self) -> usize {
+        group(self.x.rows())
+    }
+}
+
+/// How many blocks `m` rows are cut into.
+fn row_blocks(m: usize) -> usize {
+    m.div_ceil(ROW_BLOCK)
+}
+
+/// Rows of each block but the last: nearly equal, in whole tiles.
+fn block_rows(m: usize) -> usize {
+    m.div_ceil(row_blocks(m).max(1)).next_multiple_of(6)
+}
+
 /// f32 values of scratch that [`linear`] needs for up to `m` rows of up to `k` inputs.
 pub fn linear_scratch(m: usize, k: usize) -> usize {
     let rows = m.min(ROW_BLOCK);
-    packed_len(rows, k) + (rows * PANEL).max(FEW_ROWS)
+    rows * wide_row(k) + (rows * PANEL).max(FEW_ROWS)
 }
 
-/// Values for `rows` packed rows, up to the next cache line.
-fn packed_len(rows: usize, k: usize) -> usize {
-    (rows * k + SLACK).next_multiple_of(LINE)
+/// Values from one row of widened inputs to the next: a row of a multiple of 4 KiB would share its cache sets with all others.
+fn wide_row(k: usize) -> usize {
+    k.next_multiple_of(LINE) + LINE
 }
 
-/// Writes the columns of activation(x · Wᵀ + bias) that belong to the given panels (16 columns each) to `out`, \[m, n\].
+/// Writes the given units of activation(x · Wᵀ + bias) to `out`, \[m, n\].
 ///
-/// Each element is a sum over inputs in ascending order, in f32, whatever m and the panels are; bias, activation and one
-/// rounding to the dtype of `out` follow. x is packed once per call and per [`ROW_BLOCK`] rows, so a call should take a good many panels.
-/// `scratch` must have [`linear_scratch`] values.
+/// Each element is a sum over inputs in ascending order, in f32, whatever m and the units are; bias, activation and one
+/// rounding to the dtype of `out` follow. `units` is asked for one range ahead, so that the weights of the next can be
+/// fetched in time. `scratch` must have [`linear_scratch`] values.
 ///
 /// # Panics
-/// If shapes or lengths disagree, or panels are out of range.
+/// If shapes or lengths disagree, or units are out of range.
 pub fn linear(
     kernels: &Kernels,
     layer: &Linear<'_>,
     out: ViewMut<'_>,
-    panels: Range<usize>,
+    units: &mut dyn Iterator<Item = Range<usize>>,
     scratch: &mut Scratch,
 ) {
     let (m, k, n) = (layer.x.rows(), layer.weights.k(), layer.weights.n());
@@ -75,21 +95,13 @@ pub fn linear(
         layer.bias.is_none_or(|bias| bias.len() == n),
         "length of the bias"
     );
-    assert!(
-        panels.end <= layer.weights.panels(),
-        "panels {panels:?} of {}",
-        layer.weights.panels()
-    );
-    if m == 0 || panels.is_empty() {
-        return;
-    }
     let work = scratch.take(linear_scratch(m, k));
     // SAFETY: a table exists only for a CPU that can run it, and the shapes were checked.
     unsafe {
         (kernels.linear)(Args {
             layer,
             out,
-            panels,
+            units,
             work,
         })
     };
@@ -99,7 +111,7 @@ pub fn linear(
 pub(super) struct Args<'a> {
     layer: &'a Linear<'a>,
     out: ViewMut<'a>,
-    panels: Range<usize>,
+    units: &'a mut dyn Iterator<Item = Range<usize>>,
     work: &'a mut [f32],
 }
 
@@ -108,109 +120,135 @@ pub(super) struct Args<'a> {
 /// # Safety
 /// The shapes were checked and `work` has [`linear_scratch`] values.
 #[inline(always)]
-pub(super) unsafe fn run<S: Simd>(s: S, mut args: Args<'_>) {
-    let mut first = 0;
-    while first < args.out.rows() {
-        let rows = first..(first + ROW_BLOCK).min(args.out.rows());
-        first = rows.end;
-        // SAFETY: the caller's contract; the rows exist.
-        unsafe {
-            match args.layer.weights.dtype() {
-                DType::F16 => row_block::<S, Half>(s, &mut args, rows),
-                _ => row_block::<S, Single>(s, &mut args, rows),
+pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        match args.layer.weights.dtype() {
+            DType::F16 => all_units::<S, Half>(s, args),
+            _ => all_units::<S, Single>(s, args),
+        }
+    }
+}
+
+/// [`run`] for one type of weights.
+///
+/// # Safety
+/// As [`run`].
+#[inline(always)]
+unsafe fn all_units<S: Simd, W: Weights>(s: S, args: Args<'_>) {
+    let Args {
+        layer,
+        out,
+        units,
+        work,
+    } = args;
+    let (total, panels) = (layer.units(), layer.weights.panels());
+    let mut block: Option<Block<'_>> = None;
+    let mut ahead = units.next();
+    while let Some(range) = ahead {
+        assert!(range.end <= total, "units {range:?} of {total}");
+        ahead = units.next();
+        let after = ahead.as_ref().map(|range| range.start);
+        let mut unit = range.start;
+        while unit < range.end {
+            let (index, panel) = (unit / panels, unit % panels);
+            // SAFETY: the caller's contract; the block and the panels exist.
+            unsafe {
+                if block.as_ref().is_none_or(|block| block.index != index) {
+                    block = Some(Block::new(s, layer, &out, index, work));
+                }
+                let Some(block) = &block else { break };
+                let count = group(block.rows).min(range.end - unit).min(panels - panel);
+                unit += count;
+                let next = Some(unit).filter(|&unit| unit < range.end).or(after);
+                let next = next.map(|unit| layer.weights.panel(unit % panels).0);
+                block.multiply::<S, W>(s, panel, count, next);
+                block.finish(s, panel, count);
             }
         }
     }
 }
 
-/// What the panels of one block of rows share.
+/// Some rows, their inputs as f32.
 struct Block<'a> {
+    index: usize,
     layer: &'a Linear<'a>,
     out: &'a ViewMut<'a>,
     first: usize,
     rows: usize,
-    tiles: Tiles,
-    packed: *const f32,
+    inputs: *const f32,
+    /// Values from one row of `inputs` to the next.
+    stride: usize,
     sums: *mut f32,
 }
 
-/// All panels for some rows.
-///
-/// # Safety
-/// As [`run`]; the rows exist.
-#[inline(always)]
-unsafe fn row_block<S: Simd, W: Weights>(s: S, args: &mut Args<'_>, rows: Range<usize>) {
-    let k = args.layer.weights.k();
-    let tiles = Tiles::new(rows.len(), S::MAX_ROWS);
-    let packed = args.work.as_mut_ptr();
-    for i in 0..tiles.count() {
-        let (first, n) = tiles.tile(i);
-        // SAFETY: tiles lie end to end in the scratch, what one writes past its end the next overwrites, and the
-        // scratch has room for the last one's.
-        unsafe {
-            pack_tile(
-                s,
-                args.layer.x,
-                rows.start + first,
-                n,
-                packed.add(first * k),
-            )
-        };
-    }
-    let sums = packed.wrapping_add(packed_len(rows.len(), k));
-    let block = Block {
-        layer: args.layer,
-        out: &args.out,
-        first: rows.start,
-        rows: rows.len(),
-        tiles,
-        packed,
-        sums,
-    };
-    let step = if tiles.count() == 1 {
-        group(rows.len())
-    } else {
-        1
-    };
-    let mut p = args.panels.start;
-    while p < args.panels.end {
-        let count = step.min(args.panels.end - p);
-        // SAFETY: the caller's contract; the panels exist and the scratch has room for the sums.
-        unsafe {
-            block.multiply::<S, W>(s, p, count, p + count < args.panels.end);
-            block.finish(s, p, count);
+impl<'a> Block<'a> {
+    /// Widens the inputs of block `index` into `work`; f32 stay where they are.
+    ///
+    /// # Safety
+    /// As [`run`]; the block exists.
+    #[inline(always)]
+    unsafe fn new<S: Simd>(
+        s: S,
+        layer: &'a Linear<'a>,
+        out: &'a ViewMut<'a>,
+        index: usize,
+        work: &mut [f32],
+    ) -> Self {
+        let (m, k) = (layer.x.rows(), layer.weights.k());
+        let first = index * block_rows(m);
+        let rows = block_rows(m).min(m - first);
+        let stride = wide_row(k);
+        let wide = work.as_mut_ptr();
+        for r in 0..rows {
+            // SAFETY: the rows exist, and the scratch has room for as many as a block has.
+            unsafe { widen(s, layer.x.row(first + r), k, wide.add(r * stride)) };
         }
-        p += count;
+        Block {
+            index,
+            layer,
+            out,
+            first,
+            rows,
+            inputs: wide,
+            stride,
+            sums: wide.wrapping_add(m.min(ROW_BLOCK) * stride),
+        }
     }
-}
 
-impl Block<'_> {
-    /// The sums of `count` panels from `p` on, into `sums`, \[rows, count · 16\].
+    /// The sums of `count` panels from `p` on, into `sums`, \[rows, count · 16\]; `next` are the weights needed after.
     ///
     /// # Safety
     /// As [`run`]; the panels exist.
     #[inline(always)]
-    unsafe fn multiply<S: Simd, W: Weights>(&self, s: S, p: usize, count: usize, more: bool) {
+    unsafe fn multiply<S: Simd, W: Weights>(
+        &self,
+        s: S,
+        p: usize,
+        count: usize,
+        next: Option<*const u8>,
+    ) {
         let (w, w_panel) = self.layer.weights.panel(p);
         let k = self.layer.weights.k();
+        let tiles = Tiles::new(self.rows, S::MAX_ROWS);
         let mut start = 0;
         loop {
             // Several panels go together only where there are few rows, which do not need cutting.
             let depth = if count > 1 { k } else { DEPTH.min(k - start) };
             let w = w.wrapping_add(start * PANEL * W::SIZE);
             let bytes = depth * PANEL * W::SIZE;
-            let blocks = self.tiles.count() * depth.div_ceil(BLOCK);
-            let last = start + depth == k;
-            let mut feed = if last && !more {
-                Feed::none()
+            let blocks = tiles.count() * depth.div_ceil(BLOCK);
+            let following = if start + depth == k {
+                next
             } else {
-                Feed::new(w.wrapping_add(bytes), bytes, blocks)
+                Some(w.wrapping_add(bytes))
             };
-            for i in 0..self.tiles.count() {
-                let (first, rows) = self.tiles.tile(i);
+            let mut feed = following.map_or(Feed::none(), |next| Feed::new(next, bytes, blocks));
+            for i in 0..tiles.count() {
+                let (first, rows) = tiles.tile(i);
                 let tile = Tile {
-                    a: self.packed.wrapping_add(first * k + start * rows),
-                    a_row: 1,
+                    a: self.inputs.wrapping_add(first * self.stride + start),
+                    a_row: self.stride,
                     w,
                     w_panel,
                     depth,
@@ -219,7 +257,7 @@ impl Block<'_> {
                     fresh: start == 0,
                 };
                 // SAFETY: the caller's contract.
-                unsafe { multiply::<S, W, Packed>(s, tile, rows, count, &mut feed) };
+                unsafe { multiply::<S, W>(s, tile, rows, count, &mut feed) };
             }
             start += depth;
             if start >= k {
@@ -234,37 +272,84 @@ impl Block<'_> {
     /// As [`run`]; the panels exist.
     #[inline(always)]
     unsafe fn finish<S: Simd>(&self, s: S, p: usize, count: usize) {
-        let n = self.layer.weights.n();
-        for r in 0..self.rows {
-            let out = self.out.row(self.first + r);
-            let sums = self.sums.wrapping_add(r * count * PANEL);
-            for half in 0..2 * count {
-                let col = p * PANEL + half * LANES;
-                if col < n {
-                    // SAFETY: the sums were written; columns from `col` up to `n` exist.
-                    unsafe {
-                        self.store(s, s.load_f32(sums.add(half * LANES)), out, (col, n - col))
-                    };
+        for i in 0..count {
+            let col = (p + i) * PANEL;
+            let sums = self.sums.wrapping_add(i * PANEL);
+            let sums = (sums.cast_const(), count * PANEL);
+            let whole = col + PANEL <= self.layer.weights.n();
+            // SAFETY: the caller's contract.
+            unsafe {
+                match self.out.dtype() {
+                    DType::F16 if whole => self.finish_panel(s, sums, col, Some(DType::F16)),
+                    DType::F32 if whole => self.finish_panel(s, sums, col, Some(DType::F32)),
+                    _ => self.finish_part(s, sums, col),
                 }
             }
         }
     }
 
-    /// Finishes eight sums and stores those of the `valid` columns from `col` on.
+    /// [`Block::finish`] for 16 columns from `col` on, of a `known` dtype. Sums are (address, values from row to row).
     ///
     /// # Safety
-    /// The columns exist.
+    /// The sums were written; the columns exist.
     #[inline(always)]
-    unsafe fn store<S: Simd>(&self, s: S, sums: S::V, out: RowMut, (col, valid): (usize, usize)) {
-        let mut y = sums;
-        if let Some(bias) = self.layer.bias {
+    unsafe fn finish_panel<S: Simd>(
+        &self,
+        s: S,
+        (sums, stride): (*const f32, usize),
+        col: usize,
+        known: Option<DType>,
+    ) {
+        let mut bias = [s.splat(0.0); 2];
+        if let Some(values) = self.layer.bias {
+            let values = Row::of(values);
             // SAFETY: the bias has as many values as there are columns.
-            y = s.add(y, unsafe { Row::of(bias).load_up_to(s, col, valid) });
+            bias = unsafe { [values.load(s, col), values.load(s, col + LANES)] };
         }
-        if let Some(act) = self.layer.activation {
-            y = activation(s, act, y);
+        for r in 0..self.rows {
+            let out = self.out.row(self.first + r).known(known);
+            let sums = sums.wrapping_add(r * stride);
+            // SAFETY: the caller's contract.
+            unsafe {
+                let mut y = [s.load_f32(sums), s.load_f32(sums.add(LANES))];
+                if self.layer.bias.is_some() {
+                    y = [s.add(y[0], bias[0]), s.add(y[1], bias[1])];
+                }
+                if let Some(act) = self.layer.activation {
+                    y = [activation(s, act, y[0]), activation(s, act, y[1])];
+                }
+                out.store(s, col, LANES, y[0]);
+                out.store(s, col + LANES, LANES, y[1]);
+            }
         }
-        // SAFETY: the caller's contract.
-        unsafe { out.store(s, col, valid, y) };
+    }
+
+    /// [`Block::finish`] for the columns from `col` on, at most 16, of any dtype.
+    ///
+    /// # Safety
+    /// The sums were written.
+    #[inline(always)]
+    unsafe fn finish_part<S: Simd>(&self, s: S, (sums, stride): (*const f32, usize), col: usize) {
+        let n = self.layer.weights.n().min(col + PANEL);
+        for r in 0..self.rows {
+            let out = self.out.row(self.first + r);
+            for col_of_half in (col..n).step_by(LANES) {
+                let (sums, valid) = (
+                    sums.wrapping_add(r * stride + col_of_half - col),
+                    n - col_of_half,
+                );
+                // SAFETY: the sums were written, and so many columns exist.
+                unsafe {
+                    let mut y = s.load_f32(sums);
+                    if let Some(bias) = self.layer.bias {
+                        y = s.add(y, Row::of(bias).load_up_to(s, col_of_half, valid));
+                    }
+                    if let Some(act) = self.layer.activation {
+                        y = activation(s, act, y);
+                    }
+                    out.store(s, col_of_half, valid, y);
+                }
+            }
+        }
     }
 }

@@ -28,7 +28,7 @@ pub use attention::{Attention, attention_head, attention_scratch};
 pub use elementwise::{activate, add, copy, scale};
 pub use gather::{IndexError, gather, gather_panels};
 pub use isa::{IsaError, Kernels};
-pub use linear::{Linear, ROW_BLOCK, linear, linear_scratch};
+pub use linear::{Linear, linear, linear_scratch};
 pub use loss::{CrossEntropy, IGNORE_INDEX, LabelError, bce_with_logits, cross_entropy, smooth_l1};
 pub use norm::{LayerNorm, layer_norm};
 pub use pack::Panels;

@@ -31,7 +31,7 @@ impl Scratch {
     ///
     /// # Panics
     /// If the scratch is smaller.
-    pub(super) fn take(&mut self, len: usize) -> &mut [f32] {
+    pub fn take(&mut self, len: usize) -> &mut [f32] {
         let all: &mut [f32] = bytemuck::cast_slice_mut(&mut self.0);
         assert!(
             len <= all.len(),

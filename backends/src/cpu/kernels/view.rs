@@ -381,6 +381,12 @@ impl Row {
         }
     }
 
+    /// The dtype of an element.
+    #[inline(always)]
+    pub(super) fn dtype(self) -> DType {
+        self.dtype
+    }
+
     /// The same row, with the dtype it has as a constant for the compiler.
     #[inline(always)]
     pub(super) fn known(self, dtype: Option<DType>) -> Self {

@@ -207,7 +207,7 @@ impl Kernel for Product {
             self.kernels,
             &layer,
             out,
-            0..self.panels.panels(),
+            &mut std::iter::once(0..layer.units()),
             &mut self.scratch,
         );
     }

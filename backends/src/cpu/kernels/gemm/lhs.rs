@@ -1,28 +1,40 @@
-//! Packing rows as the left side of a product.
+//! Rows as f32, by row for the left side of a product, by column for the right.
 
 use lxpod_ir::DType;
 
 use super::super::simd::{LANES, Simd};
-use super::super::view::View;
+use super::super::view::{Row, View};
 
-/// Values that [`pack_tile`] may write after the end of a tile.
-pub(in super::super) const SLACK: usize = LANES;
-
-/// Packs the `count` ≤ 6 rows of `x` from `first` on as f32, one column of `count` values after another.
+/// Writes the first `n` elements of a row as f32.
 ///
 /// # Safety
-/// The rows exist and may be read; `to` is valid for writing `count · x.cols() + SLACK` values.
+/// The row has them; `to` is valid for writing them, rounded up to eight.
 #[inline(always)]
-pub(in super::super) unsafe fn pack_tile<S: Simd>(
-    s: S,
-    x: View<'_>,
-    first: usize,
-    count: usize,
-    to: *mut f32,
-) {
-    // SAFETY: the caller's contract. Columns are written in ascending order, `count` apart and eight long: what
-    // one leaves after its `count` values the next overwrites, and the last leaves at most SLACK.
-    unsafe { pack_columns(s, x, first, count, to, count) }
+pub(in super::super) unsafe fn widen<S: Simd>(s: S, row: Row, n: usize, to: *mut f32) {
+    let whole = n / LANES * LANES;
+    // SAFETY: the caller's contract.
+    unsafe {
+        match row.dtype() {
+            DType::F16 => widen_known(s, row.known(Some(DType::F16)), whole, to),
+            DType::F32 => widen_known(s, row.known(Some(DType::F32)), whole, to),
+            _ => widen_known(s, row, whole, to),
+        }
+        if whole < n {
+            s.store_f32(to.add(whole), row.load_part(s, whole, n - whole));
+        }
+    }
+}
+
+/// [`widen`] for a multiple of eight elements.
+///
+/// # Safety
+/// As [`widen`].
+#[inline(always)]
+unsafe fn widen_known<S: Simd>(s: S, row: Row, n: usize, to: *mut f32) {
+    for c in (0..n).step_by(LANES) {
+        // SAFETY: the caller's contract.
+        unsafe { s.store_f32(to.add(c), row.load(s, c)) };
+    }
 }
 
 /// Packs `count` ≤ 8 rows of `x` from `first` on as f32: column `c` at `to + c · stride`, always eight values, those

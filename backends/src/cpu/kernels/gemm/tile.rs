@@ -13,6 +13,18 @@ pub(in super::super) trait Weights {
     /// # Safety
     /// `p` is valid for reading eight values.
     unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::V;
+
+    /// [`Simd::eight_steps`] with such weights.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn eight_steps<S: Simd, const R: usize>(
+        s: S,
+        acc: &mut [[S::V; 2]; R],
+        a: *const f32,
+        row: usize,
+        w: *const u8,
+    );
 }
 
 /// Panels of f16.
@@ -28,6 +40,18 @@ impl Weights for Half {
         // SAFETY: the caller's contract.
         unsafe { s.load_f16(p.cast()) }
     }
+
+    #[inline(always)]
+    unsafe fn eight_steps<S: Simd, const R: usize>(
+        s: S,
+        acc: &mut [[S::V; 2]; R],
+        a: *const f32,
+        row: usize,
+        w: *const u8,
+    ) {
+        // SAFETY: the caller's contract.
+        unsafe { s.eight_steps::<R, true>(acc, a, row, w) }
+    }
 }
 
 impl Weights for Single {
@@ -38,30 +62,17 @@ impl Weights for Single {
         // SAFETY: the caller's contract.
         unsafe { s.load_f32(p.cast()) }
     }
-}
 
-/// How the left side of a tile of R rows lies in memory.
-pub(in super::super) trait Lhs {
-    /// Values from one summed index to the next, and from one row to the next, given the stride of rows.
-    fn strides<const R: usize>(row: usize) -> (usize, usize);
-}
-
-/// As `pack_tile` leaves it: the rows' values for one summed index lie together.
-pub(in super::super) struct Packed;
-/// Row by row.
-pub(in super::super) struct Strided;
-
-impl Lhs for Packed {
     #[inline(always)]
-    fn strides<const R: usize>(_: usize) -> (usize, usize) {
-        (R, 1)
-    }
-}
-
-impl Lhs for Strided {
-    #[inline(always)]
-    fn strides<const R: usize>(row: usize) -> (usize, usize) {
-        (1, row)
+    unsafe fn eight_steps<S: Simd, const R: usize>(
+        s: S,
+        acc: &mut [[S::V; 2]; R],
+        a: *const f32,
+        row: usize,
+        w: *const u8,
+    ) {
+        // SAFETY: the caller's contract.
+        unsafe { s.eight_steps::<R, false>(acc, a, row, w) }
     }
 }
 
@@ -117,9 +128,9 @@ const AHEAD: usize = 2048;
 /// What [`multiply`] works on.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Tile {
-    /// The left side.
+    /// The left side, row by row.
     pub(in super::super) a: *const f32,
-    /// Values from one of its rows to the next, for [`Strided`].
+    /// Values from one of its rows to the next.
     pub(in super::super) a_row: usize,
     /// The first panel.
     pub(in super::super) w: *const u8,
@@ -163,7 +174,7 @@ pub(in super::super) const fn group(rows: usize) -> usize {
 /// # Safety
 /// `t.a` is valid for reading the rows, `t.w` the panels, `t.c` for reading and writing the results.
 #[inline(always)]
-pub(in super::super) unsafe fn multiply<S: Simd, W: Weights, A: Lhs>(
+pub(in super::super) unsafe fn multiply<S: Simd, W: Weights>(
     s: S,
     t: Tile,
     rows: usize,
@@ -181,14 +192,14 @@ pub(in super::super) unsafe fn multiply<S: Simd, W: Weights, A: Lhs>(
         // SAFETY: the caller's contract.
         unsafe {
             match (rows, at_once) {
-                (1, 4) => tile::<S, W, A, 1, 4>(s, t, feed),
-                (2, 2) => tile::<S, W, A, 2, 2>(s, t, feed),
-                (1, _) => tile::<S, W, A, 1, 1>(s, t, feed),
-                (2, _) => tile::<S, W, A, 2, 1>(s, t, feed),
-                (3, _) => tile::<S, W, A, 3, 1>(s, t, feed),
-                (4, _) if S::MAX_ROWS >= 4 => tile::<S, W, A, 4, 1>(s, t, feed),
-                (5, _) if S::MAX_ROWS >= 5 => tile::<S, W, A, 5, 1>(s, t, feed),
-                (6, _) if S::MAX_ROWS >= 6 => tile::<S, W, A, 6, 1>(s, t, feed),
+                (1, 4) => tile::<S, W, 1, 4>(s, t, feed),
+                (2, 2) => tile::<S, W, 2, 2>(s, t, feed),
+                (1, _) => tile::<S, W, 1, 1>(s, t, feed),
+                (2, _) => tile::<S, W, 2, 1>(s, t, feed),
+                (3, _) => tile::<S, W, 3, 1>(s, t, feed),
+                (4, _) if S::MAX_ROWS >= 4 => tile::<S, W, 4, 1>(s, t, feed),
+                (5, _) if S::MAX_ROWS >= 5 => tile::<S, W, 5, 1>(s, t, feed),
+                (6, _) if S::MAX_ROWS >= 6 => tile::<S, W, 6, 1>(s, t, feed),
                 _ => unreachable!("a tile of {rows} rows"),
             }
         }
@@ -201,7 +212,7 @@ pub(in super::super) unsafe fn multiply<S: Simd, W: Weights, A: Lhs>(
 /// # Safety
 /// As [`multiply`].
 #[inline(always)]
-unsafe fn tile<S: Simd, W: Weights, A: Lhs, const R: usize, const P: usize>(
+unsafe fn tile<S: Simd, W: Weights, const R: usize, const P: usize>(
     s: S,
     t: Tile,
     feed: &mut Feed,
@@ -216,23 +227,28 @@ unsafe fn tile<S: Simd, W: Weights, A: Lhs, const R: usize, const P: usize>(
             }
         }
     }
-    let (step, row) = A::strides::<R>(t.a_row);
     let (mut a, mut w) = (t.a, t.w);
     let mut left = t.depth;
     while left > 0 {
+        let steps = left.min(BLOCK);
         if P > 1 {
             ahead::<S, W, P>(s, w, t.w_panel);
         } else {
             feed.advance(s);
         }
-        // A length unknown to the compiler keeps it from unrolling this loop, which makes it run out of registers.
-        let steps = left.min(BLOCK);
-        for _ in 0..steps {
-            // SAFETY: the caller's contract; this is one of `depth` steps.
-            unsafe { accumulate::<S, W, R, P>(s, &mut acc, (a, row), (w, t.w_panel)) };
-            a = a.wrapping_add(step);
-            w = w.wrapping_add(PANEL * W::SIZE);
+        // SAFETY: the caller's contract; these are some of `depth` steps.
+        unsafe {
+            if P == 1 && steps == BLOCK {
+                W::eight_steps(s, &mut acc[0], a, t.a_row, w);
+            } else {
+                for i in 0..steps {
+                    let w = w.wrapping_add(i * PANEL * W::SIZE);
+                    accumulate::<S, W, R, P>(s, &mut acc, (a.add(i), t.a_row), (w, t.w_panel));
+                }
+            }
         }
+        a = a.wrapping_add(steps);
+        w = w.wrapping_add(steps * PANEL * W::SIZE);
         left -= steps;
     }
     for (p, acc) in acc.iter().enumerate() {

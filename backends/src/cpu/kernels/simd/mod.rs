@@ -84,6 +84,38 @@ pub(super) trait Simd: Copy {
     fn to_bf16(self, v: Self::V) -> [u16; LANES] {
         self.unpack(v).map(|x| half::bf16::from_f32(x).to_bits())
     }
+    /// Eight steps of a matrix tile: `acc[r] += a[r · row + i] · w[i]` for i in 0..8, in that order, each product and sum
+    /// one [`Simd::fma`]. w\[i\] are 16 values, f16 if HALF, else f32, all end to end.
+    ///
+    /// # Safety
+    /// R ≤ [`Simd::MAX_ROWS`]; the eight values of each row and the 128 weights may be read.
+    #[inline(always)]
+    unsafe fn eight_steps<const R: usize, const HALF: bool>(
+        self,
+        acc: &mut [[Self::V; 2]; R],
+        a: *const f32,
+        row: usize,
+        w: *const u8,
+    ) {
+        for i in 0..8 {
+            for half in 0..2 {
+                let at = 2 * LANES * i + LANES * half;
+                // SAFETY: the caller's contract.
+                let w = unsafe {
+                    if HALF {
+                        self.load_f16(w.cast::<u16>().add(at))
+                    } else {
+                        self.load_f32(w.cast::<f32>().add(at))
+                    }
+                };
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    // SAFETY: the caller's contract.
+                    let x = self.splat(unsafe { *a.add(r * row + i) });
+                    acc[half] = self.fma(x, w, acc[half]);
+                }
+            }
+        }
+    }
     /// Asks for the cache line at `p`; any address is allowed.
     fn prefetch(self, p: *const u8);
 }

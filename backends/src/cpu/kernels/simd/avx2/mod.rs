@@ -1,16 +1,18 @@
 //! AVX2 with FMA and F16C.
 
+mod steps;
+
 use std::arch::x86_64::*;
 
 use super::{LANES, Simd};
 
 /// Proof that this CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Avx2(());
+pub(in super::super::super) struct Avx2(());
 
 impl Avx2 {
     /// Whether this CPU has all three features.
-    pub(in super::super) fn detected() -> bool {
+    pub(in super::super::super) fn detected() -> bool {
         is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c")
@@ -21,7 +23,7 @@ impl Avx2 {
     /// # Safety
     /// [`Avx2::detected`] returned true in this process.
     #[inline(always)]
-    pub(in super::super) unsafe fn assume() -> Self {
+    pub(in super::super::super) unsafe fn assume() -> Self {
         Avx2(())
     }
 }
@@ -163,6 +165,17 @@ impl Simd for Avx2 {
             _mm_storeu_si128(bits.as_mut_ptr().cast(), rounded);
         });
         bits
+    }
+    #[inline(always)]
+    unsafe fn eight_steps<const R: usize, const HALF: bool>(
+        self,
+        acc: &mut [[__m256; 2]; R],
+        a: *const f32,
+        row: usize,
+        w: *const u8,
+    ) {
+        // SAFETY: the caller's contract, and the token for the features.
+        unsafe { steps::eight::<R, HALF>(acc, a, row, w) }
     }
     #[inline(always)]
     fn prefetch(self, p: *const u8) {

@@ -1,0 +1,171 @@
+//! Eight steps of a matrix tile, scheduled by hand.
+//!
+//! A tile of six rows needs fifteen of the sixteen registers, and compilers that unroll its loop spill some. Written out,
+//! a step is two decoded halves of weights and, per row, one broadcast and two `fma`; addresses are constants
+//! off four registers. Fewer instructions per `fma` count where two hardware threads share a core's decoders.
+
+use std::arch::asm;
+use std::arch::x86_64::__m256;
+
+/// One row of one step: `acc[r] += a[r][i] · w[i]`.
+macro_rules! row {
+    ($i:literal, $address:literal, $low:literal, $high:literal) => {
+        concat!(
+            "vbroadcastss {x}, dword ptr [",
+            $address,
+            " + 4*",
+            $i,
+            "]\n",
+            "vfmadd231ps {",
+            $low,
+            "}, {x}, {w0}\n",
+            "vfmadd231ps {",
+            $high,
+            "}, {x}, {w1}\n",
+        )
+    };
+}
+
+/// The rows of one step.
+macro_rules! rows {
+    (1, $i:literal) => {
+        row!($i, "{a}", "l0", "h0")
+    };
+    (2, $i:literal) => {
+        concat!(rows!(1, $i), row!($i, "{a} + {r}", "l1", "h1"))
+    };
+    (3, $i:literal) => {
+        concat!(rows!(2, $i), row!($i, "{a} + 2*{r}", "l2", "h2"))
+    };
+    (4, $i:literal) => {
+        concat!(rows!(3, $i), row!($i, "{b}", "l3", "h3"))
+    };
+    (5, $i:literal) => {
+        concat!(rows!(4, $i), row!($i, "{b} + {r}", "l4", "h4"))
+    };
+    (6, $i:literal) => {
+        concat!(rows!(5, $i), row!($i, "{b} + 2*{r}", "l5", "h5"))
+    };
+}
+
+/// The weights of one step.
+macro_rules! weights {
+    (f16, $i:literal) => {
+        concat!(
+            "vcvtph2ps {w0}, xmmword ptr [{w} + 32*",
+            $i,
+            "]\n",
+            "vcvtph2ps {w1}, xmmword ptr [{w} + 32*",
+            $i,
+            " + 16]\n",
+        )
+    };
+    (f32, $i:literal) => {
+        concat!(
+            "vmovups {w0}, ymmword ptr [{w} + 64*",
+            $i,
+            "]\n",
+            "vmovups {w1}, ymmword ptr [{w} + 64*",
+            $i,
+            " + 32]\n",
+        )
+    };
+}
+
+/// A function of eight steps for some rows and a type of weights.
+macro_rules! steps {
+    ($name:ident, $dtype:tt, $rows:tt, $($r:literal $low:ident $high:ident),+) => {
+        /// # Safety
+        /// The CPU has the features; the rows' eight values and the 128 weights may be read.
+        #[inline]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn $name(acc: &mut [[__m256; 2]; $rows], a: *const f32, row: usize, w: *const u8) {
+            // SAFETY: only memory that the caller vouches for is read, none is written; rows beyond the last are not addressed.
+            unsafe {
+                asm!(
+                    weights!($dtype, 0), rows!($rows, 0),
+                    weights!($dtype, 1), rows!($rows, 1),
+                    weights!($dtype, 2), rows!($rows, 2),
+                    weights!($dtype, 3), rows!($rows, 3),
+                    weights!($dtype, 4), rows!($rows, 4),
+                    weights!($dtype, 5), rows!($rows, 5),
+                    weights!($dtype, 6), rows!($rows, 6),
+                    weights!($dtype, 7), rows!($rows, 7),
+                    "/* {b} {r} */",
+                    a = in(reg) a,
+                    b = in(reg) a.wrapping_add(3 * row),
+                    r = in(reg) row * size_of::<f32>(),
+                    w = in(reg) w,
+                    x = out(ymm_reg) _,
+                    w0 = out(ymm_reg) _,
+                    w1 = out(ymm_reg) _,
+                    $($low = inout(ymm_reg) acc[$r][0], $high = inout(ymm_reg) acc[$r][1],)+
+                    options(readonly, nostack, preserves_flags, pure),
+                );
+            }
+        }
+    };
+}
+
+/// The functions for one type of weights.
+macro_rules! table {
+    ($module:ident, $dtype:tt) => {
+        mod $module {
+            use super::*;
+            steps!(one, $dtype, 1, 0 l0 h0);
+            steps!(two, $dtype, 2, 0 l0 h0, 1 l1 h1);
+            steps!(three, $dtype, 3, 0 l0 h0, 1 l1 h1, 2 l2 h2);
+            steps!(four, $dtype, 4, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3);
+            steps!(five, $dtype, 5, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4);
+            steps!(six, $dtype, 6, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5);
+
+            /// # Safety
+            /// As the functions it chooses from.
+            #[inline(always)]
+            pub(super) unsafe fn steps<const R: usize>(
+                acc: &mut [[__m256; 2]; R],
+                a: *const f32,
+                row: usize,
+                w: *const u8,
+            ) {
+                let sums = acc.as_mut_ptr();
+                // SAFETY: the caller's contract; each array is cast to the length it has.
+                unsafe {
+                    match R {
+                        1 => one(&mut *sums.cast(), a, row, w),
+                        2 => two(&mut *sums.cast(), a, row, w),
+                        3 => three(&mut *sums.cast(), a, row, w),
+                        4 => four(&mut *sums.cast(), a, row, w),
+                        5 => five(&mut *sums.cast(), a, row, w),
+                        6 => six(&mut *sums.cast(), a, row, w),
+                        _ => unreachable!("a tile of {R} rows"),
+                    }
+                }
+            }
+        }
+    };
+}
+
+table!(half, f16);
+table!(single, f32);
+
+/// See `Simd::eight_steps`.
+///
+/// # Safety
+/// The CPU has the features; the rows' eight values and the 128 weights may be read.
+#[inline(always)]
+pub(super) unsafe fn eight<const R: usize, const HALF: bool>(
+    acc: &mut [[__m256; 2]; R],
+    a: *const f32,
+    row: usize,
+    w: *const u8,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if HALF {
+            half::steps(acc, a, row, w);
+        } else {
+            single::steps(acc, a, row, w);
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! One visit of the team to a stage: one program for one micro-batch.
+
+use std::sync::Mutex;
+use std::time::Instant;
+
+use lxpod_ir::{Data, Tensor};
+
+use super::exec::Machine;
+use super::kernels::{self, Scratch, View, ViewMut};
+use super::step::{CpuStep, HostValue, Source};
+use super::team::{Poisoned, Worker};
+use super::trace::Guard;
+use super::{Cpu, lock};
+use crate::{BackendError, Feed};
+
+/// One program for one micro-batch.
+pub(super) struct Visit<'a> {
+    pub cpu: &'a Cpu,
+    pub replica: usize,
+    pub stage: usize,
+    pub feed: &'a Feed,
+    /// Where the outputs go.
+    pub results: &'a [Cell],
+    /// The first error of any worker.
+    pub failure: &'a Mutex<Option<BackendError>>,
+}
+
+impl Visit<'_> {
+    /// Does this worker's share of all steps.
+    ///
+    /// # Errors
+    /// Another worker panicked.
+    pub(super) fn run(&self, worker: &Worker<'_>, scratch: &mut Scratch) -> Result<(), Poisoned> {
+        let program = &self.cpu.programs[self.stage];
+        let arenas = &self.cpu.arenas[self.replica];
+        let extents = &self.feed.extents;
+        let machine = Machine {
+            kernels: self.cpu.kernels,
+            arenas,
+            extents,
+        };
+        let guard = self.cpu.guard.then(|| Guard {
+            program: &self.cpu.plan.programs[self.stage],
+            stage: self.stage,
+        });
+        if let Some(guard) = &guard {
+            guard.poison(&arenas[self.stage], 0);
+        }
+        for load in &program.loads {
+            self.load(load, worker);
+            self.trace_host(load, worker);
+        }
+        if !program.loads.is_empty() {
+            worker.meet()?;
+        }
+        let mut start = Instant::now();
+        for (time, step) in program.steps.iter().enumerate() {
+            if worker.index == 0 {
+                self.trace(time, step);
+            }
+            let checked = guard
+                .as_ref()
+                .map_or(Ok(()), |guard| guard.before(time, step, extents));
+            self.note(checked.map_err(BackendError::Internal));
+            self.note(
+                machine
+                    .run(step, worker, scratch)
+                    .map_err(|error| self.data_error(step, &error)),
+            );
+            let checked = guard
+                .as_ref()
+                .map_or(Ok(()), |guard| guard.after(&arenas[self.stage], time));
+            self.note(checked.map_err(BackendError::Internal));
+            worker.meet()?;
+            if worker.index == 0 {
+                let end = Instant::now();
+                lock(&self.cpu.times)[self.stage][time] += end - start;
+                start = end;
+            }
+        }
+        for store in &program.stores {
+            self.store(store, worker);
+            self.trace_host(store, worker);
+        }
+        if worker.index == 0 {
+            let tile = self.replica * self.cpu.plan.stages() + self.stage;
+            lock(&self.cpu.traces[tile]).finish();
+        }
+        if program.stores.is_empty() {
+            return Ok(());
+        }
+        worker.meet()
+    }
+
+    /// Keeps the first error; the run goes on, so that no worker waits for another.
+    fn note(&self, result: Result<(), BackendError>) {
+        if let Err(error) = result {
+            lock(self.failure).get_or_insert(error);
+        }
+    }
+
+    fn data_error(&self, step: &CpuStep, error: &str) -> BackendError {
+        let node = self.cpu.plan.graph.node(step.node);
+        BackendError::Data(format!("{} in {}: {error}", node.op.name(), node.scope))
+    }
+
+    fn trace(&self, time: usize, step: &CpuStep) {
+        let stages = self.cpu.plan.stages();
+        let tile = |stage| &self.cpu.traces[self.replica * stages + stage];
+        let extents = &self.feed.extents;
+        let mut trace = lock(tile(self.stage));
+        trace.read_parameters(step);
+        for source in &step.inputs {
+            if let Source::Arena(operand) = source {
+                trace.touch(time, operand, extents, false);
+            }
+        }
+        drop(trace);
+        for operand in &step.outputs {
+            lock(tile(operand.stage)).touch(time, operand, extents, true);
+        }
+    }
+
+    fn trace_host(&self, value: &HostValue, worker: &Worker<'_>) {
+        if worker.index == 0 {
+            let tile = self.replica * self.cpu.plan.stages() + self.stage;
+            lock(&self.cpu.traces[tile]).touch(0, &value.operand, &self.feed.extents, false);
+        }
+    }
+
+    /// Writes this worker's share of an input into the stage's host buffer.
+    fn load(&self, load: &HostValue, worker: &Worker<'_>) {
+        let arenas = &self.cpu.arenas[self.replica];
+        let tensor = &self.feed.inputs[&load.name];
+        match &tensor.data {
+            Data::Real(values) => {
+                let (rows, columns) = (tensor.shape.rows(), tensor.shape.row_elements());
+                // SAFETY: workers write disjoint rows, and no step runs.
+                let out = unsafe { load.operand.view_mut(arenas, &self.feed.extents) };
+                kernels::copy(
+                    self.cpu.kernels,
+                    View::new(values, rows, columns),
+                    out,
+                    worker.share(rows),
+                );
+            }
+            Data::Int(values) if worker.index == 0 => {
+                // SAFETY: only worker 0 writes integers, and no step runs.
+                unsafe { load.operand.ints_mut(arenas, &self.feed.extents) }
+                    .copy_from_slice(values);
+            }
+            Data::Int(_) => {}
+        }
+    }
+
+    /// Reads this worker's share of an output from the stage's host buffer.
+    fn store(&self, store: &HostValue, worker: &Worker<'_>) {
+        let arenas = &self.cpu.arenas[self.replica];
+        // SAFETY: all steps are done, so nobody writes.
+        let x = unsafe { store.operand.view(arenas, &self.feed.extents) };
+        let rows = x.rows();
+        // SAFETY: the cell belongs to this micro-batch and output, and workers write disjoint rows.
+        let out = unsafe { self.results[store.index].view_mut(rows, x.cols()) };
+        kernels::copy(self.cpu.kernels, x, out, worker.share(rows));
+    }
+}
+
+/// Where workers write one output of one micro-batch.
+pub(super) struct Cell(*mut f32, usize);
+
+// SAFETY: the memory is reached only through `view_mut`, whose callers write disjoint rows of tensors that outlive the run.
+unsafe impl Sync for Cell {}
+// SAFETY: as for `Sync`.
+unsafe impl Send for Cell {}
+
+impl Cell {
+    pub(super) fn new(tensor: &mut Tensor<f32>) -> Self {
+        match &mut tensor.data {
+            Data::Real(values) => Cell(values.as_mut_ptr(), values.len()),
+            Data::Int(_) => Cell(std::ptr::null_mut(), 0),
+        }
+    }
+
+    /// # Safety
+    /// Workers write disjoint rows.
+    unsafe fn view_mut(&self, rows: usize, columns: usize) -> ViewMut<'_> {
+        assert!(
+            rows * columns <= self.1,
+            "an output has {} elements",
+            self.1
+        );
+        // SAFETY: the tensor outlives the run and holds that many elements.
+        unsafe {
+            ViewMut::from_raw_parts(
+                self.0.cast(),
+                lxpod_ir::DType::F32,
+                [rows, columns],
+                columns,
+            )
+        }
+    }
+}
