@@ -130,7 +130,7 @@ def markdown(document):
             f"{host['cpu']}, {host['cores']} usable cores, {host['memory_gib']} GiB; {host['date']}, "
             f"load {host['load_before']:.2f} before.  ",
             f"{versions}.  ",
-            f"{document['rounds']} rounds, {document['warmup']} warm-up runs before each timed one; "
+            f"{document['rounds']} round(s), {document['warmup']} warm-up runs before each timed one; "
             f"model {document['model']['name']}, {document['model']['sha256'][:12]}.",
             "",
             *table(["case", "batch", "tokens", "padded to", "images", "threads"], map(case_row, entries)),
