@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytemuck::Zeroable;
+use bytemuck::zeroed_vec;
 use half::{bf16, f16};
 use lxpod_ir::binding::Piece;
 use lxpod_ir::ops::Op;
 use lxpod_ir::{Binding, DType, Graph, NodeId, TensorType};
 use rayon::prelude::*;
 
-use super::kernels::{Panels, View};
+use super::kernels::{Panels, View, huge_pages};
 use crate::{BackendError, Fetch};
 
 /// Elements read at once.
@@ -64,7 +64,7 @@ impl Table {
     fn new(dtype: DType, rows: usize, columns: usize) -> Self {
         let lines = (rows * columns * dtype.size()).div_ceil(64);
         Table {
-            lines: vec![Zeroable::zeroed(); lines],
+            lines: lines_of_zeros(lines),
             dtype,
             rows,
             columns,
@@ -101,6 +101,13 @@ impl Table {
             }
         }
     }
+}
+
+/// Memory in large pages, since tables and panels are most of it.
+fn lines_of_zeros(count: usize) -> Vec<[u64; 8]> {
+    let lines = zeroed_vec(count);
+    huge_pages(&lines);
+    lines
 }
 
 fn store<T>(out: &mut [T], values: &[f32], round: impl Fn(f32) -> T) {
@@ -271,7 +278,8 @@ fn read(
     fetch: Fetch<'_>,
     sink: Sink<'_>,
 ) -> Result<(), BackendError> {
-    let step = (CHUNK / width.max(1)).max(1);
+    // Whole panels at a time pack fastest.
+    let step = (CHUNK / width.max(1) / 16 * 16).max(1);
     let mut buffer = Vec::new();
     let mut row = range.start;
     for Piece {

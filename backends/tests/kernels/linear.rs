@@ -16,8 +16,12 @@ use crate::support::{Matrix, Random, config, float, tables};
 /// Packs `rows` (n × k), a few rows at a time.
 fn pack(n: usize, k: usize, dtype: DType, rows: &[f32]) -> Panels {
     let mut panels = Panels::new(n, k, dtype);
-    for (i, some) in rows.chunks(5 * k).enumerate() {
-        panels.fill_rows(5 * i, some);
+    // Parts of a panel, then whole ones, then the rest.
+    let mut first = 0;
+    for count in [5, 11, 32, n] {
+        let last = (first + count).min(n);
+        panels.fill_rows(first, &rows[first * k..last * k]);
+        first = last;
     }
     panels
 }

@@ -3,8 +3,9 @@
 use half::slice::HalfFloatSliceExt;
 use lxpod_ir::DType;
 
-use bytemuck::Zeroable;
+use bytemuck::zeroed_vec;
 
+use super::huge::huge_pages;
 use super::scratch::{LINE, Line};
 
 /// Output columns of a panel.
@@ -34,7 +35,8 @@ impl Panels {
             "panels of {dtype}"
         );
         let panel_lines = (PANEL * k * dtype.size()).div_ceil(size_of::<Line>());
-        let lines = vec![Line::zeroed(); n.div_ceil(PANEL) * panel_lines];
+        let lines: Vec<Line> = zeroed_vec(n.div_ceil(PANEL) * panel_lines);
+        huge_pages(&lines);
         Panels {
             lines,
             n,
@@ -86,12 +88,19 @@ impl Panels {
             first_row + count,
             self.n
         );
-        for (row, n) in rows.chunks_exact(self.k).zip(first_row..) {
+        let (mut n, mut rows) = (first_row, rows);
+        while !rows.is_empty() {
             let panel = &mut self.lines[n / PANEL * self.panel_lines..][..self.panel_lines];
+            let whole = n.is_multiple_of(PANEL) && rows.len() >= PANEL * self.k;
+            let (now, later) = rows.split_at(if whole { PANEL * self.k } else { self.k });
             match self.dtype {
-                DType::F16 => fill_f16(bytemuck::cast_slice_mut(panel), n % PANEL, row),
-                _ => fill_f32(bytemuck::cast_slice_mut(panel), n % PANEL, row),
+                DType::F16 if whole => fill_panel(bytemuck::cast_slice_mut(panel), now, round),
+                DType::F16 => fill_f16(bytemuck::cast_slice_mut(panel), n % PANEL, now),
+                _ if whole => fill_panel(bytemuck::cast_slice_mut(panel), now, copy),
+                _ => fill_f32(bytemuck::cast_slice_mut(panel), n % PANEL, now),
             }
+            n += now.len() / self.k;
+            rows = later;
         }
     }
 
@@ -173,6 +182,32 @@ impl Panels {
             self.lines.as_ptr().cast::<u8>().wrapping_add(p * bytes),
             bytes,
         )
+    }
+}
+
+fn round(to: &mut [half::f16], from: &[f32]) {
+    to.convert_from_f32_slice(from);
+}
+
+fn copy(to: &mut [f32], from: &[f32]) {
+    to.copy_from_slice(from);
+}
+
+/// Stores all 16 rows of a panel, transposing a few columns at a time where they stay in the first-level cache.
+fn fill_panel<T>(panel: &mut [T], rows: &[f32], store: impl Fn(&mut [T], &[f32])) {
+    const COLUMNS: usize = 64;
+    let k = rows.len() / PANEL;
+    let mut block = [0.0; COLUMNS * PANEL];
+    for first in (0..k).step_by(COLUMNS) {
+        let columns = COLUMNS.min(k - first);
+        for (lane, row) in rows.chunks_exact(k).enumerate() {
+            let lanes = block[lane..].iter_mut().step_by(PANEL);
+            for (to, &x) in lanes.zip(&row[first..first + columns]) {
+                *to = x;
+            }
+        }
+        let values = columns * PANEL;
+        store(&mut panel[first * PANEL..][..values], &block[..values]);
     }
 }
 
