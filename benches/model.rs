@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use lxpod_backends::cpu::{Cpu, CpuOptions};
+use lxpod_backends::cpu::{Cpu, CpuOptions, PackedWeights};
 use lxpod_backends::{Executable, Feed, SourceError};
 use lxpod_ir::front::{AnswerLoss, Task};
 use lxpod_ir::ops::Op;
@@ -90,6 +90,7 @@ fn layer(c: &mut Criterion) {
         let mut cpu = Cpu::load(
             plan,
             &fetch,
+            &PackedWeights::default(),
             CpuOptions {
                 threads: 0,
                 guard: false,

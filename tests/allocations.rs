@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use lxpod_backends::cpu::{Cpu, CpuOptions};
+use lxpod_backends::cpu::{Cpu, CpuOptions, PackedWeights};
 use lxpod_backends::{Executable, Feed, Outputs, SourceError};
 use lxpod_ir::front::{AnswerLoss, Task};
 use lxpod_ir::ops::Op;
@@ -56,7 +56,8 @@ fn a_run_allocates_nothing_after_the_first() {
         threads: 2,
         guard: false,
     };
-    let mut cpu = Cpu::load(plan, &fetch, cpu_options).expect("it loads");
+    let packed = PackedWeights::default();
+    let mut cpu = Cpu::load(plan, &fetch, &packed, cpu_options).expect("it loads");
     let full = Extents::full(&graph.spaces);
     let shorter = random_extents(&graph.spaces, 3);
     let feeds = [feed(&graph, full, 1), feed(&graph, shorter, 2)];

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use lxpod_backends::cpu::{Cpu, CpuOptions};
+use lxpod_backends::cpu::{Cpu, CpuOptions, PackedWeights};
 use lxpod_backends::reference::Reference;
 use lxpod_backends::{Executable, Feed, HostLedger, Outputs, SourceError, StepTime, TileLedger};
 use lxpod_ir::Graph;
@@ -86,6 +86,7 @@ impl RunResult {
 pub struct Session {
     graph: Graph,
     executable: Box<dyn Executable>,
+    packed: PackedWeights,
     /// The last run's outputs, whose memory the next run uses.
     results: Vec<Outputs>,
 }
@@ -96,6 +97,29 @@ impl Session {
     /// # Errors
     /// The weights cannot be read, or the backend cannot run the plan.
     pub fn new(plan: Plan, weights: &dyn Weights, options: SessionOptions) -> Result<Session> {
+        Session::load(plan, weights, options, PackedWeights::default())
+    }
+
+    /// Another plan of the same checkpoint. Weights that both plans want packed the same way are read
+    /// and held once.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn beside(
+        &self,
+        plan: Plan,
+        weights: &dyn Weights,
+        options: SessionOptions,
+    ) -> Result<Session> {
+        Session::load(plan, weights, options, self.packed.clone())
+    }
+
+    fn load(
+        plan: Plan,
+        weights: &dyn Weights,
+        options: SessionOptions,
+        packed: PackedWeights,
+    ) -> Result<Session> {
         let fetch = |name: &str, rows: Range<usize>, out: &mut [f32]| {
             weights
                 .read_rows(name, rows, out)
@@ -108,13 +132,14 @@ impl Session {
                     threads: options.threads,
                     guard: options.guard,
                 };
-                Box::new(Cpu::load(plan, &fetch, options)?)
+                Box::new(Cpu::load(plan, &fetch, &packed, options)?)
             }
             BackendKind::Reference => Box::new(Reference::load(plan, &fetch)?),
         };
         Ok(Session {
             graph,
             executable,
+            packed,
             results: Vec::new(),
         })
     }

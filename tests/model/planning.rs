@@ -1,10 +1,15 @@
 //! Plans: what partition promises is what programs cost, and files are exact.
 
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::support::{Case, cases};
 use lxpod_ir::Target;
 use lxpod_ir::front::{LxmertConfig, ModelOptions};
 use lxpod_passes::plan::{Memory, Plan};
 use lxpod_passes::{CompileOptions, Precision, compile};
+use lxpod_runtime::checkpoint::Weights;
+use lxpod_runtime::{Error, Session, SessionOptions};
 
 fn base(stages: usize, precision: Precision) -> Plan {
     let mut options = CompileOptions::new(
@@ -114,4 +119,34 @@ fn any_changed_missing_or_added_byte_is_refused() {
     }
     let longer = [bytes.as_slice(), b" "].concat();
     assert!(Plan::from_bytes(&longer).is_err());
+}
+
+/// Counts the elements read.
+struct Counted<'a>(&'a dyn Weights, AtomicUsize);
+
+impl Weights for Counted<'_> {
+    fn shape(&self, name: &str) -> Result<&[usize], Error> {
+        self.0.shape(name)
+    }
+
+    fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
+        self.1.fetch_add(out.len(), Ordering::Relaxed);
+        self.0.read_rows(name, rows, out)
+    }
+}
+
+#[test]
+fn plans_of_one_checkpoint_share_packed_weights() {
+    let case = Case::open("qa_tiny");
+    let plan = |stages| case.plan(&case.options(stages));
+    let (weights, _) = case.model.weights(&plan(1)).expect("weights");
+    let counted = Counted(weights.as_ref(), AtomicUsize::new(0));
+    let options = SessionOptions::default();
+    let mut one = Session::new(plan(1), &counted, options).expect("a session");
+    assert!(counted.1.swap(0, Ordering::Relaxed) > 0);
+    let mut many = one.beside(plan(4), &counted, options).expect("a session");
+    assert_eq!(counted.1.load(Ordering::Relaxed), 0);
+    let samples = case.samples();
+    let (one, many) = (one.run(&samples), many.run(&samples));
+    assert_eq!(one.expect("a run").outputs, many.expect("a run").outputs);
 }

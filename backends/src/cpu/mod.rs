@@ -22,6 +22,8 @@ use lxpod_ir::ops::Op;
 use lxpod_ir::{Data, Extents, Graph, Shape, Tensor, TensorType};
 use lxpod_passes::plan::Plan;
 
+pub use store::PackedWeights;
+
 use crate::{BackendError, Executable, Feed, Fetch, HostLedger, Outputs, StepTime, TileLedger};
 use arena::Arena;
 use kernels::{Kernels, Scratch};
@@ -60,12 +62,18 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// Loads a plan's parameters and makes it ready to run.
+    /// Loads a plan's parameters and makes it ready to run. What `packed` holds already is not read again;
+    /// it must be of the checkpoint that `fetch` reads.
     ///
     /// # Errors
     /// The source of the weights fails, `LXPOD_ISA` names no kernel table, or the plan holds an op
     /// without a kernel.
-    pub fn load(plan: Plan, fetch: Fetch<'_>, options: CpuOptions) -> Result<Self, BackendError> {
+    pub fn load(
+        plan: Plan,
+        fetch: Fetch<'_>,
+        packed: &PackedWeights,
+        options: CpuOptions,
+    ) -> Result<Self, BackendError> {
         if !options.guard {
             plan.check()
                 .map_err(|error| BackendError::Internal(error.to_string()))?;
@@ -87,7 +95,7 @@ impl Cpu {
             .collect();
         let tensor_rows = |name: &str| rows.get(name).copied().unwrap_or(0);
         let store = with_threads(team.workers(), || {
-            Store::load(&plan.graph, &tensor_rows, fetch)
+            Store::load(&plan.graph, &tensor_rows, fetch, packed)
         })?;
         let programs: Result<Vec<CpuProgram>, _> = (0..plan.stages())
             .map(|stage| step::resolve(&plan, stage, &store))

@@ -3,9 +3,9 @@
 //! Bindings are evaluated tensor by tensor, in bounded pieces, straight into place. One binding in
 //! one form is stored once, however many stages and replicas of the plan use it.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::zeroed_vec;
 use half::{bf16, f16};
@@ -117,7 +117,7 @@ fn store<T>(out: &mut [T], values: &[f32], round: impl Fn(f32) -> T) {
 }
 
 /// How a user wants a parameter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Form {
     /// See [`Resident::Panels`].
     Panels,
@@ -141,15 +141,28 @@ impl Form {
     }
 }
 
-type Key = (String, DType, Form);
+/// A binding, and what it is stored as.
+type Key = (String, TensorType, Form);
+
+/// The packed parameters of one checkpoint, for all plans that run with it: what two plans want in the same
+/// form is read and held once. Cloning shares.
+#[derive(Clone, Default)]
+pub struct PackedWeights(Arc<Mutex<HashMap<Key, Resident>>>);
+
+impl PackedWeights {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Resident>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Every parameter a graph's steps read.
 pub(super) struct Store {
-    entries: BTreeMap<Key, Resident>,
+    entries: HashMap<Key, Resident>,
 }
 
 impl Store {
-    /// Reads every parameter of the graph. `rows` gives the rows of each checkpoint tensor.
+    /// Every parameter of the graph: those in `packed`, and the others read and put there. `rows` gives the
+    /// rows of each checkpoint tensor.
     ///
     /// # Errors
     /// The source fails.
@@ -157,36 +170,42 @@ impl Store {
         graph: &Graph,
         rows: &(dyn Fn(&str) -> usize + Sync),
         fetch: Fetch<'_>,
+        packed: &PackedWeights,
     ) -> Result<Self, BackendError> {
-        let mut wanted: BTreeMap<Key, (TensorType, &Binding)> = BTreeMap::new();
+        let mut entries = HashMap::new();
+        let mut jobs: HashMap<Key, &Binding> = HashMap::new();
+        let known = packed.lock().clone();
         for id in graph.nodes() {
             for (input, value) in graph.inputs(id).into_iter().enumerate() {
                 if let Op::Param(param) = &graph.node(value.node).op {
-                    let key = key(
-                        graph,
-                        value.node,
-                        &param.value,
-                        Form::of(&graph.node(id).op, input),
-                    );
-                    wanted
-                        .entry(key)
-                        .or_insert_with(|| (graph.ty(value).clone(), &param.value));
+                    let form = Form::of(&graph.node(id).op, input);
+                    let key = key(graph, value.node, &param.value, form);
+                    match known.get(&key) {
+                        Some(resident) => {
+                            entries.insert(key, resident.clone());
+                        }
+                        None => {
+                            jobs.insert(key, &param.value);
+                        }
+                    }
                 }
             }
         }
-        let mut jobs: Vec<_> = wanted.into_iter().collect();
-        jobs.sort_by_key(|(_, (ty, _))| std::cmp::Reverse(ty.bytes()));
-        let load = |(key, (ty, binding)): (Key, (TensorType, &Binding))| {
-            let resident = build(&ty, key.2, &mut |range, sink| {
+        let mut jobs: Vec<_> = jobs.into_iter().collect();
+        jobs.sort_by_key(|((_, ty, _), _)| std::cmp::Reverse(ty.bytes()));
+        let load = |(key, binding): (Key, &Binding)| {
+            let (_, ty, form) = &key;
+            let resident = build(ty, *form, &mut |range, sink| {
                 read(binding, range, ty.shape.row_elements(), rows, fetch, sink)
             })?;
             Ok((key, resident))
         };
-        let entries: Result<Vec<_>, BackendError> =
+        let loaded: Result<Vec<_>, BackendError> =
             jobs.into_par_iter().with_max_len(1).map(load).collect();
-        Ok(Store {
-            entries: entries?.into_iter().collect(),
-        })
+        let loaded = loaded?;
+        packed.lock().extend(loaded.iter().cloned());
+        entries.extend(loaded);
+        Ok(Store { entries })
     }
 
     /// The parameter `node`, in that form.
@@ -218,7 +237,7 @@ impl Store {
 }
 
 fn key(graph: &Graph, node: NodeId, binding: &Binding, form: Form) -> Key {
-    (binding.to_string(), graph.node(node).types[0].dtype, form)
+    (binding.to_string(), graph.node(node).types[0].clone(), form)
 }
 
 /// Takes rows of f32 values, from the given row on.
