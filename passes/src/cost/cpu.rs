@@ -18,6 +18,8 @@ const BLOCK_ROWS: u64 = 96;
 /// Cycles of one input and one panel for a tile of 1 to 6 rows: two vectors a row, two multiply-adds a cycle, but
 /// three rows are too few sums to hide a latency of four cycles. One and two rows take several panels at once.
 const TILE_CYCLES: [f64; 6] = [1.1, 2.2, 4.15, 4.2, 5.2, 6.2];
+/// Multiply-adds a cycle of the cores that these cycles are of.
+const MACS: f64 = 16.0;
 /// Cycles to begin and end a tile of one panel: sums, bias, store.
 const TILE_OVERHEAD: f64 = 40.0;
 /// Cycles per element to pack the left side, which each core does.
@@ -84,8 +86,8 @@ impl Cpu {
             Op::Activate(_) => loops(ACTIVATION),
             // Rows of a table lie anywhere in memory.
             Op::GatherRows(_) => {
-                let read = work.output.shape.elements() * work.inputs[0].dtype.size();
-                (loops(COPY).0, read as f64 * SCATTERED / self.memory)
+                let read = elements * work.inputs[0].dtype.size() as f64;
+                (loops(COPY).0, read * SCATTERED / self.memory)
             }
             // One core computes a loss.
             Op::CrossEntropy(_) | Op::Bce(_) | Op::SmoothL1(_) => {
@@ -103,7 +105,9 @@ impl Cpu {
         let panels = outputs.div_ceil(PANEL);
         let busiest = panels as f64 * self.share(panels);
         let (tiles, cycles) = tiles(rows);
-        let products = busiest * (inputs * cycles + tiles as f64 * TILE_OVERHEAD);
+        let ahead = TILE_CYCLES[5] / cycles.max(TILE_CYCLES[5]);
+        let chains = inputs * cycles * MACS / self.tile.macs_float as f64;
+        let products = busiest * (chains + tiles as f64 * TILE_OVERHEAD);
         let packing = rows as f64 * inputs * PACK;
         let epilogue = if activated { ACTIVATION } else { 0.0 };
         let epilogue = busiest * (rows * PANEL) as f64 * epilogue;
@@ -111,7 +115,6 @@ impl Cpu {
         let blocks = rows.div_ceil(BLOCK_ROWS) as f64;
         let streamed = outputs as f64 * inputs * bytes * blocks / self.memory;
         let compute = products + packing + epilogue;
-        let ahead = TILE_CYCLES[5] / cycles.max(TILE_CYCLES[5]);
         let exposed = compute.min(streamed) * EXPOSED * ahead;
         if compute > streamed {
             (compute + exposed, streamed)

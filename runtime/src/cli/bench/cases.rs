@@ -33,7 +33,7 @@ const MOST_COPIES: usize = 256;
 const CHECKED: usize = 1 << 25;
 /// The most of each size of `--shape`, and of their products.
 const MOST: usize = 1 << 16;
-const MOST_PRODUCT: usize = 1 << 28;
+const MOST_PRODUCT: usize = 1 << 26;
 
 /// A kernel and its sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +135,16 @@ impl Case {
             kind: Kind::Linear(shape),
             dtype,
         }
+    }
+
+    /// A product whose operands stay in the second-level caches of that many cores.
+    pub(super) fn in_caches(cores: usize) -> Case {
+        let shape = Shape {
+            rows: 96,
+            outputs: (128 * cores).min(1 << 13),
+            inputs: 768,
+        };
+        Case::linear(shape, DType::F32)
     }
 
     /// The name on the command line and in saved files.

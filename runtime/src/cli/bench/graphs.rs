@@ -15,6 +15,8 @@ use serde_json::Value;
 use crate::cli::error::{CliError, Result};
 
 const SEED: u64 = 1;
+/// The most bytes of all values of a graph together.
+const MOST_BYTES: usize = 6 << 30;
 
 /// A graph ready to run at full extents.
 pub(super) struct Runner {
@@ -145,6 +147,13 @@ fn plan(graph: &Graph) -> Result<Plan> {
             "the graph is split over stages by `transfer`; emit it with `lxpod compile MODEL --stages 1 --emit FILE.lx`"
                 .to_owned(),
         ));
+    }
+    let types = graph.nodes().flat_map(|id| &graph.node(id).types);
+    let bytes = types.fold(0usize, |sum, ty| sum.saturating_add(ty.bytes()));
+    if bytes > MOST_BYTES {
+        return Err(CliError::Usage(format!(
+            "the graph's values take {bytes} bytes; at most {MOST_BYTES} are benched, so lower its sizes"
+        )));
     }
     let mut graph = graph.clone();
     let expected = name_parameters(&mut graph).map_err(CliError::Internal)?;

@@ -10,7 +10,7 @@ use super::cases::{Case, Shape, all};
 use super::graphs::{On, Runner, tolerance};
 use super::model::rates as rates_text;
 use super::profile::{Part, Profile, Recorder};
-use super::rates::{Rates, bandwidth, beyond_caches, burst, table};
+use super::rates::{Gauge, Rates, bandwidth, beyond_caches};
 use super::saved::{self, Times};
 use super::timing::percentile;
 use crate::cli::Global;
@@ -112,10 +112,11 @@ impl Kernels {
         }
         let threads = global.threads.unwrap_or(Machine::this().cpus);
         let memory = bandwidth(threads, beyond_caches(TIMES_CACHE), 3);
+        let mut gauge = Gauge::new(threads)?;
         let mut all = Vec::new();
         for subject in &subjects {
             global.detail(&subject.name());
-            all.push(self.measure(subject, threads, memory)?);
+            all.push(self.measure(subject, threads, memory, &mut gauge)?);
         }
         if let Some(path) = &self.save {
             let times = all.iter().map(|one| (one.name.clone(), one.part.seconds));
@@ -167,8 +168,15 @@ impl Kernels {
         Ok(subjects)
     }
 
-    /// Checks a subject against its reference, then times it, and the multiply-adds after each run.
-    fn measure(&self, subject: &Subject, threads: usize, memory: f64) -> Result<Measured> {
+    /// Checks a subject against its reference, then times it, and reads the machine's speed after each
+    /// run.
+    fn measure(
+        &self,
+        subject: &Subject,
+        threads: usize,
+        memory: f64,
+        gauge: &mut Gauge,
+    ) -> Result<Measured> {
         let defect = |error: String| CliError::Internal(format!("{}: {error}", subject.name()));
         let (graph, reference) = match subject {
             Subject::Case(case) => (
@@ -180,23 +188,18 @@ impl Kernels {
         let mut runner = Runner::new(&graph, On::Cpu(threads))?;
         let got = runner.run()?;
         runner.check(&got, &mut Runner::new(&reference, On::Reference)?)?;
-        let kernels = table()?;
         for _ in 0..self.warmup {
             runner.run()?;
         }
-        let (mut recorder, mut totals, mut flops) = (Recorder::default(), Vec::new(), Vec::new());
+        let (mut recorder, mut totals) = (Recorder::default(), Vec::new());
         for _ in 0..self.repeat {
             let start = std::time::Instant::now();
             runner.run()?;
             totals.push(start.elapsed().as_secs_f64());
             recorder.add(&runner.step_times());
-            flops.push(burst(kernels, threads));
+            gauge.read()?;
         }
-        let rates = Rates {
-            threads,
-            flops: percentile(&flops, 0.5),
-            memory,
-        };
+        let rates = gauge.rates(memory);
         let total = percentile(&totals, 0.5);
         let extents = std::slice::from_ref(runner.extents());
         let profile = Profile::new(runner.graph(), extents, &recorder, total, rates)?;
@@ -295,6 +298,7 @@ fn text(all: &[Measured], steps: bool, baseline: Option<&Times>) -> String {
         threads: one.profile.rates.threads,
         flops: median(|rates| rates.flops),
         memory: median(|rates| rates.memory),
+        clock: median(|rates| rates.clock),
     });
     let mut text = format!(
         "{}  {}\n{}  {}\n{}  each against its reference: within {:.1e} of the largest value in f16, {:.1e} in f32\n\n{}",

@@ -8,7 +8,7 @@ use lxpod_runtime::SessionOptions;
 use serde_json::{Value, json};
 
 use super::profile::{Profile, Recorder};
-use super::rates::{Rates, bandwidth, beyond_caches, burst, table};
+use super::rates::{Gauge, Rates, bandwidth, beyond_caches};
 use super::saved::{self, Times};
 use super::timing::percentile;
 use crate::cli::Global;
@@ -144,7 +144,7 @@ impl Model {
         ))
     }
 
-    /// Runs the samples. The multiply-adds are measured after each timed run, the memory at the end,
+    /// Runs the samples. The machine's speed is read after each timed run, that of the memory at the end,
     /// so that its buffer is not taken for memory of the runs.
     fn measure(&self, loaded: &mut Loaded, threads: usize) -> Result<Measured> {
         let Loaded {
@@ -153,7 +153,7 @@ impl Model {
             plan,
             ..
         } = loaded;
-        let kernels = table()?;
+        let mut gauge = Gauge::new(threads)?;
         let mut timed = || {
             let start = Instant::now();
             session.run(samples)?;
@@ -163,19 +163,15 @@ impl Model {
         for _ in 0..self.warmup {
             timed()?;
         }
-        let (mut times, mut recorder, mut flops) = (Vec::new(), Recorder::default(), Vec::new());
+        let (mut times, mut recorder) = (Vec::new(), Recorder::default());
         for _ in 0..self.repeat {
             let (seconds, steps) = timed()?;
             times.push(seconds);
             recorder.add(&steps);
-            flops.push(burst(kernels, threads));
+            gauge.read()?;
         }
         let peak_rss = peak_rss_bytes();
-        let rates = Rates {
-            threads,
-            flops: percentile(&flops, 0.5),
-            memory: bandwidth(threads, beyond_caches(TIMES_CACHE), 2),
-        };
+        let rates = gauge.rates(bandwidth(threads, beyond_caches(TIMES_CACHE), 2));
         let extents = session.extents(samples)?;
         let total = percentile(&times, 0.5);
         Ok(Measured {
@@ -204,6 +200,7 @@ fn document(report: &Report<'_>, loaded: &Loaded, measured: &Measured) -> Value 
         "threads": profile.rates.threads,
         "peak_gflops": profile.rates.flops / 1e9,
         "dram_gb_per_second": profile.rates.memory / 1e9,
+        "product_clock_ghz": profile.rates.clock / 1e9,
         "ops": profile.ops_document(),
         "steps": profile.steps_document(),
         "backend": loaded.session.description(),
@@ -276,9 +273,10 @@ fn text(
 /// The machine's rates, for people.
 pub(super) fn rates(rates: &Rates) -> String {
     format!(
-        "measured beside the runs on {}: {:.1} GFLOP/s of multiply-adds, {:.1} GB/s from memory",
+        "measured beside the runs on {}: {:.1} GFLOP/s of multiply-adds, {:.1} GB/s from memory, products as at {:.2} GHz",
         plural(rates.threads, "thread"),
         rates.flops / 1e9,
-        rates.memory / 1e9
+        rates.memory / 1e9,
+        rates.clock / 1e9,
     )
 }

@@ -9,13 +9,18 @@ use std::time::{Duration, Instant};
 
 use lxpod_backends::cpu::kernels::{Kernels, multiply_adds};
 use lxpod_ir::Target;
+use lxpod_passes::cost;
 
+use super::cases::Case;
+use super::graphs::{On, Runner};
 use super::timing::{each, percentile};
 use crate::cli::error::{CliError, Result};
 
 /// How long one measurement of the multiply-adds lasts, and the rounds between two looks at the clock.
 const BURST: Duration = Duration::from_millis(2);
 const ROUNDS: u64 = 20_000;
+/// Products of which one reading takes the median.
+const PRODUCTS: usize = 5;
 
 /// Rates of all threads together.
 #[derive(Clone, Copy, Debug)]
@@ -26,18 +31,80 @@ pub(super) struct Rates {
     pub(super) flops: f64,
     /// Bytes a second read from memory that no cache holds.
     pub(super) memory: f64,
+    /// Cycles a second at which the cost model takes a product in the caches as long as it took.
+    pub(super) clock: f64,
 }
 
 impl Rates {
     /// The CPU target with as many cores as there are threads, at these rates.
     pub(super) fn target(&self) -> Result<Target> {
         let mut target = Target::named("cpu").map_err(CliError::Internal)?;
-        let tile = &mut target.tile;
-        tile.cores = self.threads as u64;
-        let a_cycle = 2 * tile.macs_float * tile.cores;
-        tile.clock_hz = ((self.flops / a_cycle as f64) as u64).max(1);
+        target.tile.cores = self.threads as u64;
+        target.tile.clock_hz = (self.clock as u64).max(1);
         target.host.bytes_per_second = (self.memory as u64).max(1);
         Ok(target)
+    }
+}
+
+/// Reads the machine's speed, again and again beside other measurements.
+///
+/// Two ceilings are read, since neighbours slow them differently: multiply-adds in registers, which shares refer to, and
+/// a product whose operands are in the caches, which gives the prediction its clock. A neighbour on the same core
+/// takes load ports and caches before it takes multipliers.
+pub(super) struct Gauge {
+    kernels: &'static Kernels,
+    threads: usize,
+    product: Runner,
+    /// Cycles that the cost model gives the product.
+    cycles: f64,
+    flops: Vec<f64>,
+    clocks: Vec<f64>,
+}
+
+impl Gauge {
+    /// A gauge of that many threads that has read nothing yet.
+    pub(super) fn new(threads: usize) -> Result<Gauge> {
+        let graph = Case::in_caches(threads)
+            .graph(1)
+            .map_err(CliError::Internal)?;
+        let product = Runner::new(&graph, On::Cpu(threads))?;
+        let mut target = Target::named("cpu").map_err(CliError::Internal)?;
+        target.tile.cores = threads as u64;
+        target.host.bytes_per_second = 1 << 50;
+        let (model, graph) = (cost::model(&target), product.graph());
+        let cycles: u64 = graph.nodes().map(|id| model.node(graph, id).total()).sum();
+        Ok(Gauge {
+            kernels: table()?,
+            threads,
+            cycles: cycles as f64,
+            product,
+            flops: Vec::new(),
+            clocks: Vec::new(),
+        })
+    }
+
+    /// Reads both ceilings.
+    pub(super) fn read(&mut self) -> Result<()> {
+        self.flops.push(burst(self.kernels, self.threads));
+        let mut seconds = Vec::new();
+        for _ in 0..PRODUCTS {
+            self.product.run()?;
+            let steps = self.product.step_times();
+            seconds.push(steps.iter().map(|step| step.time.as_secs_f64()).sum());
+        }
+        let clock = self.cycles / percentile(&seconds, 0.5).max(1e-9);
+        self.clocks.push(clock);
+        Ok(())
+    }
+
+    /// The medians since the last call, beside a rate of the memory.
+    pub(super) fn rates(&mut self, memory: f64) -> Rates {
+        Rates {
+            threads: self.threads,
+            flops: percentile(&std::mem::take(&mut self.flops), 0.5),
+            clock: percentile(&std::mem::take(&mut self.clocks), 0.5),
+            memory,
+        }
     }
 }
 
@@ -121,11 +188,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_gauge_reads_rates() {
+        let mut gauge = Gauge::new(2).expect("kernels");
+        gauge.read().expect("runs");
+        let rates = gauge.rates(1e9);
+        assert!(rates.flops > 0.0 && rates.clock > 0.0, "{rates:?}");
+        assert!(rates.target().expect("built in").check().is_ok());
+    }
+
+    #[test]
     fn a_target_has_the_rates() {
         let rates = Rates {
             threads: 3,
             flops: 192e9,
             memory: 10e9,
+            clock: 2e9,
         };
         let target = rates.target().expect("built in");
         target.check().expect("a possible machine");
@@ -135,7 +212,7 @@ mod tests {
         );
         assert_eq!(target.host.bytes_per_second, 10_000_000_000);
         let none = Rates {
-            flops: 0.0,
+            clock: 0.0,
             memory: f64::NAN,
             ..rates
         };
