@@ -84,7 +84,7 @@ fn a_tall_product_nears_the_peak_and_a_flat_one_the_memory() {
     let seconds = total(&cpu, &linear(1, "f32"), None) as f64 / cpu.tile.clock_hz as f64;
     let read = (4 * 768 * 3072) as f64 / cpu.host.bytes_per_second as f64;
     assert!((1.0..1.2).contains(&(seconds / read)), "{seconds} {read}");
-    let mut more = cpu.clone();
+    let mut more = cpu;
     more.tile.cores = 4;
     let halved = total(&more, &linear(480, "f32"), None) as f64 / tall as f64;
     assert!((0.5..0.6).contains(&halved), "{halved}");
