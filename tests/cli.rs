@@ -1,5 +1,7 @@
 //! The command line: what each command prints and writes, and how it fails.
 
+#[path = "cli/bench.rs"]
+mod bench;
 #[path = "cli/failures.rs"]
 mod failures;
 #[path = "cli/support.rs"]
@@ -356,77 +358,6 @@ fn run_writes_what_transformers_expects() {
         assert_eq!(ledger.len(), if index == 1 { 0 } else { 16 });
         support::check_scores(&path, &format!("{TINY}/expected.safetensors"));
     }
-}
-
-#[test]
-fn bench_model_measures() {
-    let saved = tempfile::NamedTempFile::new().expect("a file");
-    let path = saved.path().to_string_lossy();
-    let options = [
-        "--repeat", "3", "--warmup", "1", "--batch", "2", "--json", "--save", &path,
-    ];
-    let document = lxpod(["bench", "model", TINY].iter().chain(&options)).json();
-    assert_eq!(document["latency_ms"].as_array().map(Vec::len), Some(3));
-    for name in [
-        "p50_ms",
-        "p90_ms",
-        "p99_ms",
-        "samples_per_second",
-        "load_seconds",
-        "peak_rss_bytes",
-    ] {
-        assert!(number(&document, &format!("/{name}")) > 0.0, "{name}");
-    }
-    assert!(
-        document["ops"]
-            .as_array()
-            .is_some_and(|ops| !ops.is_empty())
-    );
-    let compared = lxpod([
-        "bench",
-        "model",
-        TINY,
-        "--repeat",
-        "2",
-        "--batch",
-        "2",
-        "--baseline",
-        &path,
-    ]);
-    assert!(compared.succeeds().contains("as fast"));
-}
-
-#[test]
-fn bench_kernels_checks_and_measures() {
-    let document = lxpod([
-        "bench",
-        "kernels",
-        "attention",
-        "--repeat",
-        "1",
-        "--warmup",
-        "0",
-        "--json",
-    ])
-    .json();
-    let kernels = document["kernels"].as_array().expect("kernels");
-    assert_eq!(kernels.len(), 4);
-    assert!(kernels.iter().all(|kernel| number(kernel, "/gflops") > 0.0));
-    for words in [
-        &["linear", "768x768", "m12"][..],
-        &["layer_norm", "m20"],
-        &["gelu", "m20"],
-        &["embedding", "m20"],
-    ] {
-        lxpod(
-            ["bench", "kernels", "--repeat", "1", "--warmup", "0"]
-                .iter()
-                .chain(words),
-        )
-        .succeeds();
-    }
-    let listed = lxpod(["bench", "kernels", "--list"]).succeeds();
-    assert!(listed.lines().count() > 100);
 }
 
 #[test]

@@ -108,10 +108,7 @@ pub fn run<S: Scalar>(
 ) -> Result<Vec<(String, Tensor<S>)>, ReferenceError> {
     let feed = |op: &Op, ty: &TensorType| match op {
         Op::Input(leaf) => {
-            let expected = ty.rows.map_or_else(
-                || ty.shape.clone(),
-                |space| ty.shape.with_rows(extents.rows(space)),
-            );
+            let expected = ty.shape_at(extents);
             let missing = || format!("input `{}` was not given", leaf.name);
             let tensor = input(&leaf.name).ok_or_else(missing)?;
             check_shape("input", &leaf.name, tensor, &expected)

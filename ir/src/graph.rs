@@ -10,7 +10,7 @@ use petgraph::visit::EdgeRef;
 use smallvec::SmallVec;
 
 use crate::ops::{Cost, Infer, Op};
-use crate::rows::Spaces;
+use crate::rows::{Extents, Spaces};
 use crate::types::{TensorType, Types};
 
 /// Names a node of one graph. Ordered by age, as long as none was removed: a later node may take
@@ -120,6 +120,7 @@ impl Graph {
             inputs: &operands,
             declared,
             spaces: &self.spaces,
+            extents: None,
         };
         let types = op
             .infer(&cx)
@@ -300,6 +301,20 @@ impl Graph {
             inputs: &inputs,
             declared: &node.types,
             spaces: &self.spaces,
+            extents: None,
+        })
+    }
+
+    /// The work of a node in a run at these extents, which must be of this graph.
+    pub fn cost_at(&self, id: NodeId, extents: &Extents) -> Cost {
+        let node = self.node(id);
+        let at = |types: &[TensorType]| types.iter().map(|ty| ty.at(extents)).collect::<Types>();
+        let (inputs, outputs) = (at(&self.input_types(id)), at(&node.types));
+        node.op.cost(&Infer {
+            inputs: &inputs,
+            declared: &outputs,
+            spaces: &self.spaces,
+            extents: Some(extents),
         })
     }
 

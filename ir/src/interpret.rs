@@ -61,10 +61,7 @@ fn check_shape<S: Scalar>(
     tensor: Tensor<S>,
 ) -> Result<Tensor<S>, String> {
     let ty = &graph.node(id).types[0];
-    let expected = ty.rows.map_or_else(
-        || ty.shape.clone(),
-        |space| ty.shape.with_rows(extents.rows(space)),
-    );
+    let expected = ty.shape_at(extents);
     let real = matches!(tensor.data, Data::Real(_));
     if tensor.shape != expected {
         Err(format!("fed {} for {}", tensor.shape, expected))

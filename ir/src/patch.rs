@@ -96,6 +96,7 @@ impl Patch {
             inputs: &operands,
             declared,
             spaces: &spaces,
+            extents: None,
         };
         let types = op
             .infer(&cx)

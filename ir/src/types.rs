@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use crate::{DType, Shape, SpaceId, Spaces};
+use crate::{DType, Extents, Shape, SpaceId, Spaces};
 
 /// The types of a node's outputs.
 pub type Types = SmallVec<[TensorType; 1]>;
@@ -49,6 +49,23 @@ impl TensorType {
     /// Bytes of one row.
     pub fn row_bytes(&self) -> usize {
         self.shape.row_elements() * self.dtype.size()
+    }
+
+    /// The shape in a run: axis 0 has the extent of the row space. `extents` must be of the space's
+    /// graph.
+    pub fn shape_at(&self, extents: &Extents) -> Shape {
+        match self.rows {
+            Some(space) => self.shape.with_rows(extents.rows(space)),
+            None => self.shape.clone(),
+        }
+    }
+
+    /// The same type with the shape it has in a run; see [`TensorType::shape_at`].
+    pub fn at(&self, extents: &Extents) -> Self {
+        TensorType {
+            shape: self.shape_at(extents),
+            ..self.clone()
+        }
     }
 
     /// The same type stored as `dtype`.

@@ -193,6 +193,7 @@ impl<'a> Verifier<'a> {
             inputs: &operands,
             declared: &node.types,
             spaces,
+            extents: None,
         }) {
             Err(error) => self.report(id, &error),
             Ok(types) if types == node.types => {}

@@ -10,6 +10,46 @@ const SPACES: &str = "  rows sample = 2
   rows both = 6 of text, box
 ";
 
+/// Work at run-time extents: rows of the run, and pairs within segments, sample by sample.
+#[test]
+fn cost_follows_the_extents() {
+    let text = format!(
+        "graph @cost {{
+{SPACES}  %0 = input {{name=x}} : f32[text:4,2]
+  %1 = input {{name=mask}} : f32[text:4]
+  %2 = input {{name=box}} : f32[box:2,2]
+  %3 = param {{value=w}} : f32[3,2]
+  %4 = attention %0, %0, %0, %1 {{heads=1, scale=1.0}} : f32[text:4,2]
+  %5 = attention %2, %0, %0, %1 {{heads=1, scale=1.0}} : f32[box:2,2]
+  %6 = linear %4, %3 : f32[text:4,3]
+  return %5 as \"boxes\"
+  return %6 as \"texts\"
+}}
+"
+    );
+    let graph = parse(&text).unwrap();
+    let nodes: Vec<_> = graph.nodes().collect();
+    let flops = |extents: &Extents| {
+        [4, 5, 6].map(|index: usize| graph.cost_at(nodes[index], extents).flops)
+    };
+    let lengths = |first: usize, second: usize| {
+        let of = |_, entity, longest: usize| longest.min([first, second][entity]);
+        Extents::new(&graph.spaces, |_, space| space.capacity, of).unwrap()
+    };
+    let pair = 4 * 2 + 8;
+    assert_eq!(
+        flops(&lengths(1, 2)),
+        [(1 + 4) * pair, (1 + 2) * pair, 3 * 12]
+    );
+    assert_eq!(
+        flops(&Extents::full(&graph.spaces)),
+        [8 * pair, 4 * pair, 4 * 12]
+    );
+    let (one, two, both) = (lengths(1, 0), lengths(0, 2), lengths(1, 2));
+    let sum = |index: usize| flops(&one)[index] + flops(&two)[index];
+    assert_eq!(flops(&both), [sum(0), sum(1), sum(2)]);
+}
+
 /// Sample 0 has one text row and sample 1 has two; each has one box.
 fn extents(graph: &Graph) -> Extents {
     Extents::new(
@@ -22,10 +62,7 @@ fn extents(graph: &Graph) -> Extents {
 
 /// Inputs get 1, 2, 3, …, reals plus a hundred for each box; integers get `ints`.
 fn feed(extents: &Extents, op: &Op, ty: &TensorType, ints: &[i32]) -> Tensor<f64> {
-    let shape = match ty.rows {
-        Some(space) => ty.shape.with_rows(extents.rows(space)),
-        None => ty.shape.clone(),
-    };
+    let shape = ty.shape_at(extents);
     if !ty.dtype.is_float() {
         return Tensor::int(shape, ints.to_vec());
     }

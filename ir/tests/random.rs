@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use lxpod_ir::random::{Rng, random_extents, random_feeds, random_graph, random_placed_graph};
 use lxpod_ir::text::{parse, parse_with_lines, print, render_verify_errors};
-use lxpod_ir::{Graph, Tensor, interpret, ops::Op, verify};
+use lxpod_ir::{Extents, Graph, Tensor, interpret, ops::Op, verify};
 use proptest::prelude::*;
 
 fn run(graph: &Graph, seed: u64) -> Vec<Tensor<f32>> {
@@ -79,6 +79,19 @@ proptest! {
         prop_assert_eq!(bits(&outputs), bits(&run(&parsed, seed)));
         let finite = outputs.iter().all(|tensor| tensor.reals().iter().all(|x| x.is_finite()));
         prop_assert!(finite, "{}", printed);
+    }
+
+    #[test]
+    fn full_extents_cost_what_the_capacities_cost(seed: u64, size in 1usize..60) {
+        let graph = random_graph(seed, size);
+        let full = Extents::full(&graph.spaces);
+        let some = random_extents(&graph.spaces, seed);
+        for id in graph.nodes() {
+            let cost = graph.cost(id);
+            prop_assert_eq!(graph.cost_at(id, &full), cost);
+            let less = graph.cost_at(id, &some);
+            prop_assert!(less.flops <= cost.flops && less.read <= cost.read && less.written <= cost.written);
+        }
     }
 
     #[test]

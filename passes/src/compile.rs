@@ -152,10 +152,64 @@ pub fn compile(
         .expect("`all` is no pass's name");
     let mut passes = manager.run(PIPELINE, &mut graph)?.passes;
     drop(manager);
-    let cost = cost::model(&options.target);
-    let partition = timed(&mut passes, "partition", &mut graph, |graph| {
-        let found =
-            partition(graph, &options.target, cost.as_ref(), stages).map_err(PlanError::from)?;
+    let provenance = {
+        let config = config.to_json();
+        Provenance {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            model: name.to_owned(),
+            config_hash: config_hash(&config),
+            config,
+            options: options.record(stages),
+            expected: built.expected,
+        }
+    };
+    let placement = Placement {
+        target: &options.target,
+        replicas: options.replicas,
+        stages,
+    };
+    let plan = plan_graph(graph, provenance, placement, &mut passes, observe)?;
+    Ok((
+        plan,
+        CompileReport {
+            passes,
+            duration: start.elapsed(),
+        },
+    ))
+}
+
+/// Where the work of a plan goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Placement<'a> {
+    /// The machine.
+    pub target: &'a Target,
+    /// Copies of the pipeline, at least 1.
+    pub replicas: usize,
+    /// Stages of the pipeline, at least 1; with the replicas at most as many as the target has
+    /// tiles.
+    pub stages: usize,
+}
+
+/// Plans any verified graph without transfers: splits it over the stages and lays out every byte.
+/// `passes` gets a report of both; `observe` sees the split graph.
+///
+/// # Errors
+/// The graph does not fit the target, or holds what plans cannot express.
+pub fn plan_graph(
+    mut graph: Graph,
+    provenance: Provenance,
+    placement: Placement<'_>,
+    passes: &mut Vec<PassReport>,
+    observe: Observer<'_>,
+) -> Result<Plan, CompileError> {
+    let Placement {
+        target,
+        replicas,
+        stages,
+    } = placement;
+    let cost = cost::model(target);
+    let partition = timed(passes, "partition", &mut graph, |graph| {
+        let found = partition(graph, target, cost.as_ref(), stages).map_err(PlanError::from)?;
         verify(graph).map_err(|errors| PassError::Invalid {
             pass: "partition",
             errors,
@@ -164,21 +218,13 @@ pub fn compile(
         Ok::<Partition, CompileError>(found)
     })?;
     observe("partition", &graph);
-    let programs = timed(&mut passes, "memory", &mut graph, |graph| {
-        lower(graph, &options.target, cost.as_ref(), stages)
+    let programs = timed(passes, "memory", &mut graph, |graph| {
+        lower(graph, target, cost.as_ref(), stages)
     })?;
-    let config = config.to_json();
-    let plan = Plan {
-        provenance: Provenance {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            model: name.to_owned(),
-            config_hash: config_hash(&config),
-            config,
-            options: options.record(stages),
-            expected: built.expected,
-        },
-        target: options.target.clone(),
-        replicas: options.replicas,
+    Ok(Plan {
+        provenance,
+        target: target.clone(),
+        replicas,
         graph,
         partition,
         programs,
@@ -186,14 +232,7 @@ pub fn compile(
             rule: Rule::GPipe,
             stages,
         },
-    };
-    Ok((
-        plan,
-        CompileReport {
-            passes,
-            duration: start.elapsed(),
-        },
-    ))
+    })
 }
 
 /// Fields of a configuration that change nothing a plan for inference computes.

@@ -40,6 +40,9 @@ pub mod schedule;
 pub mod solve;
 mod walk;
 
-pub use compile::{CompileError, CompileOptions, CompileReport, Observer, compile, config_hash};
+pub use compile::{
+    CompileError, CompileOptions, CompileReport, Observer, Placement, compile, config_hash,
+    plan_graph,
+};
 pub use manager::{Manager, PassError, PassReport, Report, optimise};
 pub use pass::{Found, Options, PASSES, PIPELINE, Pass, Precision, Run, UnknownPass, find, names};

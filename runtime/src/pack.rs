@@ -103,6 +103,11 @@ impl<'a> Packer<'a> {
         Ok(Feed { extents, inputs })
     }
 
+    /// How many rows one micro-batch computes.
+    pub(crate) fn extents_of(&self, samples: Range<usize>) -> Result<Extents> {
+        self.extents(&self.share(samples))
+    }
+
     fn share(&self, samples: Range<usize>) -> Sharing {
         let mut sharing = Sharing {
             question_of: Vec::new(),

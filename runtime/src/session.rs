@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use lxpod_backends::cpu::{Cpu, CpuOptions, PackedWeights};
 use lxpod_backends::reference::Reference;
 use lxpod_backends::{Executable, Feed, HostLedger, Outputs, SourceError, StepTime, TileLedger};
-use lxpod_ir::Graph;
 use lxpod_ir::front::PretrainingLoss;
+use lxpod_ir::{Extents, Graph};
 use lxpod_passes::plan::Plan;
 
 use crate::checkpoint::Weights;
@@ -176,6 +176,18 @@ impl Session {
             outputs,
             duration: start.elapsed(),
         })
+    }
+
+    /// How many rows each micro-batch of these samples computes.
+    ///
+    /// # Errors
+    /// The samples are larger than the plan's capacities.
+    pub fn extents(&self, samples: &Samples) -> Result<Vec<Extents>> {
+        let packer = Packer::new(&self.graph, samples)?;
+        let micro_batches = packer.micro_batches().into_iter();
+        micro_batches
+            .map(|range| packer.extents_of(range))
+            .collect()
     }
 
     /// What each tile really used so far.

@@ -36,7 +36,6 @@ fn wrong_arguments_are_the_users() {
     ])
     .fails(2, &["--passes", "cse"]);
     lxpod(["inspect", TINY, "--tile", "1"]).fails(2, &["--tile"]);
-    lxpod(["bench", "kernels", "fft"]).fails(2, &["--list"]);
 }
 
 #[test]

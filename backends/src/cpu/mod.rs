@@ -19,7 +19,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use lxpod_ir::ops::Op;
-use lxpod_ir::{Data, Extents, Graph, Shape, Tensor, TensorType};
+use lxpod_ir::{Data, Extents, Graph, Tensor};
 use lxpod_passes::plan::Plan;
 
 pub use store::PackedWeights;
@@ -273,7 +273,7 @@ fn check_feed(graph: &Graph, feed: &Feed) -> Result<(), BackendError> {
         let tensor = feed.inputs.get(&input.name);
         let tensor = tensor
             .ok_or_else(|| BackendError::Data(format!("input `{}` is missing", input.name)))?;
-        let expected = run_time_shape(ty, &feed.extents);
+        let expected = ty.shape_at(&feed.extents);
         if tensor.shape != expected || ty.dtype.is_float() != matches!(tensor.data, Data::Real(_)) {
             return Err(BackendError::Data(format!(
                 "input `{}` is {}, expected {} {}",
@@ -289,18 +289,13 @@ fn check_feed(graph: &Graph, feed: &Feed) -> Result<(), BackendError> {
 fn shape_outputs(graph: &Graph, extents: &Extents, outputs: &mut Outputs) {
     outputs.resize_with(graph.outputs().len(), || Tensor::real([0], Vec::new()));
     for (output, tensor) in graph.outputs().iter().zip(outputs) {
-        tensor.shape = run_time_shape(graph.ty(output.value), extents);
+        tensor.shape = graph.ty(output.value).shape_at(extents);
         let elements = tensor.shape.elements();
         match &mut tensor.data {
             Data::Real(values) => values.resize(elements, 0.0),
             data @ Data::Int(_) => *data = Data::Real(vec![0.0; elements]),
         }
     }
-}
-
-fn run_time_shape(ty: &TensorType, extents: &Extents) -> Shape {
-    let rows = ty.rows.map(|space| extents.rows(space));
-    rows.map_or_else(|| ty.shape.clone(), |rows| ty.shape.with_rows(rows))
 }
 
 /// f32 values of scratch that any step of the graph needs at full capacity.

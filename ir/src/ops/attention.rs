@@ -33,7 +33,7 @@ impl Attention {
         }
     }
 
-    /// Scores of one head of one segment: number of query rows x key rows, at capacity.
+    /// The segments, and the query and key rows of one, at capacity.
     fn scores(cx: &Infer<'_>) -> Result<(usize, usize, usize), String> {
         let (query, key) = Self::spaces(cx)?;
         let (owner, segments, queries) = cx.segments(query)?;
@@ -98,9 +98,7 @@ impl OpDef for Attention {
     }
 
     fn cost(&self, cx: &Infer<'_>) -> Cost {
-        let scores = Self::scores(cx).map_or(0, |(segments, queries, keys)| {
-            (segments as u64 * queries as u64).saturating_mul(keys as u64)
-        });
+        let scores = Self::spaces(cx).map_or(0, |(query, key)| cx.pairs(query, key));
         let width = cx.inputs[0].shape.last_axis();
         let each = 4 * width as u64 + 8 * self.heads as u64;
         Cost {

@@ -15,9 +15,11 @@ pub struct Infer<'a> {
     pub declared: &'a [TensorType],
     /// The graph's row spaces.
     pub spaces: &'a Spaces,
+    /// The run whose shapes the types have; none where they have their capacities.
+    pub extents: Option<&'a Extents>,
 }
 
-/// Work of one node at full capacity.
+/// Work of one node, at full capacity or in one run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
     /// Floating-point operations; a multiply-add counts two.
@@ -128,7 +130,30 @@ impl<'a> Infer<'a> {
         }
     }
 
-    /// How many segments the space has, and how many rows each has at most.
+    /// Pairs of a row of `a` and a row of `b` in the same segment. The segments of both belong to the
+    /// same entities; otherwise, and for unions, there are none.
+    pub fn pairs(&self, a: SpaceId, b: SpaceId) -> u64 {
+        let (Ok((owner, segments, rows)), Ok((other, _, columns))) =
+            (self.segments(a), self.segments(b))
+        else {
+            return 0;
+        };
+        let product = |rows: usize, columns: usize| (rows as u64).saturating_mul(columns as u64);
+        match self.extents {
+            _ if owner != other => 0,
+            None => product(rows, columns).saturating_mul(segments as u64),
+            Some(extents) => {
+                let of_segment = |segment| {
+                    let rows = |space| extents.segment(space, segment).len();
+                    product(rows(a), rows(b))
+                };
+                let segments = 0..extents.segments(a);
+                segments.map(of_segment).fold(0, u64::saturating_add)
+            }
+        }
+    }
+
+    /// How many segments the space has at capacity, and how many rows each has at most.
     pub fn segments(&self, space: SpaceId) -> Result<(SpaceId, usize, usize), String> {
         match self.spaces.get(space).layout {
             Layout::Entities => Ok((space, self.spaces.get(space).capacity, 1)),
@@ -161,11 +186,7 @@ pub struct Eval<'a, S> {
 impl<S> Eval<'_, S> {
     /// The run-time shape of output `index`.
     pub fn shape(&self, index: usize) -> Shape {
-        let ty = &self.outputs[index];
-        match ty.rows {
-            Some(space) => ty.shape.with_rows(self.extents.rows(space)),
-            None => ty.shape.clone(),
-        }
+        self.outputs[index].shape_at(self.extents)
     }
 }
 

@@ -92,7 +92,7 @@ pub trait OpDef: Clone + PartialEq + Serialize + DeserializeOwned {
     /// takes the dtype declared for it, since storing a value is where it rounds.
     fn infer(&self, cx: &Infer<'_>) -> Result<Types, String>;
 
-    /// Work at full capacity; by default none, and each operand and output moved once.
+    /// Work at the shapes of `cx`; by default none, and each operand and output moved once.
     fn cost(&self, cx: &Infer<'_>) -> Cost {
         cx.moved()
     }
@@ -166,7 +166,7 @@ macro_rules! ops {
                 match self { $(Op::$op(op) => op.infer(cx),)* }
             }
 
-            /// Work at full capacity.
+            /// Work at the shapes of `cx`.
             pub fn cost(&self, cx: &Infer<'_>) -> Cost {
                 match self { $(Op::$op(op) => op.cost(cx),)* }
             }

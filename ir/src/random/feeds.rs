@@ -120,10 +120,7 @@ impl Feeds {
     fn input<S: Scalar>(&self, name: &str, ty: &TensorType) -> Result<Tensor<S>, String> {
         let kind = self.inputs.get(name);
         let kind = *kind.ok_or_else(|| format!("no input is named `{name}`"))?;
-        let shape = match ty.rows {
-            Some(space) => ty.shape.with_rows(self.extents.rows(space)),
-            None => ty.shape.clone(),
-        };
+        let shape = ty.shape_at(&self.extents);
         let base = Rng::keyed(self.seed, name);
         let elements = (0..shape.elements()).map(|at| base.at(at));
         Ok(if ty.dtype.is_float() {

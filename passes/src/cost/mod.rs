@@ -6,7 +6,7 @@
 mod cpu;
 mod mk2;
 
-use lxpod_ir::{Graph, Machine, NodeId, Target};
+use lxpod_ir::{Extents, Graph, Machine, NodeId, Target};
 use serde::{Deserialize, Serialize};
 
 /// Cycles of one node on one tile, by what the tile does meanwhile.
@@ -52,6 +52,13 @@ pub trait CostModel {
 
     /// Cycles of a node at full capacity. Leaves and views take none.
     fn node(&self, graph: &Graph, id: NodeId) -> Cycles;
+
+    /// Cycles of a node in a run at these extents, which must be of the graph. By default those at
+    /// full capacity: a pod's programs are fixed, and compute every row there may be.
+    fn node_at(&self, graph: &Graph, id: NodeId, extents: &Extents) -> Cycles {
+        let _ = extents;
+        self.node(graph, id)
+    }
 }
 
 /// The model of a target's machine.

@@ -1,16 +1,15 @@
 //! From arguments to a session: model, samples, plan, weights.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
 use lxpod_ir::front::{LxmertConfig, Task};
 use lxpod_passes::plan::Plan;
-use lxpod_runtime::tensors::{HostData, HostTensor};
 use lxpod_runtime::{BUILT_IN, Model, Samples, Session, SessionOptions, read_tensors};
 
 use super::Global;
 use super::error::{CliError, Result};
+use super::made_up::MadeUp;
 use super::options::PlanOptions;
 use super::source::{Subject, compile_model, read_plan};
 
@@ -33,8 +32,8 @@ pub(crate) struct Request<'a> {
 pub(crate) enum Inputs<'a> {
     /// Those of a file.
     File(&'a Path),
-    /// That many made-up ones, as long as texts and images may be.
-    Made { batch: usize },
+    /// Made-up ones, for the most tokens and boxes there may be.
+    Made(&'a MadeUp),
 }
 
 /// A session and its samples.
@@ -149,8 +148,8 @@ impl Request<'_> {
                 config,
                 task,
             )?),
-            Inputs::Made { batch } => {
-                let tensors = made_up(config, batch, limits)?;
+            Inputs::Made(made_up) => {
+                let tensors = made_up.tensors(config, limits)?;
                 Ok(Samples::from_tensors(
                     &tensors,
                     Path::new("(made up)"),
@@ -171,67 +170,4 @@ fn limits(plan: &Plan) -> (usize, usize) {
             .unwrap_or(default)
     };
     (option("seq_len", 20), option("boxes", 36))
-}
-
-/// The most elements of made-up inputs.
-const MOST_ELEMENTS: usize = 1 << 30;
-
-/// `batch` samples without padding: different words, features between 0 and 1.
-fn made_up(
-    config: &LxmertConfig,
-    batch: usize,
-    (tokens, boxes): (usize, usize),
-) -> Result<BTreeMap<String, HostTensor>> {
-    let features = config.visual_feat_dim + config.visual_pos_dim;
-    let elements = batch.saturating_mul(boxes.saturating_mul(features).saturating_add(tokens));
-    if elements > MOST_ELEMENTS {
-        let message = format!("{batch} samples of that size do not fit memory; lower it");
-        return Err(CliError::option("--batch", message));
-    }
-    let mut random = Sequence(0x5eed);
-    let vocabulary = config.vocab_size as u64;
-    let words = (0..batch * tokens)
-        .map(|_| (random.next() % vocabulary) as i64)
-        .collect();
-    let mut floats = |count: usize| {
-        (0..count)
-            .map(|_| (random.next() % 1024) as f32 / 1024.0)
-            .collect()
-    };
-    let made = [
-        ("input_ids", vec![batch, tokens], HostData::I64(words)),
-        (
-            "visual_feats",
-            vec![batch, boxes, config.visual_feat_dim],
-            HostData::F32(floats(batch * boxes * config.visual_feat_dim)),
-        ),
-        (
-            "visual_pos",
-            vec![batch, boxes, config.visual_pos_dim],
-            HostData::F32(floats(batch * boxes * config.visual_pos_dim)),
-        ),
-    ];
-    let mut tensors = BTreeMap::new();
-    for (name, shape, data) in made {
-        tensors.insert(name.to_owned(), HostTensor::new(name, shape, data)?);
-    }
-    Ok(tensors)
-}
-
-/// Numbers that look random and are the same everywhere: Marsaglia's xorshift64.
-pub(crate) struct Sequence(pub(crate) u64);
-
-impl Sequence {
-    /// The next number, never 0.
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    /// A float in -1..1.
-    pub(crate) fn float(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
 }

@@ -12,6 +12,7 @@ mod html;
 mod inspect;
 mod load;
 mod machine;
+mod made_up;
 mod opt;
 mod options;
 mod output;

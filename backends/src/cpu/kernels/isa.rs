@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::simd::Avx2;
 use super::simd::Portable;
 use super::view::Row;
-use super::{attention, elementwise, linear, loss, norm};
+use super::{attention, elementwise, linear, loss, norm, peak};
 
 /// The environment variable that overrides the choice of a table.
 const VARIABLE: &str = "LXPOD_ISA";
@@ -21,6 +21,7 @@ pub struct Kernels {
     pub(super) layer_norm: unsafe fn(norm::Args<'_>),
     pub(super) elementwise: unsafe fn(elementwise::Args<'_>),
     pub(super) log_sum_exp: unsafe fn(Row, usize) -> f64,
+    pub(super) multiply_adds: unsafe fn(u64) -> u64,
 }
 
 impl fmt::Debug for Kernels {
@@ -126,6 +127,13 @@ macro_rules! table {
                 // SAFETY: the caller's contract.
                 unsafe { loss::log_sum_exp($token, row, cols) }
             }
+            /// # Safety
+            /// The CPU has the features.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn multiply_adds(rounds: u64) -> u64 {
+                // SAFETY: the caller's contract.
+                unsafe { peak::run($token, rounds) }
+            }
 
             pub(super) static TABLE: Kernels = Kernels {
                 name: stringify!($module),
@@ -134,6 +142,7 @@ macro_rules! table {
                 layer_norm,
                 elementwise,
                 log_sum_exp,
+                multiply_adds,
             };
         }
     };

@@ -1,15 +1,9 @@
-//! The kernels measured, at LXMERT's shapes, and the plain loops that check them.
+//! The kernels measured, as small graphs at LXMERT's shapes.
 
-use half::f16;
-use lxpod_backends::cpu::kernels::{
-    Attention, Element, Kernels, LayerNorm, Linear, Panels, Scratch, View, ViewMut, activate,
-    attention_head, attention_scratch, gather, layer_norm, linear, linear_scratch,
-};
-use lxpod_ir::DType;
-use lxpod_ir::front::LAYER_NORM_EPS;
-use lxpod_ir::ops::Activation;
+use std::str::FromStr;
 
-use crate::cli::load::Sequence;
+use lxpod_ir::text::parse;
+use lxpod_ir::{DType, Graph};
 
 /// Rows of products: one sample's `[CLS]` row up to a batch's boxes.
 const ROWS: [usize; 7] = [1, 12, 20, 36, 56, 160, 512];
@@ -24,469 +18,411 @@ const LAYERS: [(usize, usize); 7] = [
     (768, 2048),
     (1842, 1536),
 ];
-/// Queries and keys of a head: text to text, boxes to boxes, and across.
-const SEGMENTS: [(usize, usize); 4] = [(20, 20), (36, 36), (20, 36), (36, 20)];
-/// Features of a row, of a feed-forward block, of a head.
+/// Queries and keys of a segment: text to text, boxes to boxes, across, and long texts.
+const SEGMENTS: [(usize, usize); 5] = [(20, 20), (36, 36), (20, 36), (36, 20), (512, 512)];
+const DTYPES: [DType; 2] = [DType::F16, DType::F32];
+/// Features of a row and of a feed-forward block; heads; rows of the word table.
 const WIDTH: usize = 768;
 const WIDE: usize = 3072;
-const HEAD: usize = 64;
-/// Rows of the word table.
+const HEADS: usize = 12;
 const WORDS: usize = 30522;
-/// How many elements of a result are checked.
-const CHECKED: usize = 64;
+/// Copies of an op without weights in one graph, and the most of a `linear`.
+const COPIES: usize = 8;
+const MOST_COPIES: usize = 256;
+/// Multiply-adds of a `linear` that its reference may take.
+const CHECKED: usize = 1 << 25;
+/// The most of each size of `--shape`, and of their products.
+const MOST: usize = 1 << 16;
+const MOST_PRODUCT: usize = 1 << 26;
 
 /// A kernel and its sizes.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Case {
-    Linear {
-        rows: usize,
-        outputs: usize,
-        inputs: usize,
-        dtype: DType,
-    },
-    Attention {
-        queries: usize,
-        keys: usize,
-    },
-    LayerNorm {
-        rows: usize,
-    },
-    Gelu {
-        rows: usize,
-    },
-    Embedding {
-        rows: usize,
-        dtype: DType,
-    },
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Case {
+    kind: Kind,
+    dtype: DType,
 }
 
-/// Every case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Linear(Shape),
+    Attention { queries: usize, keys: usize },
+    LayerNorm { rows: usize },
+    Gelu { rows: usize },
+    Embedding { rows: usize },
+}
+
+/// The sizes of a matrix product: M rows, N outputs, K inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    rows: usize,
+    outputs: usize,
+    inputs: usize,
+}
+
+impl FromStr for Shape {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let sizes: Vec<usize> = text
+            .split(',')
+            .map(|word| {
+                word.trim()
+                    .parse()
+                    .ok()
+                    .filter(|size| (1..=MOST).contains(size))
+            })
+            .collect::<Option<_>>()
+            .unwrap_or_default();
+        let &[rows, outputs, inputs] = sizes.as_slice() else {
+            return Err(format!(
+                "must be M,N,K: rows, outputs and inputs, each a whole number from 1 to {MOST}, such as 20,768,3072"
+            ));
+        };
+        if [rows * outputs, rows * inputs, outputs * inputs]
+            .into_iter()
+            .any(|size| size > MOST_PRODUCT)
+        {
+            return Err(format!(
+                "a matrix of more than {MOST_PRODUCT} elements; lower the sizes"
+            ));
+        }
+        Ok(Shape {
+            rows,
+            outputs,
+            inputs,
+        })
+    }
+}
+
+/// Every case of the default list.
 pub(super) fn all() -> Vec<Case> {
-    let dtypes = [DType::F16, DType::F32];
     let mut cases = Vec::new();
     for (outputs, inputs) in LAYERS {
-        for dtype in dtypes {
-            cases.extend(ROWS.map(|rows| Case::Linear {
-                rows,
-                outputs,
-                inputs,
-                dtype,
+        for dtype in DTYPES {
+            cases.extend(ROWS.map(|rows| {
+                Case::linear(
+                    Shape {
+                        rows,
+                        outputs,
+                        inputs,
+                    },
+                    dtype,
+                )
             }));
         }
     }
-    cases.extend(SEGMENTS.map(|(queries, keys)| Case::Attention { queries, keys }));
-    for rows in [20, 36, 512] {
-        cases.extend([Case::LayerNorm { rows }, Case::Gelu { rows }]);
-        cases.extend(dtypes.map(|dtype| Case::Embedding { rows, dtype }));
+    for dtype in DTYPES {
+        let case = |kind| Case { kind, dtype };
+        cases.extend(SEGMENTS.map(|(queries, keys)| case(Kind::Attention { queries, keys })));
+        for rows in [20, 36, 512] {
+            cases.extend(
+                [
+                    Kind::LayerNorm { rows },
+                    Kind::Gelu { rows },
+                    Kind::Embedding { rows },
+                ]
+                .map(case),
+            );
+        }
     }
     cases
 }
 
 impl Case {
+    /// A linear layer.
+    pub(super) fn linear(shape: Shape, dtype: DType) -> Case {
+        Case {
+            kind: Kind::Linear(shape),
+            dtype,
+        }
+    }
+
+    /// A product whose operands stay in the second-level caches of that many cores.
+    pub(super) fn in_caches(cores: usize) -> Case {
+        let shape = Shape {
+            rows: 96,
+            outputs: (128 * cores).min(1 << 13),
+            inputs: 768,
+        };
+        Case::linear(shape, DType::F32)
+    }
+
     /// The name on the command line and in saved files.
     pub(super) fn name(&self) -> String {
-        match *self {
-            Case::Linear {
+        let dtype = self.dtype;
+        match self.kind {
+            Kind::Linear(Shape {
                 rows,
                 outputs,
                 inputs,
-                dtype,
-            } => format!("linear {outputs}x{inputs} {dtype} m{rows}"),
-            Case::Attention { queries, keys } => format!("attention q{queries} k{keys}"),
-            Case::LayerNorm { rows } => format!("layer_norm m{rows}"),
-            Case::Gelu { rows } => format!("gelu m{rows}"),
-            Case::Embedding { rows, dtype } => format!("embedding {dtype} m{rows}"),
+            }) => {
+                format!("linear {outputs}x{inputs} {dtype} m{rows}")
+            }
+            Kind::Attention { queries, keys } => format!("attention {dtype} q{queries} k{keys}"),
+            Kind::LayerNorm { rows } => format!("layer_norm {dtype} m{rows}"),
+            Kind::Gelu { rows } => format!("gelu {dtype} m{rows}"),
+            Kind::Embedding { rows } => format!("embedding {dtype} m{rows}"),
         }
     }
 
-    /// The kernel with its operands.
-    pub(super) fn prepare(&self, kernels: &'static Kernels) -> Box<dyn Kernel> {
-        match *self {
-            Case::Linear {
-                rows,
-                outputs,
-                inputs,
-                dtype,
-            } => Box::new(Product::new(kernels, rows, outputs, inputs, dtype)),
-            Case::Attention { queries, keys } => Box::new(Head::new(kernels, queries, keys)),
-            Case::LayerNorm { rows } => Box::new(Norm::new(kernels, rows)),
-            Case::Gelu { rows } => Box::new(Gelu::new(kernels, rows)),
-            Case::Embedding {
-                rows,
-                dtype: DType::F16,
-            } => Box::new(Embedding::<f16>::new(kernels, rows)),
-            Case::Embedding { rows, .. } => Box::new(Embedding::<f32>::new(kernels, rows)),
+    /// The op that is measured.
+    pub(super) fn op(&self) -> &'static str {
+        match self.kind {
+            Kind::Linear(_) => "linear",
+            Kind::Attention { .. } => "attention",
+            Kind::LayerNorm { .. } => "layer_norm",
+            Kind::Gelu { .. } => "activate",
+            Kind::Embedding { .. } => "gather_rows",
         }
     }
-}
 
-/// A kernel with operands and a place for its result.
-pub(super) trait Kernel {
-    /// Runs it once.
-    fn call(&mut self);
-
-    /// Compares the result of the last call with a plain loop in f64.
-    fn check(&self) -> Result<(), String>;
-
-    /// Floating-point operations and bytes of operands and results of a call.
-    fn work(&self) -> (f64, f64);
-}
-
-fn floats(count: usize, seed: u64) -> Vec<f32> {
-    let mut random = Sequence(seed);
-    (0..count).map(|_| random.float()).collect()
-}
-
-/// Checks elements spread over a result.
-fn compare(result: &[f32], tolerance: f64, expected: impl Fn(usize) -> f64) -> Result<(), String> {
-    let step = (result.len() / CHECKED).max(1) | 1;
-    for index in (0..result.len()).step_by(step) {
-        let (got, want) = (f64::from(result[index]), expected(index));
-        if (got - want).abs() > tolerance * (1.0 + want.abs()) {
-            return Err(format!(
-                "element {index} is {got}, a plain loop gives {want}"
-            ));
+    /// The graph to measure: the op several times over; those of a `linear` have that many bytes
+    /// of weights together, unless they are too many.
+    ///
+    /// # Errors
+    /// A defect: the graph is none.
+    pub(super) fn graph(&self, cold_bytes: usize) -> Result<Graph, String> {
+        match self.kind {
+            Kind::Linear(shape) => {
+                let weight = shape.outputs * shape.inputs * self.dtype.size();
+                self.build(cold_bytes.div_ceil(weight).min(MOST_COPIES), shape.outputs)
+            }
+            _ => self.build(COPIES, WIDTH),
         }
     }
-    Ok(())
-}
 
-/// A linear layer with a bias.
-struct Product {
-    kernels: &'static Kernels,
-    rows: usize,
-    x: Vec<f32>,
-    /// As stored: rounded to the panels' dtype.
-    weights: Vec<f32>,
-    bias: Vec<f32>,
-    panels: Panels,
-    out: Vec<f32>,
-    scratch: Scratch,
-}
-
-impl Product {
-    fn new(
-        kernels: &'static Kernels,
-        rows: usize,
-        outputs: usize,
-        inputs: usize,
-        dtype: DType,
-    ) -> Self {
-        let mut weights = floats(outputs * inputs, 3);
-        if dtype == DType::F16 {
-            weights
-                .iter_mut()
-                .for_each(|weight| *weight = f16::from_f32(*weight).to_f32());
-        }
-        let mut panels = Panels::new(outputs, inputs, dtype);
-        panels.fill_rows(0, &weights);
-        Product {
-            kernels,
-            rows,
-            x: floats(rows * inputs, 1),
-            weights,
-            bias: floats(outputs, 2),
-            panels,
-            out: vec![0.0; rows * outputs],
-            scratch: Scratch::new(linear_scratch(rows, inputs)),
+    /// The graph that the reference runs: the first op alone, and of a `linear` as many outputs as
+    /// plain loops compute in reasonable time. Its results are the beginning of the output `first`.
+    ///
+    /// # Errors
+    /// As [`Case::graph`].
+    pub(super) fn reference(&self) -> Result<Graph, String> {
+        match self.kind {
+            Kind::Linear(shape) => {
+                let outputs = CHECKED / (shape.rows * shape.inputs);
+                self.build(1, outputs.clamp(1, shape.outputs))
+            }
+            _ => self.build(1, WIDTH),
         }
     }
-}
 
-impl Kernel for Product {
-    fn call(&mut self) {
-        let (n, k) = (self.panels.n(), self.panels.k());
-        let layer = Linear {
-            x: View::new(&self.x, self.rows, k),
-            weights: &self.panels,
-            bias: Some(&self.bias),
-            activation: None,
-        };
-        let out = ViewMut::new(&mut self.out, self.rows, n);
-        linear(
-            self.kernels,
-            &layer,
-            out,
-            &mut std::iter::once(0..layer.units()),
-            &mut self.scratch,
-        );
-    }
-
-    fn check(&self) -> Result<(), String> {
-        let (n, k) = (self.panels.n(), self.panels.k());
-        compare(&self.out, 1e-3, |index| {
-            let (x, w) = (
-                &self.x[index / n * k..][..k],
-                &self.weights[index % n * k..][..k],
-            );
-            let products = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w));
-            products.sum::<f64>() + f64::from(self.bias[index % n])
-        })
-    }
-
-    fn work(&self) -> (f64, f64) {
-        let (n, k) = (self.panels.n(), self.panels.k());
-        let flops = 2 * self.rows * n * k;
-        (
-            flops as f64,
-            (4 * self.rows * (n + k) + self.panels.bytes()) as f64,
-        )
-    }
-}
-
-/// One head of attention.
-struct Head {
-    kernels: &'static Kernels,
-    queries: usize,
-    keys: usize,
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    mask: Vec<f32>,
-    out: Vec<f32>,
-    scratch: Scratch,
-}
-
-impl Head {
-    fn new(kernels: &'static Kernels, queries: usize, keys: usize) -> Self {
-        Head {
-            kernels,
-            queries,
-            keys,
-            q: floats(queries * HEAD, 1),
-            k: floats(keys * HEAD, 2),
-            v: floats(keys * HEAD, 3),
-            mask: vec![1.0; keys],
-            out: vec![0.0; queries * HEAD],
-            scratch: Scratch::new(attention_scratch(keys, HEAD)),
-        }
-    }
-}
-
-impl Kernel for Head {
-    fn call(&mut self) {
-        let inputs = Attention {
-            q: View::new(&self.q, self.queries, HEAD),
-            k: View::new(&self.k, self.keys, HEAD),
-            v: View::new(&self.v, self.keys, HEAD),
-            mask: &self.mask,
-            scale: 0.125,
-        };
-        let out = ViewMut::new(&mut self.out, self.queries, HEAD);
-        attention_head(self.kernels, &inputs, out, None, &mut self.scratch);
-    }
-
-    fn check(&self) -> Result<(), String> {
-        compare(&self.out, 1e-4, |index| {
-            let q = &self.q[index / HEAD * HEAD..][..HEAD];
-            let weight = |key: &[f32]| {
-                let dot: f64 = q
-                    .iter()
-                    .zip(key)
-                    .map(|(&q, &k)| f64::from(q) * f64::from(k))
-                    .sum();
-                (dot * 0.125).exp()
+    /// The graph with so many ops. Results that are no operand of the next op are summed, so that
+    /// all take one place in memory, as those of a model's layers do.
+    fn build(&self, copies: usize, outputs: usize) -> Result<Graph, String> {
+        let mut text = Text::new(self.kind);
+        let leaves = self.leaves(&mut text);
+        let mut last = String::new();
+        for copy in 0..copies {
+            let made = self.op_node(&mut text, &leaves, &last, copy, outputs);
+            if copy == 0 {
+                text.output(&made, "first");
+            }
+            let summed = matches!(self.kind, Kind::Linear(_) | Kind::Embedding { .. });
+            last = if copy > 0 && summed {
+                text.node(&format!("add {last}, {made}"), &self.rows_of("m", outputs))
+            } else {
+                made
             };
-            let weights: Vec<f64> = self.k.chunks(HEAD).map(weight).collect();
-            let values = self.v.iter().skip(index % HEAD).step_by(HEAD);
-            let sum: f64 = weights
-                .iter()
-                .zip(values)
-                .map(|(p, &v)| p * f64::from(v))
-                .sum();
-            sum / weights.iter().sum::<f64>()
-        })
-    }
-
-    fn work(&self) -> (f64, f64) {
-        let flops = 4 * self.queries * self.keys * HEAD;
-        (flops as f64, (8 * (self.queries + self.keys) * HEAD) as f64)
-    }
-}
-
-/// A layer norm with its residual.
-struct Norm {
-    kernels: &'static Kernels,
-    rows: usize,
-    x: Vec<f32>,
-    residual: Vec<f32>,
-    gamma: Vec<f32>,
-    beta: Vec<f32>,
-    out: Vec<f32>,
-}
-
-impl Norm {
-    fn new(kernels: &'static Kernels, rows: usize) -> Self {
-        let values = |seed| floats(rows * WIDTH, seed);
-        Norm {
-            kernels,
-            rows,
-            x: values(1),
-            residual: values(2),
-            gamma: floats(WIDTH, 3),
-            beta: floats(WIDTH, 4),
-            out: vec![0.0; rows * WIDTH],
         }
+        if copies > 1 {
+            text.output(&last, "last");
+        }
+        parse(&text.finish()).map_err(|error| error.to_string())
     }
-}
 
-impl Kernel for Norm {
-    fn call(&mut self) {
-        let norm = LayerNorm {
-            gamma: &self.gamma,
-            beta: &self.beta,
-            eps: LAYER_NORM_EPS as f32,
+    /// `f16[m:20,768]`: rows of this case's dtype.
+    fn rows_of(&self, space: &str, width: usize) -> String {
+        let rows = match self.kind {
+            Kind::Attention { keys, .. } if space == "k" => keys,
+            kind => kind.rows(),
         };
-        let (x, residual) = (
-            View::new(&self.x, self.rows, WIDTH),
-            View::new(&self.residual, self.rows, WIDTH),
-        );
-        let out = ViewMut::new(&mut self.out, self.rows, WIDTH);
-        layer_norm(self.kernels, x, Some(residual), &norm, out, 0..self.rows);
+        format!("{}[{space}:{rows},{width}]", self.dtype)
     }
 
-    fn check(&self) -> Result<(), String> {
-        compare(&self.out, 1e-4, |index| {
-            let first = index / WIDTH * WIDTH;
-            let row = self.x[first..][..WIDTH]
-                .iter()
-                .zip(&self.residual[first..][..WIDTH]);
-            let row: Vec<f64> = row.map(|(&x, &r)| f64::from(x) + f64::from(r)).collect();
-            let mean = row.iter().sum::<f64>() / WIDTH as f64;
-            let variance = row.iter().map(|z| (z - mean).powi(2)).sum::<f64>() / WIDTH as f64;
-            let column = index - first;
-            let normed = (row[column] - mean) / (variance + LAYER_NORM_EPS).sqrt();
-            normed * f64::from(self.gamma[column]) + f64::from(self.beta[column])
-        })
+    /// The inputs, and the parameters that all ops share.
+    fn leaves(&self, text: &mut Text) -> Vec<String> {
+        let input = |text: &mut Text, name: &str, ty: &str| {
+            text.node(&format!("input {{name={name}}}"), ty)
+        };
+        let width = match self.kind {
+            Kind::Linear(shape) => shape.inputs,
+            Kind::Gelu { .. } => WIDE,
+            _ => WIDTH,
+        };
+        match self.kind {
+            Kind::Linear(_) | Kind::Gelu { .. } => {
+                vec![input(text, "x", &self.rows_of("m", width))]
+            }
+            Kind::LayerNorm { .. } => {
+                let x = input(text, "x", &self.rows_of("m", width));
+                let residual = input(text, "residual", &self.rows_of("m", width));
+                let vector = format!("f32[{WIDTH}]");
+                let gain = text.node("param {value=gain}", &vector);
+                let bias = text.node("param {value=bias}", &vector);
+                vec![x, gain, bias, residual]
+            }
+            Kind::Attention { keys, .. } => {
+                let q = input(text, "q", &self.rows_of("m", width));
+                let k = input(text, "k", &self.rows_of("k", width));
+                let v = input(text, "v", &self.rows_of("k", width));
+                let mask = input(text, "mask", &format!("f32[k:{keys}]"));
+                vec![q, k, v, mask]
+            }
+            Kind::Embedding { rows } => {
+                let table = format!("{}[{WORDS},{WIDTH}]", self.dtype);
+                let table = text.node("param {value=table}", &table);
+                let index = |copy| input(text, &format!("index{copy}"), &format!("i32[m:{rows}]"));
+                std::iter::once(table)
+                    .chain((0..COPIES).map(index))
+                    .collect()
+            }
+        }
     }
 
-    fn work(&self) -> (f64, f64) {
-        (
-            (9 * self.rows * WIDTH) as f64,
-            (12 * self.rows * WIDTH) as f64,
-        )
-    }
-}
-
-/// The nonlinearity of a feed-forward block.
-struct Gelu {
-    kernels: &'static Kernels,
-    rows: usize,
-    x: Vec<f32>,
-    out: Vec<f32>,
-}
-
-impl Gelu {
-    fn new(kernels: &'static Kernels, rows: usize) -> Self {
-        Gelu {
-            kernels,
-            rows,
-            x: floats(rows * WIDE, 1),
-            out: vec![0.0; rows * WIDE],
+    /// The op of that number; `last` is the one before, if there is one.
+    fn op_node(
+        &self,
+        text: &mut Text,
+        leaves: &[String],
+        last: &str,
+        copy: usize,
+        outputs: usize,
+    ) -> String {
+        let x = if copy > 0 { last } else { leaves[0].as_str() };
+        match self.kind {
+            Kind::Linear(shape) => {
+                let weight = format!("{}[{outputs},{}]", self.dtype, shape.inputs);
+                let weight = text.node(&format!("param {{value=weight{copy}}}"), &weight);
+                let bias = text.node(
+                    &format!("param {{value=bias{copy}}}"),
+                    &format!("f32[{outputs}]"),
+                );
+                let linear = format!("linear {}, {weight}, {bias}", leaves[0]);
+                text.node(&linear, &self.rows_of("m", outputs))
+            }
+            Kind::Attention { .. } => {
+                let [_, k, v, mask] = leaves else {
+                    return String::new();
+                };
+                let attention =
+                    format!("attention {x}, {k}, {v}, {mask} {{heads={HEADS}, scale=0.125}}");
+                text.node(&attention, &self.rows_of("m", WIDTH))
+            }
+            Kind::LayerNorm { .. } => {
+                let [_, gain, bias, residual] = leaves else {
+                    return String::new();
+                };
+                let norm = format!("layer_norm {x}, {gain}, {bias}, {residual} {{eps=1e-12}}");
+                text.node(&norm, &self.rows_of("m", WIDTH))
+            }
+            Kind::Gelu { .. } => text.node(
+                &format!("activate {x} {{kind=gelu}}"),
+                &self.rows_of("m", WIDE),
+            ),
+            Kind::Embedding { .. } => {
+                let gather = format!("gather_rows {}, {}", leaves[0], leaves[1 + copy]);
+                text.node(&gather, &self.rows_of("m", WIDTH))
+            }
         }
     }
 }
 
-impl Kernel for Gelu {
-    fn call(&mut self) {
-        let out = ViewMut::new(&mut self.out, self.rows, WIDE);
-        activate(
-            self.kernels,
-            View::new(&self.x, self.rows, WIDE),
-            Activation::Gelu,
-            out,
-            0..self.rows,
-        );
-    }
-
-    fn check(&self) -> Result<(), String> {
-        compare(&self.out, 1e-5, |index| {
-            let x = f64::from(self.x[index]);
-            x * normal_cdf(x)
-        })
-    }
-
-    /// A nonlinearity counts one operation an element.
-    fn work(&self) -> (f64, f64) {
-        ((self.rows * WIDE) as f64, (8 * self.rows * WIDE) as f64)
-    }
-}
-
-/// The normal distribution function by its power series, which converges for every x:
-/// 1/2 + φ(x)·(x + x³/3 + x⁵/15 + …) (Abramowitz and Stegun 26.2.11).
-fn normal_cdf(x: f64) -> f64 {
-    let (mut term, mut sum) = (x, x);
-    for n in 1..64 {
-        term *= x * x / f64::from(2 * n + 1);
-        sum += term;
-    }
-    0.5 + sum * (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt()
-}
-
-/// Rows of the word table.
-struct Embedding<T> {
-    kernels: &'static Kernels,
-    table: Vec<T>,
-    indices: Vec<i32>,
-    out: Vec<f32>,
-}
-
-impl<T: Element + Stored> Embedding<T> {
-    fn new(kernels: &'static Kernels, rows: usize) -> Self {
-        let mut random = Sequence(5);
-        let mut index = || (random.next() % WORDS as u64) as i32;
-        Embedding {
-            kernels,
-            table: floats(WORDS * WIDTH, 1).into_iter().map(T::store).collect(),
-            indices: (0..rows).map(|_| index()).collect(),
-            out: vec![0.0; rows * WIDTH],
+impl Kind {
+    fn rows(self) -> usize {
+        match self {
+            Kind::Linear(Shape { rows, .. })
+            | Kind::LayerNorm { rows }
+            | Kind::Gelu { rows }
+            | Kind::Embedding { rows } => rows,
+            Kind::Attention { queries, .. } => queries,
         }
     }
 }
 
-/// An element that floats can be stored as.
-trait Stored: Copy {
-    fn store(value: f32) -> Self;
-    fn load(self) -> f32;
+/// The text form of a graph in the making.
+struct Text {
+    lines: String,
+    outputs: String,
+    nodes: usize,
 }
 
-impl Stored for f32 {
-    fn store(value: f32) -> Self {
-        value
-    }
-    fn load(self) -> f32 {
-        self
-    }
-}
-
-impl Stored for f16 {
-    fn store(value: f32) -> Self {
-        f16::from_f32(value)
-    }
-    fn load(self) -> f32 {
-        self.to_f32()
-    }
-}
-
-impl<T: Element + Stored> Kernel for Embedding<T> {
-    fn call(&mut self) {
-        let rows = self.indices.len();
-        let (table, out) = (
-            View::new(&self.table, WORDS, WIDTH),
-            ViewMut::new(&mut self.out, rows, WIDTH),
+impl Text {
+    /// One segment of rows `m`, and for attention one of rows `k`.
+    fn new(kind: Kind) -> Text {
+        let rows = kind.rows();
+        let mut lines = format!(
+            "graph @bench {{\n  rows sample = 1\n  rows m = {rows} by sample, {rows} each\n"
         );
-        // Every index is a row of the table.
-        let _ = gather(self.kernels, table, &self.indices, out, 0..rows);
+        if let Kind::Attention { keys, .. } = kind {
+            lines += &format!("  rows k = {keys} by sample, {keys} each\n");
+        }
+        Text {
+            lines,
+            outputs: String::new(),
+            nodes: 0,
+        }
     }
 
-    fn check(&self) -> Result<(), String> {
-        compare(&self.out, 0.0, |index| {
-            let row = usize::try_from(self.indices[index / WIDTH]).unwrap_or(0);
-            f64::from(self.table[row * WIDTH + index % WIDTH].load())
-        })
+    /// Adds a node of that type and returns its name.
+    fn node(&mut self, definition: &str, ty: &str) -> String {
+        let name = format!("%{}", self.nodes);
+        self.nodes += 1;
+        self.lines += &format!("  {name} = {definition} : {ty}\n");
+        name
     }
 
-    fn work(&self) -> (f64, f64) {
-        (0.0, (self.out.len() * (4 + size_of::<T>())) as f64)
+    fn output(&mut self, node: &str, name: &str) {
+        self.outputs += &format!("  return {node} as \"{name}\"\n");
+    }
+
+    fn finish(self) -> String {
+        format!("{}{}}}\n", self.lines, self.outputs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lxpod_ir::verify;
+
+    use super::*;
+
+    #[test]
+    fn every_case_is_two_graphs_of_its_op() {
+        let mut names: Vec<String> = all().iter().map(Case::name).collect();
+        for case in all().iter().filter(|case| case.kind.rows() <= 20) {
+            for graph in [case.graph(1 << 20), case.reference()] {
+                let graph = graph.unwrap_or_else(|error| panic!("{}: {error}", case.name()));
+                verify(&graph).expect("a valid graph");
+                let ops = graph
+                    .nodes()
+                    .filter(|&id| graph.node(id).op.name() == case.op());
+                assert!(ops.count() >= 1, "{}", case.name());
+            }
+        }
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn shapes_parse() {
+        let shape = Shape {
+            rows: 20,
+            outputs: 768,
+            inputs: 3072,
+        };
+        assert_eq!("20,768, 3072".parse(), Ok(shape));
+        for wrong in [
+            "",
+            "1,2",
+            "0,5,x",
+            "1,2,0",
+            "1,2,3,4",
+            "65537,1,1",
+            "65536,65536,1",
+        ] {
+            assert!(wrong.parse::<Shape>().is_err(), "{wrong}");
+        }
     }
 }

@@ -1,36 +1,50 @@
 //! `lxpod bench machine`.
 
-use std::hint::black_box;
-
 use clap::Args;
-use lxpod_backends::cpu::kernels::{
-    Kernels as Table, Linear, Panels, Scratch, View, ViewMut, linear, linear_scratch,
-};
-use lxpod_ir::DType;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::timing::{each, per_call, percentile};
+use super::rates::{bandwidth, beyond_caches, burst, last_cache, table};
+use super::timing::percentile;
 use crate::cli::Global;
-use crate::cli::error::{CliError, Result};
-use crate::cli::load::Sequence;
+use crate::cli::error::Result;
 use crate::cli::machine::Machine as This;
-use crate::cli::options::positive;
-use crate::cli::output::{self, HEADING, styled};
+use crate::cli::options::repeats;
+use crate::cli::output::{self, HEADING, bytes, plural, styled};
+use crate::cli::table::Table;
 
-/// Operands of the peak's product: few enough bytes for the second-level cache, enough rows to fill
-/// every register tile.
-const ROWS: usize = 96;
-const INPUTS: usize = 768;
-const OUTPUTS: usize = 64;
-/// Bytes that no cache holds.
-const STREAM: usize = 256 << 20;
+/// Buffers of this many times the last-level cache do not fit it.
+const TIMES_CACHE: usize = 5;
 
 /// Measure what this machine can do: multiply-adds and memory bandwidth
 #[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    lxpod bench machine\n  \
+    lxpod bench machine --threads 1 --repeat 20 --json")]
 pub(super) struct Machine {
     /// Timed runs of each measurement
-    #[arg(long, value_name = "N", default_value = "5", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value = "9", value_parser = repeats)]
     repeat: usize,
+}
+
+/// A rate of several measurements.
+struct Rate {
+    name: &'static str,
+    threads: usize,
+    unit: &'static str,
+    best: f64,
+    median: f64,
+}
+
+impl Rate {
+    fn of(name: &'static str, threads: usize, unit: &'static str, measured: &[f64]) -> Rate {
+        Rate {
+            name,
+            threads,
+            unit,
+            best: percentile(measured, 1.0) / 1e9,
+            median: percentile(measured, 0.5) / 1e9,
+        }
+    }
 }
 
 impl Machine {
@@ -38,95 +52,57 @@ impl Machine {
         let this = This::this();
         let threads = global.threads.unwrap_or(this.cpus);
         let kernels = table()?;
-        let one = fma_peak(kernels, self.repeat);
-        let all = together(threads, || fma_peak(kernels, self.repeat))
-            .into_iter()
-            .sum::<f64>();
-        let bandwidth = bandwidth(threads, self.repeat);
+        let stream = beyond_caches(TIMES_CACHE);
+        let peak =
+            |threads| -> Vec<f64> { (0..self.repeat).map(|_| burst(kernels, threads)).collect() };
+        let memory: Vec<f64> = (0..self.repeat.div_ceil(3))
+            .map(|_| bandwidth(threads, stream, 3))
+            .collect();
+        let rates = [
+            Rate::of("multiply-adds", 1, "GFLOP/s", &peak(1)),
+            Rate::of("multiply-adds", threads, "GFLOP/s", &peak(threads)),
+            Rate::of("memory reads", threads, "GB/s", &memory),
+        ];
         if global.json {
-            return output::json(&json!({
-                "machine": this.document(),
-                "threads": threads,
-                "peak_gflops_one_thread": one / 1e9,
-                "peak_gflops": all / 1e9,
-                "dram_gb_per_second": bandwidth / 1e9,
-            }));
+            return output::json(&document(&this, &rates, stream));
         }
-        let line = |name: &str, value: String| {
-            format!("{}  {value}\n", styled(HEADING, format!("{name:<9}")))
-        };
-        let text = line("machine", this.text())
-            + &line(
-                "multiply",
-                format!(
-                    "{:.1} GFLOP/s on one thread, {:.1} on {}: the matrix kernel, operands in cache",
-                    one / 1e9,
-                    all / 1e9,
-                    output::plural(threads, "thread"),
-                ),
-            )
-            + &line(
-                "memory",
-                format!(
-                    "{:.1} GB/s read by {}",
-                    bandwidth / 1e9,
-                    output::plural(threads, "thread")
-                ),
-            );
-        output::print(&text)
+        output::print(&text(&this, &rates, stream))
     }
 }
 
-/// The kernels in use.
-pub(super) fn table() -> Result<&'static Table> {
-    Table::select().map_err(|error| CliError::Usage(error.to_string()))
-}
-
-/// Operations per second of the matrix kernel on one thread with its operands in cache: what other
-/// kernels' shares refer to. It is what the kernel reaches, a little below what the units can do.
-pub(super) fn fma_peak(kernels: &Table, repeat: usize) -> f64 {
-    let mut random = Sequence(7);
-    let mut values = |count: usize| (0..count).map(|_| random.float()).collect::<Vec<f32>>();
-    let (x, weights) = (values(ROWS * INPUTS), values(OUTPUTS * INPUTS));
-    let mut panels = Panels::new(OUTPUTS, INPUTS, DType::F32);
-    panels.fill_rows(0, &weights);
-    let layer = Linear {
-        x: View::new(&x, ROWS, INPUTS),
-        weights: &panels,
-        bias: None,
-        activation: None,
-    };
-    let mut out = vec![0.0f32; ROWS * OUTPUTS];
-    let mut scratch = Scratch::new(linear_scratch(ROWS, INPUTS));
-    let seconds = per_call(1, repeat, || {
-        let out = ViewMut::new(&mut out, ROWS, OUTPUTS);
-        let mut units = std::iter::once(0..layer.units());
-        linear(kernels, &layer, out, &mut units, &mut scratch);
-    });
-    (2 * ROWS * INPUTS * OUTPUTS) as f64 / seconds.max(1e-12)
-}
-
-/// What `threads` threads give that do the same at once.
-fn together<T: Send>(threads: usize, work: impl Fn() -> T + Sync) -> Vec<T> {
-    std::thread::scope(|scope| {
-        let started: Vec<_> = (0..threads).map(|_| scope.spawn(&work)).collect();
-        started
-            .into_iter()
-            .filter_map(|thread| thread.join().ok())
-            .collect()
+fn document(this: &This, [one, all, memory]: &[Rate; 3], stream: usize) -> Value {
+    json!({
+        "machine": this.document(),
+        "threads": all.threads,
+        "peak_gflops_one_thread": one.best,
+        "median_gflops_one_thread": one.median,
+        "peak_gflops": all.best,
+        "median_gflops": all.median,
+        "dram_gb_per_second": memory.best,
+        "median_dram_gb_per_second": memory.median,
+        "dram_buffer_bytes": stream,
+        "last_cache_bytes": last_cache(),
     })
 }
 
-/// Bytes per second that `threads` threads read together from memory no cache holds.
-fn bandwidth(threads: usize, repeat: usize) -> f64 {
-    let data = vec![1u64; STREAM / size_of::<u64>()];
-    let share = data.len().div_ceil(threads);
-    let read = || {
-        std::thread::scope(|scope| {
-            for part in data.chunks(share) {
-                scope.spawn(move || black_box(part.iter().fold(0u64, |sum, value| sum ^ value)));
-            }
-        });
-    };
-    STREAM as f64 / percentile(&each(1, repeat, read), 0.0).max(1e-9)
+fn text(this: &This, rates: &[Rate; 3], stream: usize) -> String {
+    let mut table = Table::new(&["<rate", "threads", "best", "median", "<unit"]);
+    for rate in rates {
+        table.row([
+            rate.name.to_owned(),
+            rate.threads.to_string(),
+            format!("{:.1}", rate.best),
+            format!("{:.1}", rate.median),
+            rate.unit.to_owned(),
+        ]);
+    }
+    let cache = last_cache().map_or("of unknown size".to_owned(), |size| bytes(size as u64));
+    format!(
+        "{}  {}\n\n{}Multiply-adds stay in registers. Memory is read by {} from {}; the last-level cache is {cache}.\n",
+        styled(HEADING, "machine"),
+        this.text(),
+        table.render(),
+        plural(rates[2].threads, "thread"),
+        bytes(stream as u64),
+    )
 }

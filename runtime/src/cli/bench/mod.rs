@@ -1,9 +1,12 @@
 //! `lxpod bench`.
 
 mod cases;
+mod graphs;
 mod kernels;
 mod machine;
 mod model;
+mod profile;
+mod rates;
 mod saved;
 mod timing;
 
@@ -16,7 +19,8 @@ use super::error::Result;
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     lxpod bench model lxmert-base --batch 8 --repeat 20\n  \
-    lxpod bench kernels linear --save before.json\n  \
+    lxpod bench kernels linear f16 --save before.json\n  \
+    lxpod bench kernels --shape 20,768,3072 --threads 1\n  \
     lxpod bench machine --json")]
 pub(crate) struct Bench {
     #[command(subcommand)]

@@ -1,28 +1,35 @@
 //! `lxpod bench model`.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use clap::Args;
-use lxpod_ir::{Graph, Target};
-use lxpod_passes::cost;
-use lxpod_passes::plan::Plan;
 use lxpod_runtime::SessionOptions;
 use serde_json::{Value, json};
 
+use super::profile::{Profile, Recorder};
+use super::rates::{Gauge, Rates, bandwidth, beyond_caches};
 use super::saved::{self, Times};
-use super::timing::{each, percentile};
+use super::timing::percentile;
 use crate::cli::Global;
-use crate::cli::error::{CliError, Result};
+use crate::cli::error::Result;
 use crate::cli::load::{Inputs, Loaded, Request};
 use crate::cli::machine::{Machine, peak_rss_bytes};
+use crate::cli::made_up::{Lengths, MadeUp};
 use crate::cli::options::{PlanOptions, positive, repeats, repeats_or_none};
-use crate::cli::output::{self, HEADING, STRONG, bytes, styled};
+use crate::cli::output::{self, HEADING, STRONG, bytes, percent, plural, styled};
 use crate::cli::report::Report;
-use crate::cli::table::Table;
 
-/// Measure the latency of a model or a plan on this machine
+/// Buffers of this many times the last-level cache are read to measure the memory.
+const TIMES_CACHE: usize = 4;
+
+/// Measure the latency of a model or a plan on this machine, op by op
 #[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    lxpod bench model lxmert-base --repeat 20\n  \
+    lxpod bench model lxmert-base --batch 8 --lengths gqa --images 1\n  \
+    lxpod bench model lxmert-base --seq-len 512 --lengths 12 -v\n  \
+    lxpod bench model lxmert.plan --threads 1 --json")]
 pub(super) struct Model {
     /// A model, or a plan file
     #[arg(value_name = "MODEL|FILE.plan", default_value = "lxmert-base")]
@@ -33,18 +40,26 @@ pub(super) struct Model {
     model: Option<String>,
 
     /// Run these samples instead of made-up ones
-    #[arg(long, value_name = "FILE.safetensors", conflicts_with = "batch")]
+    #[arg(long, value_name = "FILE.safetensors", conflicts_with_all = ["batch", "lengths", "images"])]
     inputs: Option<PathBuf>,
 
     /// Samples to make up
     #[arg(long, value_name = "B", default_value = "1", value_parser = positive)]
     batch: usize,
 
+    /// Real tokens of the made-up texts, taken in turn, or gqa: quantiles of GQA's questions [default: all]
+    #[arg(long, value_name = "N,N,...|gqa", value_parser = Lengths::parse)]
+    lengths: Option<Lengths>,
+
+    /// Distinct images of the made-up samples, taken in turn [default: one per sample]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    images: Option<usize>,
+
     /// Timed runs
     #[arg(long, value_name = "N", default_value = "10", value_parser = repeats)]
     repeat: usize,
 
-    /// Untimed runs before
+    /// Untimed runs between the first, cold one and the timed ones
     #[arg(long, value_name = "K", default_value = "2", value_parser = repeats_or_none)]
     warmup: usize,
 
@@ -60,16 +75,43 @@ pub(super) struct Model {
     options: PlanOptions,
 }
 
+/// The times of runs.
+struct Measured {
+    /// Seconds of the first run.
+    cold: f64,
+    /// Seconds of each timed run, in order.
+    times: Vec<f64>,
+    /// The most memory resident until then, if the system says.
+    peak_rss: Option<u64>,
+    profile: Profile,
+}
+
+impl Measured {
+    fn milliseconds(&self, rank: f64) -> f64 {
+        percentile(&self.times, rank) * 1e3
+    }
+
+    /// Samples a second, at the median.
+    fn rate(&self, samples: usize) -> f64 {
+        samples as f64 / percentile(&self.times, 0.5).max(1e-9)
+    }
+}
+
 impl Model {
     pub(super) fn run(self, global: &Global) -> Result<()> {
         let used = self.options.usage()?;
         let baseline = self.baseline.as_deref().map(saved::read).transpose()?;
+        let made_up = MadeUp {
+            batch: self.batch,
+            lengths: self.lengths.clone().unwrap_or_default(),
+            images: self.images,
+        };
         let request = Request {
             subject: &self.subject,
             model: self.model.as_deref(),
             inputs: match &self.inputs {
                 Some(path) => Inputs::File(path),
-                None => Inputs::Made { batch: self.batch },
+                None => Inputs::Made(&made_up),
             },
             options: &self.options,
             session: SessionOptions {
@@ -78,78 +120,89 @@ impl Model {
             },
         };
         let mut loaded = request.load(global)?;
-        let times = self.measure(&mut loaded)?;
-        let median = percentile(&times, 0.5);
+        let threads = global.threads.unwrap_or(Machine::this().cpus);
+        let measured = self.measure(&mut loaded, threads)?;
         let name = format!(
             "model {} batch {}",
             loaded.plan.provenance.model, loaded.samples.batch
         );
+        let median = percentile(&measured.times, 0.5);
         if let Some(path) = &self.save {
             saved::save(path, &Times::from([(name.clone(), median)]))?;
         }
         let speedup = saved::speedup(baseline.as_ref(), &name, median);
         let report = Report::new(&loaded.plan, used, loaded.compile_seconds);
         if global.json {
-            return output::json(&document(&report, &loaded, &times));
+            return output::json(&document(&report, &loaded, &measured));
         }
-        output::print(&text(&report, &loaded, &times, &speedup))
+        output::print(&text(
+            &report,
+            &loaded,
+            &measured,
+            &speedup,
+            global.verbose > 0,
+        ))
     }
 
-    fn measure(&self, loaded: &mut Loaded) -> Result<Vec<f64>> {
+    /// Runs the samples. The machine's speed is read after each timed run, that of the memory at the end,
+    /// so that its buffer is not taken for memory of the runs.
+    fn measure(&self, loaded: &mut Loaded, threads: usize) -> Result<Measured> {
         let Loaded {
-            session, samples, ..
+            session,
+            samples,
+            plan,
+            ..
         } = loaded;
-        let mut failure = None;
-        let times = each(self.warmup, self.repeat, || {
-            if failure.is_none()
-                && let Err(error) = session.run(samples)
-            {
-                failure = Some(error);
-            }
-        });
-        match failure {
-            Some(error) => Err(CliError::Library(error)),
-            None => Ok(times),
+        let mut gauge = Gauge::new(threads)?;
+        let mut timed = || {
+            let start = Instant::now();
+            session.run(samples)?;
+            Ok::<_, lxpod_runtime::Error>((start.elapsed().as_secs_f64(), session.step_times()))
+        };
+        let (cold, _) = timed()?;
+        for _ in 0..self.warmup {
+            timed()?;
         }
+        let (mut times, mut recorder) = (Vec::new(), Recorder::default());
+        for _ in 0..self.repeat {
+            let (seconds, steps) = timed()?;
+            times.push(seconds);
+            recorder.add(&steps);
+            gauge.read()?;
+        }
+        let peak_rss = peak_rss_bytes();
+        let rates = gauge.rates(bandwidth(threads, beyond_caches(TIMES_CACHE), 2));
+        let extents = session.extents(samples)?;
+        let total = percentile(&times, 0.5);
+        Ok(Measured {
+            cold,
+            peak_rss,
+            profile: Profile::new(&plan.graph, &extents, &recorder, total, rates)?,
+            times,
+        })
     }
 }
 
-/// Seconds that the CPU's cost model predicts for one micro-batch at full capacity, by op.
-fn predicted_ops(plan: &Plan) -> Vec<Value> {
-    let Ok(target) = Target::named("cpu") else {
-        return Vec::new();
-    };
-    let model = cost::model(&target);
-    let graph: &Graph = &plan.graph;
-    let mut ops: BTreeMap<&str, (u64, u64, u64)> = BTreeMap::new();
-    for id in graph.nodes() {
-        let op = &graph.node(id).op;
-        if !op.is_leaf() && !op.is_view() {
-            let entry = ops.entry(op.name()).or_default();
-            entry.0 += 1;
-            entry.1 += graph.cost(id).flops;
-            entry.2 += model.node(graph, id).total();
-        }
-    }
-    let clock = target.tile.clock_hz as f64;
-    let document = |(name, (nodes, flops, cycles)): (&str, (u64, u64, u64))| json!({"op": name, "nodes": nodes, "flops": flops, "predicted_ms": cycles as f64 / clock * 1e3});
-    ops.into_iter().map(document).collect()
-}
-
-fn document(report: &Report<'_>, loaded: &Loaded, times: &[f64]) -> Value {
+fn document(report: &Report<'_>, loaded: &Loaded, measured: &Measured) -> Value {
     let mut document = report.document();
-    let milliseconds = |rank| percentile(times, rank) * 1e3;
-    let rate = loaded.samples.batch as f64 / percentile(times, 0.5).max(1e-9);
+    let profile = &measured.profile;
     let fields = json!({
-        "latency_ms": times.iter().map(|time| time * 1e3).collect::<Vec<_>>(),
-        "p50_ms": milliseconds(0.5),
-        "p90_ms": milliseconds(0.9),
-        "p99_ms": milliseconds(0.99),
+        "latency_ms": measured.times.iter().map(|time| time * 1e3).collect::<Vec<_>>(),
+        "cold_ms": measured.cold * 1e3,
+        "p50_ms": measured.milliseconds(0.5),
+        "p90_ms": measured.milliseconds(0.9),
+        "p99_ms": measured.milliseconds(0.99),
+        "predicted_ms": profile.predicted() * 1e3,
         "samples": loaded.samples.batch,
-        "samples_per_second": rate,
+        "samples_per_second": measured.rate(loaded.samples.batch),
         "load_seconds": loaded.load_seconds,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "ops": predicted_ops(&loaded.plan),
+        "peak_rss_bytes": measured.peak_rss,
+        "threads": profile.rates.threads,
+        "peak_gflops": profile.rates.flops / 1e9,
+        "dram_gb_per_second": profile.rates.memory / 1e9,
+        "product_clock_ghz": profile.rates.clock / 1e9,
+        "ops": profile.ops_document(),
+        "steps": profile.steps_document(),
         "backend": loaded.session.description(),
         "host": loaded.session.host(),
         "machine": Machine::this().document(),
@@ -160,33 +213,44 @@ fn document(report: &Report<'_>, loaded: &Loaded, times: &[f64]) -> Value {
     document
 }
 
-fn text(report: &Report<'_>, loaded: &Loaded, times: &[f64], speedup: &str) -> String {
+fn text(
+    report: &Report<'_>,
+    loaded: &Loaded,
+    measured: &Measured,
+    speedup: &str,
+    steps: bool,
+) -> String {
     let line =
         |name: &str, value: &str| format!("{}  {value}\n", styled(HEADING, format!("{name:<9}")));
-    let milliseconds = |rank| format!("{:.3} ms", percentile(times, rank) * 1e3);
-    let median = percentile(times, 0.5);
+    let milliseconds = |rank| format!("{:.3} ms", measured.milliseconds(rank));
+    let samples = loaded.samples.batch;
+    let profile = &measured.profile;
     let mut text = report.head();
     text += &line(
         "measured",
         &format!(
-            "{} for {}: p50 {}, p90 {}, p99 {} of {}",
-            styled(
-                STRONG,
-                format!(
-                    "{:.1} samples/s",
-                    loaded.samples.batch as f64 / median.max(1e-9)
-                )
-            ),
-            output::plural(loaded.samples.batch, "sample"),
+            "{} for {}: p50 {}, p90 {}, p99 {} of {}; cold {:.3} ms",
+            styled(STRONG, format!("{:.1} samples/s", measured.rate(samples))),
+            plural(samples, "sample"),
             milliseconds(0.5),
             milliseconds(0.9),
             milliseconds(0.99),
-            output::plural(times.len(), "run"),
+            plural(measured.times.len(), "run"),
+            measured.cold * 1e3,
         ),
     );
     if !speedup.is_empty() {
         text += &line("baseline", &format!("{speedup} as fast"));
     }
+    text += &line(
+        "predicted",
+        &format!(
+            "{:.3} ms, {} of p50, by the CPU's cost model at the rates of this machine",
+            profile.predicted() * 1e3,
+            percent(profile.predicted() / profile.total.max(1e-9)),
+        ),
+    );
+    text += &line("rates", &rates(&profile.rates));
     text += &line(
         "on",
         &format!(
@@ -195,25 +259,24 @@ fn text(report: &Report<'_>, loaded: &Loaded, times: &[f64], speedup: &str) -> S
             Machine::this().text()
         ),
     );
-    let peak = peak_rss_bytes().map_or("unknown".to_owned(), bytes);
+    let peak = measured.peak_rss.map_or("unknown".to_owned(), bytes);
+    let weights = bytes(loaded.session.host().weights);
     text += &line(
         "memory",
-        &format!(
-            "{} of packed weights, peak resident {peak}",
-            bytes(loaded.session.host().weights)
-        ),
+        &format!("{weights} of packed weights, peak resident {peak}"),
     );
-    let mut table = Table::new(&["<op", "nodes", "GFLOP", "predicted"]);
-    for op in predicted_ops(&loaded.plan) {
-        let number = |field: &str| op[field].as_f64().unwrap_or(0.0);
-        table.row([
-            op["op"].as_str().unwrap_or_default().to_owned(),
-            format!("{}", number("nodes")),
-            format!("{:.3}", number("flops") / 1e9),
-            format!("{:.3} ms", number("predicted_ms")),
-        ]);
-    }
     text.push('\n');
-    text += &table.render();
-    text + "Predicted for one micro-batch by the CPU's roofline at the rates of the target file `cpu`.\n"
+    text += &profile.text(steps);
+    text + "Times are medians; operations and bytes are those of the rows really computed. `host` is the rest of p50.\n"
+}
+
+/// The machine's rates, for people.
+pub(super) fn rates(rates: &Rates) -> String {
+    format!(
+        "measured beside the runs on {}: {:.1} GFLOP/s of multiply-adds, {:.1} GB/s from memory, products as at {:.2} GHz",
+        plural(rates.threads, "thread"),
+        rates.flops / 1e9,
+        rates.memory / 1e9,
+        rates.clock / 1e9,
+    )
 }

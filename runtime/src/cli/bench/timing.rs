@@ -1,6 +1,6 @@
 //! Timing.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The time of each of `repeat` calls, after `warmup` untimed ones.
 pub(super) fn each(warmup: usize, repeat: usize, mut call: impl FnMut()) -> Vec<f64> {
@@ -11,22 +11,6 @@ pub(super) fn each(warmup: usize, repeat: usize, mut call: impl FnMut()) -> Vec<
         start.elapsed().as_secs_f64()
     };
     (0..repeat).map(time).collect()
-}
-
-/// Seconds of one call: the median of `repeat` batches, each long enough for the clock.
-pub(super) fn per_call(warmup: usize, repeat: usize, mut call: impl FnMut()) -> f64 {
-    const LEAST: Duration = Duration::from_micros(500);
-    let mut calls = 1u32;
-    loop {
-        let start = Instant::now();
-        (0..calls).for_each(|_| call());
-        if start.elapsed() >= LEAST || calls >= 1 << 20 {
-            break;
-        }
-        calls *= 2;
-    }
-    let times = each(warmup, repeat, || (0..calls).for_each(|_| call()));
-    percentile(&times, 0.5) / f64::from(calls)
 }
 
 /// The smallest value that at least a share `rank` of the values do not exceed; 0 of none.
