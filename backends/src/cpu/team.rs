@@ -1,21 +1,28 @@
 //! The team: workers that walk the same steps, share out each step's work, and meet at a barrier.
 //!
-//! The threads live as long as the team and sleep between runs. A run allocates nothing.
+//! The calling thread is the first worker; the others live as long as the team and sleep between runs. A run
+//! allocates nothing.
 
 use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// Rounds of spinning on a core of one's own.
+use super::affinity::{Pinned, allowed_cpus};
+
+/// Rounds of spinning on a core of one's own: longer than the host takes between two runs, far shorter than a
+/// run. Waking a thread that sleeps takes much longer, above all on a virtual machine.
 const SPINS: u32 = 10_000;
 
 /// Threads that run one function together.
 pub(super) struct Team {
     shared: Arc<Shared>,
+    /// All workers but the first.
     threads: Vec<JoinHandle<()>>,
+    /// Where the first worker runs, if workers are pinned.
+    first_cpu: Option<usize>,
 }
 
 /// One worker's view of a running team.
@@ -34,6 +41,7 @@ pub(super) struct Poisoned;
 type Body<'a> = dyn Fn(&Worker<'_>) -> Result<(), Poisoned> + Sync + 'a;
 
 /// A body whose lifetime the type does not know.
+#[derive(Clone, Copy)]
 struct Job(*const Body<'static>);
 
 // SAFETY: the body may be called from any thread, and lives until every worker has returned from it.
@@ -42,9 +50,13 @@ unsafe impl Send for Job {}
 /// What the owner and the threads of a team share.
 struct Shared {
     state: Mutex<State>,
+    /// Counts jobs; written under the lock.
+    round: AtomicU64,
+    /// Threads that have not returned from the job; written under the lock.
+    running: AtomicUsize,
     /// A job was given, or the team ends.
     given: Condvar,
-    /// The last worker returned.
+    /// The last thread returned.
     done: Condvar,
     barrier: Barrier,
 }
@@ -52,42 +64,41 @@ struct Shared {
 #[derive(Default)]
 struct State {
     job: Option<Job>,
-    /// Counts jobs.
-    round: u64,
-    /// Workers that have not returned from the job.
-    running: usize,
     panic: Option<Box<dyn Any + Send>>,
     ended: bool,
 }
 
 impl Team {
-    /// A team of that many workers. Worker i of several is pinned to the i-th CPU the process may
-    /// use, unless `LXPOD_PIN=0` is set or there are fewer CPUs than workers.
+    /// A team of that many workers, at least one. Worker i of several is pinned to the i-th CPU the process may
+    /// use, the calling thread only while it runs, unless `LXPOD_PIN=0` is set or there are fewer CPUs than
+    /// workers.
     ///
     /// # Errors
     /// The operating system gives no threads.
     pub(super) fn new(workers: usize) -> Result<Self, String> {
-        let cpus = super::affinity::allowed_cpus();
+        let workers = workers.max(1);
+        let cpus = allowed_cpus();
         let available = std::thread::available_parallelism().map_or(1, usize::from);
         let unpinned = std::env::var_os("LXPOD_PIN").is_some_and(|value| value == "0");
         let pinned = !unpinned && (2..=cpus.len()).contains(&workers);
-        let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            given: Condvar::new(),
-            done: Condvar::new(),
-            barrier: Barrier::new(workers, if workers <= available { SPINS } else { 0 }),
-        });
+        let cpu_of = |index: usize| cpus.get(index).copied().filter(|_| pinned);
         let mut team = Team {
-            shared,
-            threads: Vec::with_capacity(workers),
+            shared: Arc::new(Shared {
+                state: Mutex::default(),
+                round: AtomicU64::new(0),
+                running: AtomicUsize::new(0),
+                given: Condvar::new(),
+                done: Condvar::new(),
+                barrier: Barrier::new(workers, if workers <= available { SPINS } else { 0 }),
+            }),
+            threads: Vec::with_capacity(workers - 1),
+            first_cpu: cpu_of(0),
         };
-        for index in 0..workers {
+        for index in 1..workers {
             let shared = Arc::clone(&team.shared);
-            let cpu = cpus.get(index).copied().filter(|_| pinned);
+            let cpu = cpu_of(index);
             let body = move || {
-                if let Some(cpu) = cpu {
-                    super::affinity::pin_to(cpu);
-                }
+                let _pinned = cpu.map(Pinned::to);
                 serve(&shared, index);
             };
             let thread = std::thread::Builder::new().name(format!("lxpod-{index}"));
@@ -101,7 +112,7 @@ impl Team {
 
     /// The number of workers.
     pub(super) fn workers(&self) -> usize {
-        self.threads.len()
+        self.shared.barrier.workers
     }
 
     /// Runs `body` on every worker at once and returns when all are done.
@@ -112,21 +123,31 @@ impl Team {
         let shared = &*self.shared;
         shared.barrier.reset();
         let job: *const Body<'_> = body;
-        // SAFETY: only the lifetime changes. Workers call the body before they count as returned, and this
+        // SAFETY: only the lifetime changes. Threads call the body before they count as returned, and this
         // function does not return before all have.
         let job = Job(unsafe { std::mem::transmute::<*const Body<'_>, *const Body<'static>>(job) });
+        if !self.threads.is_empty() {
+            let mut state = lock(&shared.state);
+            state.job = Some(job);
+            shared.running.store(self.threads.len(), Ordering::Relaxed);
+            shared.round.fetch_add(1, Ordering::Release);
+            drop(state);
+            shared.given.notify_all();
+        }
+        let own = {
+            let _pinned = self.first_cpu.map(Pinned::to);
+            // SAFETY: the body is borrowed for this call.
+            unsafe { shared.work(job, 0) }
+        };
+        shared.spin_while(|| shared.running.load(Ordering::Acquire) > 0);
         let mut state = lock(&shared.state);
-        state.job = Some(job);
-        state.round += 1;
-        state.running = self.workers();
-        shared.given.notify_all();
-        while state.running > 0 {
+        while shared.running.load(Ordering::Relaxed) > 0 {
             state = wait(&shared.done, state);
         }
         state.job = None;
-        let panic = state.panic.take();
+        let theirs = state.panic.take();
         drop(state);
-        if let Some(payload) = panic {
+        if let Some(payload) = own.err().or(theirs) {
             std::panic::resume_unwind(payload);
         }
     }
@@ -134,7 +155,10 @@ impl Team {
 
 impl Drop for Team {
     fn drop(&mut self) {
-        lock(&self.shared.state).ended = true;
+        let mut state = lock(&self.shared.state);
+        state.ended = true;
+        self.shared.round.fetch_add(1, Ordering::Release);
+        drop(state);
         self.shared.given.notify_all();
         for thread in self.threads.drain(..) {
             // A worker catches the panics of its jobs.
@@ -143,36 +167,57 @@ impl Drop for Team {
     }
 }
 
-/// The life of a worker: one job after another.
+impl Shared {
+    /// Calls the body as worker `index`; a panic is caught, and frees the others.
+    ///
+    /// # Safety
+    /// The body lives until this returns.
+    unsafe fn work(&self, Job(body): Job, index: usize) -> Result<(), Box<dyn Any + Send>> {
+        let worker = Worker {
+            index,
+            workers: self.barrier.workers,
+            barrier: &self.barrier,
+        };
+        // SAFETY: the caller's contract. That another worker was poisoned is for the one that panicked to tell.
+        let result = catch_unwind(AssertUnwindSafe(|| unsafe { (*body)(&worker) }));
+        if result.is_err() {
+            self.barrier.poisoned.store(true, Ordering::Release);
+        }
+        result.map(|_| ())
+    }
+
+    /// Spins while the condition holds, but not for long.
+    fn spin_while(&self, condition: impl Fn() -> bool) {
+        for _ in 0..self.barrier.spins {
+            if !condition() {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+    }
+}
+
+/// The life of a thread: one job after another.
 fn serve(shared: &Shared, index: usize) {
     let mut served = 0;
     loop {
+        shared.spin_while(|| shared.round.load(Ordering::Acquire) == served);
         let mut state = lock(&shared.state);
-        while !state.ended && state.round == served {
+        while shared.round.load(Ordering::Relaxed) == served {
             state = wait(&shared.given, state);
         }
-        served = state.round;
-        let Some(Job(body)) = state.job.as_ref().filter(|_| !state.ended) else {
+        served = shared.round.load(Ordering::Relaxed);
+        let Some(job) = state.job.filter(|_| !state.ended) else {
             return;
         };
-        let body = *body;
         drop(state);
-        let worker = Worker {
-            index,
-            workers: shared.barrier.workers,
-            barrier: &shared.barrier,
-        };
-        // SAFETY: the body lives until `running` is zero, to which this worker contributes below.
-        let result = catch_unwind(AssertUnwindSafe(|| unsafe { (*body)(&worker) }));
-        if result.is_err() {
-            shared.barrier.poisoned.store(true, Ordering::Release);
-        }
+        // SAFETY: the body lives until `running` is zero, to which this thread contributes below.
+        let result = unsafe { shared.work(job, index) };
         let mut state = lock(&shared.state);
         if let Err(payload) = result {
             state.panic.get_or_insert(payload);
         }
-        state.running -= 1;
-        if state.running == 0 {
+        if shared.running.fetch_sub(1, Ordering::Release) == 1 {
             shared.done.notify_one();
         }
     }
