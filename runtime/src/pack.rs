@@ -238,8 +238,11 @@ impl<'a> Packer<'a> {
                 Tensor::int(shape, picked.iter().map(|&row| values[row]).collect())
             }
             (Some(Values::Floats(values)), _) => {
-                let row = |&row: &usize| &values[row * width..(row + 1) * width];
-                Tensor::real(shape, picked.iter().flat_map(row).copied().collect())
+                let mut rows = Vec::with_capacity(picked.len() * width);
+                for row in picked {
+                    rows.extend_from_slice(&values[row * width..(row + 1) * width]);
+                }
+                Tensor::real(shape, rows)
             }
             (None, Content::Index(_, _, default)) => {
                 Tensor::int(shape, vec![default.unwrap_or(0); picked.len()])
