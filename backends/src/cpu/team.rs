@@ -178,7 +178,7 @@ impl Shared {
             workers: self.barrier.workers,
             barrier: &self.barrier,
         };
-        // SAFETY: the caller's contract. That another worker was poisoned is for the one that panicked to tell.
+        // SAFETY: the caller's contract. A worker that met a poisoned barrier has nothing to add to the panic behind it.
         let result = catch_unwind(AssertUnwindSafe(|| unsafe { (*body)(&worker) }));
         if result.is_err() {
             self.barrier.poisoned.store(true, Ordering::Release);
