@@ -2,6 +2,8 @@
 
 #[path = "cli/failures.rs"]
 mod failures;
+#[path = "cli/gradients.rs"]
+mod gradients;
 #[path = "cli/support.rs"]
 mod support;
 
