@@ -11,7 +11,9 @@ use lxpod_ir::ops::{
 use lxpod_ir::random::random_loss_graph;
 use lxpod_ir::text::{parse, print};
 use lxpod_ir::{Builder, DType, Graph, LOSS, Spaces, Value};
-use lxpod_passes::{LossScale, Manager, Options, PASSES, Pass, Precision, TRAINING, find};
+use lxpod_passes::{
+    LossScale, Manager, Options, PASSES, PIPELINE, Pass, Precision, TRAINING, find,
+};
 use proptest::prelude::*;
 use support::differences::{Point, compare, differentiated};
 use support::{World, same_bits};
@@ -393,6 +395,15 @@ fn gradients(graph: &Graph) -> Option<Graph> {
         Err(error) if error.to_string().contains("has no derivative") => None,
         after => Some(after.unwrap()),
     }
+}
+
+#[test]
+fn training_is_the_pipeline_with_gradients() {
+    let mut names: Vec<&str> = TRAINING.iter().map(|pass| pass.name).collect();
+    let first = names.iter().position(|name| *name == "autodiff").unwrap();
+    let added: Vec<&str> = names.drain(first..first + 5).collect();
+    assert_eq!(added, ["autodiff", "canonicalise", "fold", "cse", "dce"]);
+    assert!(PIPELINE.iter().map(|pass| pass.name).eq(names));
 }
 
 #[test]
