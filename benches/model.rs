@@ -36,7 +36,14 @@ const BOXES: usize = 36;
 /// A plan of a graph that has no configuration, on one tile.
 fn plan_of(mut graph: Graph, precision: Precision) -> Plan {
     let expected = parameters(&graph);
-    optimise(&mut graph, &Options { precision }).expect("passes keep every invariant");
+    optimise(
+        &mut graph,
+        &Options {
+            precision,
+            ..Options::default()
+        },
+    )
+    .expect("passes keep every invariant");
     let target = Target::named("cpu").expect("a built-in target");
     let cost = cost::model(&target);
     let partition = partition(&mut graph, &target, cost.as_ref(), 1).expect("it fits");

@@ -4,6 +4,8 @@
 mod bench;
 #[path = "cli/failures.rs"]
 mod failures;
+#[path = "cli/gradients.rs"]
+mod gradients;
 #[path = "cli/support.rs"]
 mod support;
 

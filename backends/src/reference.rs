@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use lxpod_ir::ops::Op;
 use lxpod_ir::{Binding, Extents, Graph, Scalar, Shape, Tensor, TensorType, interpret};
-use lxpod_passes::plan::Plan;
 use thiserror::Error;
 
 use crate::{BackendError, Executable, Feed, Fetch, HostLedger, Outputs, StepTime, TileLedger};
@@ -15,38 +14,39 @@ use crate::{BackendError, Executable, Feed, Fetch, HostLedger, Outputs, StepTime
 #[error("{0}")]
 pub struct ReferenceError(String);
 
-/// A plan run by its graph's reference semantics, in f32.
+/// A graph run by its reference semantics, in f32.
 pub struct Reference {
-    plan: Plan,
+    graph: Graph,
     parameters: BTreeMap<String, (Shape, Vec<f32>)>,
 }
 
 impl Reference {
-    /// Reads every tensor that the plan's parameters are made of.
+    /// Reads every tensor that the graph's parameters are made of; `expected` are those of the model
+    /// with their shapes.
     ///
     /// # Errors
     /// The source of the weights fails.
-    pub fn load(plan: Plan, fetch: Fetch<'_>) -> Result<Self, BackendError> {
+    pub fn load(
+        graph: Graph,
+        expected: &[(String, Vec<usize>)],
+        fetch: Fetch<'_>,
+    ) -> Result<Self, BackendError> {
         let mut parameters = BTreeMap::new();
-        for id in plan.graph.nodes() {
-            let Op::Param(param) = &plan.graph.node(id).op else {
+        for id in graph.nodes() {
+            let Op::Param(param) = &graph.node(id).op else {
                 continue;
             };
             for name in param.value.tensors() {
-                let expected = plan
-                    .provenance
-                    .expected
-                    .iter()
-                    .find(|(other, _)| other == name);
+                let expected = expected.iter().find(|(other, _)| other == name);
                 let unknown =
-                    || BackendError::Internal(format!("the plan expects no tensor `{name}`"));
+                    || BackendError::Internal(format!("the model has no tensor `{name}`"));
                 let shape = Shape::new(&expected.ok_or_else(unknown)?.1);
                 let mut values = vec![0.0; shape.elements()];
                 fetch(name, 0..shape.rows(), &mut values)?;
                 parameters.insert(name.to_owned(), (shape, values));
             }
         }
-        Ok(Reference { plan, parameters })
+        Ok(Reference { graph, parameters })
     }
 }
 
@@ -55,7 +55,7 @@ impl Executable for Reference {
         let answer = |feed: &Feed| {
             let input = |name: &str| feed.inputs.get(name).cloned();
             let parameter = |name: &str| self.parameters.get(name).cloned();
-            let outputs = run::<f32>(&self.plan.graph, &feed.extents, input, parameter);
+            let outputs = run::<f32>(&self.graph, &feed.extents, input, parameter);
             let outputs = outputs.map_err(|error| BackendError::Data(error.to_string()))?;
             Ok(outputs.into_iter().map(|(_, tensor)| tensor).collect())
         };

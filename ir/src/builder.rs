@@ -81,7 +81,7 @@ impl Builder {
         };
         let node = Node {
             op: input.into(),
-            types: Types::from_elem(TensorType::fixed(DType::F32, []), 2),
+            types: Types::from_elem(TensorType::fixed(DType::F32, []), 3),
             scope: self.path.clone(),
             stage: None,
         };

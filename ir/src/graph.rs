@@ -66,6 +66,25 @@ pub struct Output {
     pub value: Value,
 }
 
+/// The output that is differentiated.
+pub const LOSS: &str = "loss";
+
+/// What the names of outputs that are gradients begin with; the parameter's name follows.
+const GRADIENT: &str = "grad:";
+
+impl Output {
+    /// The checkpoint tensor whose gradient of [`LOSS`] this is. The name says it, so that text
+    /// forms, plans and backends carry gradients as they carry other outputs.
+    pub fn gradient_of(&self) -> Option<&str> {
+        self.name.strip_prefix(GRADIENT)
+    }
+
+    /// The name of the output that is the gradient of that checkpoint tensor.
+    pub(crate) fn gradient_name(tensor: &str) -> String {
+        format!("{GRADIENT}{tensor}")
+    }
+}
+
 /// A use of a value: operand `input` of `node`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct User {

@@ -53,7 +53,7 @@ pub use binding::Binding;
 pub use builder::Builder;
 pub use dot::dot;
 pub use dtype::DType;
-pub use graph::{Graph, Node, NodeId, Output, User, Value};
+pub use graph::{Graph, LOSS, Node, NodeId, Output, User, Value};
 pub use interpret::interpret;
 pub use patch::{Patch, Wire};
 pub use rows::{Extents, Layout, MAX_ROWS, RowSpace, SpaceId, Spaces};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::graph::{Node, User};
+use crate::graph::{Node, Output, User};
 use crate::ops::{Infer, Op};
 use crate::{Graph, NodeId, SpaceId, TensorType, Types, Value};
 
@@ -16,6 +16,16 @@ pub enum Wire {
     Old(Value),
     /// An output of a node that the patch adds.
     New(usize, u16),
+}
+
+impl Wire {
+    /// Another output of the same node.
+    pub fn output(self, output: u16) -> Self {
+        match self {
+            Wire::Old(value) => Wire::Old(Value { output, ..value }),
+            Wire::New(index, _) => Wire::New(index, output),
+        }
+    }
 }
 
 impl From<Value> for Wire {
@@ -39,6 +49,7 @@ pub struct Patch {
     retyped: Vec<(Value, TensorType)>,
     placed: Vec<(NodeId, u32)>,
     removed: Vec<NodeId>,
+    leaving: Vec<(String, Wire)>,
     unions: Vec<Vec<SpaceId>>,
 }
 
@@ -55,6 +66,7 @@ impl Patch {
             && self.retyped.is_empty()
             && self.placed.is_empty()
             && self.removed.is_empty()
+            && self.leaving.is_empty()
     }
 
     /// Adds a node in the scope and on the stage of `like`, and returns its first output.
@@ -166,6 +178,17 @@ impl Patch {
         self.removed.push(node);
     }
 
+    /// Lets a value leave the graph, behind the outputs there are.
+    pub fn add_output(&mut self, name: &str, wire: impl Into<Wire>) {
+        self.leaving.push((name.to_owned(), wire.into()));
+    }
+
+    /// Lets a value leave the graph as the gradient of a checkpoint tensor; see
+    /// [`crate::Output::gradient_of`].
+    pub fn add_gradient(&mut self, tensor: &str, wire: impl Into<Wire>) {
+        self.add_output(&Output::gradient_name(tensor), wire);
+    }
+
     /// Changes the graph.
     ///
     /// # Errors
@@ -196,6 +219,9 @@ impl Patch {
         }
         for (output, wire) in changes.outputs {
             graph.set_output(output, resolve(&added, wire));
+        }
+        for (name, wire) in self.leaving {
+            graph.add_output(&name, resolve(&added, wire));
         }
         for (value, ty) in self.retyped {
             graph.node_mut(value.node).types[usize::from(value.output)] = ty;
@@ -275,6 +301,7 @@ impl Patch {
                 .map(|(_, wire)| *wire),
         );
         wires.extend(changes.outputs.iter().map(|&(_, wire)| wire));
+        wires.extend(self.leaving.iter().map(|&(_, wire)| wire));
         let kept = graph.outputs().iter().enumerate();
         let changed: HashSet<usize> = changes
             .outputs

@@ -126,8 +126,10 @@ fn all_ops_appear() {
         let graph = random_placed_graph(seed, 60, 3);
         seen.extend(graph.nodes().map(|id| graph.node(id).op.name()));
     }
-    let all: BTreeSet<&str> = Op::NAMES.iter().copied().collect();
-    assert_eq!(seen, all);
+    // The ops that only gradients are made of appear where random graphs are differentiated.
+    let of_gradients = Op::NAMES.iter().position(|name| *name == "zeros");
+    let all = Op::NAMES[..of_gradients.unwrap()].iter().copied();
+    assert_eq!(seen, all.collect::<BTreeSet<&str>>());
 }
 
 #[test]

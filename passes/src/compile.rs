@@ -146,6 +146,7 @@ pub fn compile(
     observe("build", &graph);
     let mut manager = Manager::new(Options {
         precision: options.precision,
+        ..Options::default()
     });
     manager = manager
         .print_after("all", &mut *observe)

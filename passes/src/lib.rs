@@ -18,9 +18,11 @@
 //! dce
 //! ```
 //!
-//! [`optimise`] runs this list.
+//! [`optimise`] runs this list. [`TRAINING`] has `autodiff` in it, behind the second `dce`, which adds
+//! the gradient of the loss for each parameter.
 #![forbid(unsafe_code)]
 
+pub mod autodiff;
 pub mod canonicalise;
 mod compile;
 pub mod cost;
@@ -45,4 +47,7 @@ pub use compile::{
     plan_graph,
 };
 pub use manager::{Manager, PassError, PassReport, Report, optimise};
-pub use pass::{Found, Options, PASSES, PIPELINE, Pass, Precision, Run, UnknownPass, find, names};
+pub use pass::{
+    Found, LossScale, Options, PASSES, PIPELINE, Pass, Precision, Run, TRAINING, UnknownPass, find,
+    names,
+};

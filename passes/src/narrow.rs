@@ -78,12 +78,14 @@ fn picked(graph: &Graph, id: NodeId) -> Option<(Pick, Vec<NodeId>)> {
         return None;
     }
     let pick = match &graph.node(first.node).op {
-        Op::GatherRows(_) => Pick::Rows(graph.inputs(first.node)[1]),
+        Op::GatherRows(GatherRows { padding: None }) => Pick::Rows(graph.inputs(first.node)[1]),
         Op::Slice(slice) if slice.axis > 0 => Pick::Columns(slice.clone()),
         _ => return None,
     };
     let same = |reader: NodeId| match (&pick, &graph.node(reader).op) {
-        (Pick::Rows(index), Op::GatherRows(_)) => graph.inputs(reader)[1] == *index,
+        (Pick::Rows(index), Op::GatherRows(GatherRows { padding: None })) => {
+            graph.inputs(reader)[1] == *index
+        }
         (Pick::Columns(slice), Op::Slice(other)) => slice == other,
         _ => false,
     };
@@ -108,7 +110,12 @@ fn narrow_rows(
     let mut operands = Vec::with_capacity(inputs.len());
     for (&value, moves) in inputs.iter().zip(moves) {
         operands.push(if moves {
-            patch.add(graph, id, GatherRows {}, &[value.into(), index.into()])?
+            patch.add(
+                graph,
+                id,
+                GatherRows::default(),
+                &[value.into(), index.into()],
+            )?
         } else {
             value.into()
         });
@@ -126,8 +133,6 @@ fn rows_through(graph: &Graph, id: NodeId, index: Value) -> Option<Vec<bool>> {
     let types = || inputs.iter().map(|&value| graph.ty(value));
     match op {
         Op::Transfer(_) => None,
-        // The axis normalised is the rows themselves: each depends on all.
-        Op::LayerNorm(_) if graph.ty(graph.value(id)).shape.len() < 2 => None,
         Op::GatherRows(_) => Some(vec![false, true]),
         _ if op.is_leaf() => None,
         _ => match op.row_use() {

@@ -7,7 +7,8 @@ use lxpod_ir::{Graph, NodeId, Patch};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    canonicalise, cse, dce, fold, fuse_epilogue, fuse_norm, merge_linear, narrow, precision,
+    autodiff, canonicalise, cse, dce, fold, fuse_epilogue, fuse_norm, merge_linear, narrow,
+    precision,
 };
 
 /// A named step of the compiler: it reads a graph and says how to change it.
@@ -39,6 +40,21 @@ pub enum Run {
 pub struct Options {
     /// How values are stored.
     pub precision: Precision,
+    /// What multiplies the loss before it is differentiated.
+    pub loss_scale: LossScale,
+}
+
+/// What multiplies the loss before it is differentiated, so that gradients stored in f16 do not
+/// underflow. All gradients come out multiplied by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossScale {
+    /// Nothing does.
+    #[default]
+    One,
+    /// The input [`autodiff::LOSS_SCALE`], an f32 scalar given for each run: one plan serves a
+    /// static and a moving scale.
+    Input,
 }
 
 /// How values are stored.
@@ -86,6 +102,7 @@ pub static PASSES: &[&Pass] = &[
     &cse::PASS,
     &dce::PASS,
     &narrow::PASS,
+    &autodiff::PASS,
     &fuse_epilogue::PASS,
     &merge_linear::PASS,
     &fuse_norm::PASS,
@@ -102,6 +119,33 @@ pub static PIPELINE: &[&Pass] = &[
     &cse::PASS,
     &dce::PASS,
     &narrow::PASS,
+    &cse::PASS,
+    &dce::PASS,
+    &fuse_epilogue::PASS,
+    &merge_linear::PASS,
+    &fuse_norm::PASS,
+    &fold::PASS,
+    &cse::PASS,
+    &dce::PASS,
+    &precision::PASS,
+    &dce::PASS,
+];
+
+/// The passes of a graph that is to be trained, in order: [`PIPELINE`] with the gradients.
+///
+/// They are added after what leaves values out and before what fuses them, so that a value that a
+/// gradient reads stays.
+pub static TRAINING: &[&Pass] = &[
+    &canonicalise::PASS,
+    &fold::PASS,
+    &cse::PASS,
+    &dce::PASS,
+    &narrow::PASS,
+    &cse::PASS,
+    &dce::PASS,
+    &autodiff::PASS,
+    &canonicalise::PASS,
+    &fold::PASS,
     &cse::PASS,
     &dce::PASS,
     &fuse_epilogue::PASS,

@@ -3,7 +3,8 @@
 //! *What it does.* Under `fp32`, nothing. Under `mixed`, values stored in f32 become f16, but for
 //! - inputs and constants, which come as they are;
 //! - vectors and scalars: gains, biases, masks, losses;
-//! - what only losses read or only leaves the graph, unless attention computes it: scores are not
+//! - sums over rows, which gradients of parameters are;
+//! - what only losses and their gradients read or only leaves the graph, unless attention computes it: scores are not
 //!   rounded before anyone sees them.
 //!
 //! Ops compute in f32 whatever is stored, so sums, norms and exponentials keep their precision.
@@ -70,8 +71,14 @@ fn is_full(graph: &Graph, value: Value) -> bool {
     let ty: &TensorType = graph.ty(value);
     match graph.node(value.node).op {
         Op::Input(_) | Op::Constant(_) | Op::Cast(_) => true,
-        _ => ty.dtype != DType::F32 || ty.shape.len() < 2,
+        _ => ty.dtype != DType::F32 || ty.shape.len() < 2 || is_gradient(graph, value),
     }
+}
+
+/// Whether a value is a sum over rows, as gradients of parameters are, or made of such sums: it is in
+/// no row space, and not made from parameters alone.
+fn is_gradient(graph: &Graph, value: Value) -> bool {
+    graph.ty(value).rows.is_none() && !walk::is_parametric(graph, value)
 }
 
 /// Whether a value is to be kept small: something other than a loss computes with it, or attention
@@ -87,7 +94,15 @@ fn is_read(graph: &Graph, value: Value) -> bool {
 }
 
 fn is_loss(op: &Op) -> bool {
-    matches!(op, Op::CrossEntropy(_) | Op::Bce(_) | Op::SmoothL1(_))
+    matches!(
+        op,
+        Op::CrossEntropy(_)
+            | Op::Bce(_)
+            | Op::SmoothL1(_)
+            | Op::CrossEntropyGrad(_)
+            | Op::BceGrad(_)
+            | Op::SmoothL1Grad(_)
+    )
 }
 
 /// The operands whose dtype is the dtype of the node's output.

@@ -5,11 +5,12 @@ mod support;
 use lxpod_ir::front::{Losses, LxmertConfig, ModelOptions, Task, build};
 use lxpod_ir::text::print;
 use lxpod_ir::{DType, Graph};
-use lxpod_passes::{Options, Precision, Report, optimise};
+use lxpod_passes::{LossScale, Options, Precision, Report, optimise};
 use support::{World, count, named, same_bits, ty};
 
 const FP32: Options = Options {
     precision: Precision::Fp32,
+    loss_scale: LossScale::One,
 };
 
 fn tiny() -> LxmertConfig {

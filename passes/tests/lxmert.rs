@@ -19,6 +19,7 @@ fn optimised(layers: Layers) -> (lxpod_ir::Graph, lxpod_ir::Graph) {
     let mut after = before.clone();
     let options = Options {
         precision: Precision::Fp32,
+        ..Options::default()
     };
     optimise(&mut after, &options).unwrap_or_else(|error| panic!("{error}"));
     for seed in 0..3 {
@@ -150,6 +151,7 @@ fn optimising_twice_is_optimising_once() {
     let (_, mut twice) = optimised(SMALL);
     let options = Options {
         precision: Precision::Fp32,
+        ..Options::default()
     };
     let report = optimise(&mut twice, &options).unwrap();
     assert_eq!(report.patches(), 0);

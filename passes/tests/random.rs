@@ -41,7 +41,7 @@ proptest! {
     fn the_pipeline_keeps_every_bit(seed: u64, size in 4usize..60) {
         let graph = random::graph(seed, size);
         let world = World::new(&graph, seed);
-        let options = Options { precision: Precision::Fp32 };
+        let options = Options { precision: Precision::Fp32, ..Options::default() };
         let [mut once, mut again] = [graph.clone(), graph.clone()];
         optimise(&mut once, &options).unwrap();
         optimise(&mut again, &options).unwrap();
@@ -55,8 +55,8 @@ proptest! {
     fn mixed_precision_only_changes_dtypes(seed: u64, size in 4usize..60) {
         let mut full = random::graph(seed, size);
         let mut mixed = full.clone();
-        optimise(&mut full, &Options { precision: Precision::Fp32 }).unwrap();
-        optimise(&mut mixed, &Options { precision: Precision::Mixed }).unwrap();
+        optimise(&mut full, &Options { precision: Precision::Fp32, ..Options::default() }).unwrap();
+        optimise(&mut mixed, &Options { precision: Precision::Mixed, ..Options::default() }).unwrap();
         prop_assert_eq!(print(&mixed).replace("f16[", "f32["), print(&full));
     }
     #[test]
@@ -80,7 +80,7 @@ proptest! {
         let passes: Vec<&Pass> = PIPELINE.iter().copied()
             .filter(|pass| pass.name != "narrow" || !picks_own_rows(&graph))
             .collect();
-        let mut manager = Manager::new(Options { precision: Precision::Fp32 });
+        let mut manager = Manager::new(Options { precision: Precision::Fp32, ..Options::default() });
         for pass in &passes {
             let mut after = graph.clone();
             manager.run(&[find("cse").unwrap(), pass], &mut after).unwrap();

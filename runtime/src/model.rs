@@ -72,7 +72,17 @@ impl Model {
                 ),
             });
         }
-        let expected = &plan.provenance.expected;
+        self.weights_of(&plan.provenance.expected)
+    }
+
+    /// The weights, checked against these tensors, and notes for the user.
+    ///
+    /// # Errors
+    /// The checkpoint does not fit.
+    pub(crate) fn weights_of(
+        &self,
+        expected: &[(String, Vec<usize>)],
+    ) -> Result<(Box<dyn Weights>, Report)> {
         match &self.source {
             Source::Seeded(seed) => {
                 let weights = Seeded::new(*seed, expected.iter().cloned())?;

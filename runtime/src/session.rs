@@ -5,13 +5,17 @@ use std::time::{Duration, Instant};
 
 use lxpod_backends::cpu::{Cpu, CpuOptions, PackedWeights};
 use lxpod_backends::reference::Reference;
-use lxpod_backends::{Executable, Feed, HostLedger, Outputs, SourceError, StepTime, TileLedger};
-use lxpod_ir::front::PretrainingLoss;
-use lxpod_ir::{Extents, Graph};
+use lxpod_backends::{
+    BackendError, Executable, Feed, HostLedger, Outputs, SourceError, StepTime, TileLedger,
+};
+use lxpod_ir::front::{Built, ModelOptions, PretrainingLoss, build};
+use lxpod_ir::{Extents, Graph, LOSS};
 use lxpod_passes::plan::Plan;
+use lxpod_passes::{CompileError, Manager, Options as PassOptions, Precision, TRAINING};
 
-use crate::checkpoint::Weights;
-use crate::error::Result;
+use crate::checkpoint::{Report, Weights};
+use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::pack::Packer;
 use crate::samples::Samples;
 
@@ -52,6 +56,9 @@ pub struct NamedTensor {
 pub struct RunResult {
     /// Every output that the inputs given determine, in the graph's order.
     pub outputs: Vec<NamedTensor>,
+    /// The gradient of the loss for each parameter that has one, by its name; none of an inference
+    /// plan.
+    pub gradients: Vec<NamedTensor>,
     /// Time of the run, packing and unpacking included.
     pub duration: Duration,
 }
@@ -134,7 +141,10 @@ impl Session {
                 };
                 Box::new(Cpu::load(plan, &fetch, &packed, options)?)
             }
-            BackendKind::Reference => Box::new(Reference::load(plan, &fetch)?),
+            BackendKind::Reference => {
+                let expected = &plan.provenance.expected;
+                Box::new(Reference::load(plan.graph, expected, &fetch)?)
+            }
         };
         Ok(Session {
             graph,
@@ -142,6 +152,47 @@ impl Session {
             packed,
             results: Vec::new(),
         })
+    }
+
+    /// A model for training on the reference backend, which needs no plan: its runs also give the
+    /// gradient of the loss for each parameter. What else the user should know is in the report.
+    ///
+    /// # Errors
+    /// The options do not fit the model, they ask for no loss, or the weights cannot be read.
+    pub fn training(
+        model: &Model,
+        options: &ModelOptions,
+        precision: Precision,
+    ) -> Result<(Session, Report)> {
+        let Built {
+            mut graph,
+            expected,
+        } = build(&model.config, options).map_err(CompileError::from)?;
+        if !graph.outputs().iter().any(|output| output.name == LOSS) {
+            return Err(Error::Option {
+                flag: "--mode",
+                message: "training needs a loss; the inputs have no labels for one".to_owned(),
+            });
+        }
+        let options = PassOptions {
+            precision,
+            ..PassOptions::default()
+        };
+        let passes = Manager::new(options).run(TRAINING, &mut graph);
+        passes.map_err(CompileError::from)?;
+        let (weights, report) = model.weights_of(&expected)?;
+        let fetch = |name: &str, rows: Range<usize>, out: &mut [f32]| {
+            let read = weights.read_rows(name, rows, out);
+            read.map_err(|error| Box::new(error) as SourceError)
+        };
+        let executable = Reference::load(graph.clone(), &expected, &fetch)?;
+        let session = Session {
+            graph,
+            executable: Box::new(executable),
+            packed: PackedWeights::default(),
+            results: Vec::new(),
+        };
+        Ok((session, report))
     }
 
     /// Answers samples, in micro-batches of the plan's size.
@@ -157,12 +208,25 @@ impl Session {
             .cloned()
             .map(|range| packer.pack(range))
             .collect::<Result<_>>()?;
+        let mut named = self.graph.outputs().iter();
+        if feeds.len() > 1 && named.any(|output| output.gradient_of().is_some()) {
+            return Err(Error::Backend(BackendError::Unsupported(
+                "gradients over several micro-batches; leave --micro-batch out".to_owned(),
+            )));
+        }
         self.executable.run(&feeds, &mut self.results)?;
         let results: Vec<(Range<usize>, &Outputs)> =
             micro_batches.into_iter().zip(&self.results).collect();
-        let mut outputs = Vec::new();
+        let (mut outputs, mut gradients) = (Vec::new(), Vec::new());
         for (index, output) in self.graph.outputs().iter().enumerate() {
-            if packer.is_known(index) {
+            if let Some(parameter) = output.gradient_of() {
+                let tensor = &self.results[0][index];
+                gradients.push(NamedTensor {
+                    name: parameter.to_owned(),
+                    shape: tensor.shape.to_vec(),
+                    values: tensor.reals().to_vec(),
+                });
+            } else if packer.is_known(index) {
                 let (shape, values) = packer.unpack(index, &results);
                 outputs.push(NamedTensor {
                     name: output.name.clone(),
@@ -174,6 +238,7 @@ impl Session {
         add_pretraining_loss(&mut outputs, results.len());
         Ok(RunResult {
             outputs,
+            gradients,
             duration: start.elapsed(),
         })
     }

@@ -62,7 +62,7 @@ fn what_is_not_there_yet_says_so() {
         "--gradients",
         "g.safetensors",
     ])
-    .fails(3, &["--gradients"]);
+    .fails(2, &["--gradients", "--mode training"]);
 }
 
 #[test]

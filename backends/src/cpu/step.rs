@@ -403,6 +403,17 @@ impl Resolver<'_> {
             Op::CrossEntropy(loss) => Kernel::CrossEntropy(loss.reduction),
             Op::Bce(loss) => Kernel::Bce(loss.factor),
             Op::SmoothL1(_) => Kernel::SmoothL1,
+            Op::Zeros(_)
+            | Op::Matmul(_)
+            | Op::WeightGrad(_)
+            | Op::SumRows(_)
+            | Op::ScatterAddRows(_)
+            | Op::ActivateGrad(_)
+            | Op::AttentionGrad(_)
+            | Op::LayerNormGrad(_)
+            | Op::CrossEntropyGrad(_)
+            | Op::BceGrad(_)
+            | Op::SmoothL1Grad(_) => return unsupported("gradients"),
             Op::Input(_) | Op::Param(_) | Op::Constant(_) | Op::Slice(_) | Op::Part(_) => {
                 return Err(BackendError::Internal(
                     "a step of a leaf or a view".to_owned(),

@@ -1,4 +1,5 @@
 //! Golden cases: a small model, its inputs, and what Transformers computes from them.
+#![allow(dead_code, reason = "each test file uses some of it")]
 
 pub(crate) mod compare;
 pub(crate) mod pack;
@@ -46,6 +47,8 @@ pub(crate) struct Case {
     pub(crate) weights: Tensors,
     pub(crate) inputs: Tensors,
     pub(crate) expected: Tensors,
+    /// Of the loss, by parameter; empty where the case has none.
+    pub(crate) gradients: Tensors,
 }
 
 /// Where the cases are.
@@ -71,6 +74,10 @@ impl Case {
                 .collect(),
             inputs: tensors(&folder.join("inputs.safetensors")),
             expected: tensors(&folder.join("expected.safetensors")),
+            gradients: match folder.join("gradients.safetensors") {
+                path if path.exists() => tensors(&path),
+                _ => Tensors::new(),
+            },
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use lxpod_ir::front::{Built, Losses, ModelOptions, RowSpaces, build};
-use lxpod_ir::{Extents, Scalar, Shape, SpaceId, Tensor};
+use lxpod_ir::{Extents, Graph, Scalar, Shape, SpaceId, Tensor};
 
 use super::{Array, Case, Elements};
 
@@ -69,6 +69,13 @@ impl Packed {
         };
         packed.extents = packed.measure();
         packed
+    }
+
+    /// Changes the graph.
+    pub(crate) fn rewrite(&mut self, change: impl FnOnce(&mut Graph)) {
+        change(&mut self.built.graph);
+        // it may have more unions now
+        self.extents = self.measure();
     }
 
     fn measure(&self) -> Extents {

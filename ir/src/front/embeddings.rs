@@ -11,7 +11,8 @@ pub(super) struct Words {
     pub(super) table: Value,
 }
 
-/// LN((word + position) + token type), in scope `embeddings`.
+/// LN((word + position) + token type), in scope `embeddings`. Row 0 of each table is padding and is
+/// not trained by what it looks up.
 pub(super) fn words(b: &mut Builder, cx: &Context<'_>) -> Words {
     let (config, inputs) = (cx.config, &cx.inputs);
     let width = config.hidden_size;
@@ -28,7 +29,7 @@ pub(super) fn words(b: &mut Builder, cx: &Context<'_>) -> Words {
             (tables[1], inputs.position_ids),
             (tables[2], inputs.token_type_ids),
         ]
-        .map(|(table, index)| b.op(GatherRows::default(), &[table, index]));
+        .map(|(table, index)| b.op(GatherRows { padding: Some(0) }, &[table, index]));
         let sum = b.op(Add::default(), &[word, position]);
         let sum = b.op(Add::default(), &[sum, kind]);
         Words {

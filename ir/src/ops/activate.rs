@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cost, Eval, Infer, OpDef, Operand, RowUse};
+use super::{ActivateGrad, Cost, Eval, Infer, OpDef, Operand, RowUse, Vjp};
 use crate::tensor::{Scalar, Tensor};
 use crate::types::Types;
 
@@ -36,6 +36,30 @@ impl Activation {
             Activation::Relu => x.max(0.0),
             Activation::Silu => x / (1.0 + (-x).exp()),
             Activation::Tanh => x.tanh(),
+        })
+    }
+
+    /// The function's derivative, computed in f64; 0 where `Relu` has none.
+    pub fn slope<S: Scalar>(self, x: S) -> S {
+        let x = x.to_f64();
+        S::from_f64(match self {
+            Activation::Gelu => {
+                let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+                0.5 * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2)) + x * density
+            }
+            Activation::GeluTanh => {
+                let root = (2.0 / std::f64::consts::PI).sqrt();
+                let tanh = (root * (x + 0.044715 * x * x * x)).tanh();
+                let inner = root * (1.0 + 3.0 * 0.044715 * x * x);
+                0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * inner
+            }
+            Activation::Relu if x.is_nan() => x,
+            Activation::Relu => f64::from(u8::from(x > 0.0)),
+            Activation::Silu => {
+                let sigmoid = 1.0 / (1.0 + (-x).exp());
+                sigmoid * (1.0 + x * (1.0 - sigmoid))
+            }
+            Activation::Tanh => 1.0 - x.tanh() * x.tanh(),
         })
     }
 }
@@ -105,6 +129,14 @@ impl OpDef for Activate {
 
     fn row_use(&self) -> RowUse {
         RowUse::Local
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<(), String> {
+        let (dy, kind) = (cx.cotangent()?, self.kind);
+        let x = cx.operands()[0];
+        let dx = cx.emit(ActivateGrad { kind }, &[dy, x])?;
+        cx.give(0, dx);
+        Ok(())
     }
 
     fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cost, Eval, Infer, OpDef, Operand, RowUse};
+use super::{Cost, Eval, Infer, OpDef, Operand, RowUse, Vjp};
 use crate::tensor::{Scalar, Tensor};
 use crate::types::Types;
 
@@ -30,6 +30,13 @@ impl OpDef for Add {
 
     fn row_use(&self) -> RowUse {
         RowUse::Local
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<(), String> {
+        let dy = cx.cotangent()?;
+        cx.give(0, dy);
+        cx.give(1, dy);
+        Ok(())
     }
 
     fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cost, Eval, Infer, OpDef, Operand, RowUse};
+use super::{AttentionGrad, Cost, Eval, Infer, OpDef, Operand, RowUse, Vjp, Zeros};
 use crate::rows::SpaceId;
 use crate::tensor::{Scalar, Tensor};
 use crate::types::Types;
@@ -111,6 +111,31 @@ impl OpDef for Attention {
         RowUse::Query
     }
 
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<(), String> {
+        let operands = cx.operands();
+        let dy = match cx.cotangent_of(0) {
+            Some(dy) => dy,
+            None => {
+                let query = cx.operand_type(0);
+                cx.emit_like(Zeros {}, &[], query)?
+            }
+        };
+        let mut read = vec![dy];
+        read.extend(operands);
+        if self.probabilities {
+            read.extend(cx.cotangent_of(1));
+        }
+        let op = AttentionGrad {
+            heads: self.heads,
+            scale: self.scale,
+        };
+        let dquery = cx.emit(op, &read)?;
+        for operand in 0..3 {
+            cx.give(operand, dquery.output(operand as u16));
+        }
+        Ok(())
+    }
+
     fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {
         let (Some(queries), Some(keys)) = (cx.types[0].rows, cx.types[1].rows) else {
             return Err("queries and keys need row spaces".to_owned());
@@ -125,7 +150,8 @@ impl OpDef for Attention {
             let span = cx.extents.segment(keys, segment);
             for row in cx.extents.segment(queries, segment) {
                 for head in 0..self.heads {
-                    let weights = self.weights(cx, row, span.clone(), head);
+                    let operands = [0, 1, 3].map(|operand| cx.inputs[operand]);
+                    let weights = self.weights(operands, row, span.clone(), head);
                     let columns = head_columns(head, width / self.heads);
                     for (&weight, key) in weights.iter().zip(span.clone()) {
                         for column in columns.clone() {
@@ -145,32 +171,32 @@ impl OpDef for Attention {
     }
 }
 
-fn head_columns(head: usize, size: usize) -> std::ops::Range<usize> {
+/// The columns of a head of `size` columns.
+pub(super) fn head_columns(head: usize, size: usize) -> std::ops::Range<usize> {
     head * size..(head + 1) * size
 }
 
 impl Attention {
     /// The probabilities of one query row and head over the keys of its segment.
-    fn weights<S: Scalar>(
+    pub(super) fn weights<S: Scalar>(
         &self,
-        cx: &Eval<'_, S>,
+        [query, key, mask]: [&Tensor<S>; 3],
         row: usize,
         keys: std::ops::Range<usize>,
         head: usize,
     ) -> Vec<S> {
-        let columns = head_columns(head, cx.inputs[0].shape.row_elements() / self.heads);
-        let query = &cx.inputs[0].row(row)[columns.clone()];
+        let columns = head_columns(head, query.shape.row_elements() / self.heads);
+        let query = &query.row(row)[columns.clone()];
         let scale = S::from_f64(f64::from(self.scale));
         let lowest = S::from_f64(f64::from(f32::MIN));
         let one = S::from_f64(1.0);
         let mut scores: Vec<S> = keys
-            .map(|key| {
+            .map(|at| {
                 let mut dot = S::from_f64(0.0);
-                for (&q, &k) in query.iter().zip(&cx.inputs[1].row(key)[columns.clone()]) {
+                for (&q, &k) in query.iter().zip(&key.row(at)[columns.clone()]) {
                     dot += q * k;
                 }
-                (dot * scale + (one - cx.inputs[3].reals()[key]) * lowest)
-                    .round_to(crate::DType::F32)
+                (dot * scale + (one - mask.reals()[at]) * lowest).round_to(crate::DType::F32)
             })
             .collect();
         let peak = scores.iter().copied().reduce(S::maximum).unwrap_or(one);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cost, Eval, Infer, OpDef, Operand};
+use super::{BceGrad, Cost, Eval, Infer, OpDef, Operand, Vjp};
 use crate::DType;
 use crate::tensor::{Scalar, Tensor};
 use crate::types::{TensorType, Types};
@@ -32,6 +32,15 @@ impl OpDef for Bce {
 
     fn cost(&self, cx: &Infer<'_>) -> Cost {
         cx.elementwise(16)
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<(), String> {
+        let mut read = vec![cx.cotangent()?];
+        read.extend(cx.operands());
+        let factor = self.factor;
+        let dlogits = cx.emit(BceGrad { factor }, &read)?;
+        cx.give(0, dlogits);
+        Ok(())
     }
 
     fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {

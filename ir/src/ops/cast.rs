@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Eval, Infer, OpDef, Operand, RowUse};
+use super::{Eval, Infer, OpDef, Operand, RowUse, Vjp};
 use crate::DType;
 use crate::tensor::{Scalar, Tensor};
 use crate::types::Types;
@@ -33,6 +33,12 @@ impl OpDef for Cast {
 
     fn row_use(&self) -> RowUse {
         RowUse::Local
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<(), String> {
+        let dy = cx.cotangent()?;
+        cx.give(0, dy);
+        Ok(())
     }
 
     fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Eval, Infer, OpDef, Operand, RowUse};
+use super::{Eval, Infer, OpDef, Operand, Part, RowUse, Slice, Vjp};
 use crate::tensor::{Scalar, Tensor};
 use crate::types::{TensorType, Types};
 
@@ -75,6 +75,22 @@ impl OpDef for Concat {
         } else {
             RowUse::Mixing
         }
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<(), String> {
+        let dy = cx.cotangent()?;
+        let mut start = 0;
+        for operand in 0..cx.operands().len() {
+            let ty = cx.operand_type(operand);
+            let end = start + ty.shape[self.axis];
+            let dx = match (self.axis, ty.rows) {
+                (0, Some(_)) => cx.emit(Part { index: operand }, &[dy])?,
+                (axis, _) => cx.emit(Slice { axis, start, end }, &[dy])?,
+            };
+            cx.give(operand, dx);
+            start = end;
+        }
+        Ok(())
     }
 
     fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {

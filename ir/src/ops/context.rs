@@ -93,6 +93,42 @@ impl<'a> Infer<'a> {
         ))
     }
 
+    /// The one declared type, which must be a float.
+    pub fn declared_float(&self) -> Result<&'a TensorType, String> {
+        match self.declared {
+            [ty] if ty.dtype.is_float() => Ok(ty),
+            _ => Err("needs exactly one declared type, a float".to_owned()),
+        }
+    }
+
+    /// The type rule of a loss's gradient, whose operands are the loss's cotangent and the loss's
+    /// operands: one float output like the first of these. `loss` is the loss's type rule.
+    pub fn loss_grad(
+        &self,
+        loss: impl FnOnce(&Infer<'_>) -> Result<Types, String>,
+    ) -> Result<Types, String> {
+        let dloss = self.float(0, "dloss")?;
+        if !dloss.shape.is_empty() {
+            return Err(format!("dloss must be a scalar, is {}", self.show(dloss)));
+        }
+        loss(&Infer {
+            inputs: &self.inputs[1..],
+            declared: &[],
+            ..*self
+        })?;
+        let x = &self.inputs[1];
+        let output = self.output(0, x.rows, x.shape.clone(), dloss.dtype);
+        Ok(Types::from_elem(output, 1))
+    }
+
+    /// [`Infer::moved`] with `flops` for each element of what a loss reads; see [`Infer::loss_grad`].
+    pub fn loss_grad_cost(&self, flops: u64) -> Cost {
+        Cost {
+            flops: flops.saturating_mul(self.inputs[1].shape.elements() as u64),
+            ..self.moved()
+        }
+    }
+
     /// Checks that two operands agree in rows and shape.
     pub fn same(&self, a: usize, b: usize) -> Result<(), String> {
         let (first, second) = (&self.inputs[a], &self.inputs[b]);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cost, Eval, Infer, OpDef, Operand, Reduction};
+use super::{Cost, CrossEntropyGrad, Eval, Infer, OpDef, Operand, Reduction, Vjp};
 use crate::DType;
 use crate::tensor::{Scalar, Tensor};
 use crate::types::{TensorType, Types};
@@ -58,6 +58,15 @@ impl OpDef for CrossEntropy {
         cx.elementwise(4)
     }
 
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<(), String> {
+        let mut read = vec![cx.cotangent()?];
+        read.extend(cx.operands());
+        let reduction = self.reduction;
+        let dlogits = cx.emit(CrossEntropyGrad { reduction }, &read)?;
+        cx.give(0, dlogits);
+        Ok(())
+    }
+
     fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {
         let (logits, labels) = (cx.inputs[0], cx.inputs[1].ints());
         let (mut total, mut count) = (0.0, 0.0);
@@ -66,20 +75,8 @@ impl OpDef for CrossEntropy {
                 continue;
             }
             let values = logits.row(row);
-            let class = usize::try_from(label)
-                .ok()
-                .filter(|&class| class < values.len());
-            let class =
-                class.ok_or_else(|| format!("label {label} is outside 0..{}", values.len()))?;
-            let peak = values
-                .iter()
-                .copied()
-                .reduce(S::maximum)
-                .map_or(0.0, S::to_f64);
-            let sum: f64 = values
-                .iter()
-                .map(|value| (value.to_f64() - peak).exp())
-                .sum();
+            let class = class_of(label, values.len())?;
+            let LogSum { peak, sum } = LogSum::of(values);
             let weight = cx
                 .inputs
                 .get(2)
@@ -92,5 +89,31 @@ impl OpDef for CrossEntropy {
             Reduction::Weighted => labels.len() as f64,
         };
         Ok(vec![Tensor::real([], vec![S::from_f64(total / rows)])])
+    }
+}
+
+/// The class that a label names.
+pub(super) fn class_of(label: i32, classes: usize) -> Result<usize, String> {
+    let class = usize::try_from(label).ok().filter(|&class| class < classes);
+    class.ok_or_else(|| format!("label {label} is outside 0..{classes}"))
+}
+
+/// log Σ eˣ of a row of logits, as its largest element and the sum of e^(x − largest).
+pub(super) struct LogSum {
+    peak: f64,
+    sum: f64,
+}
+
+impl LogSum {
+    pub(super) fn of<S: Scalar>(logits: &[S]) -> Self {
+        let peak = logits.iter().copied().reduce(S::maximum);
+        let peak = peak.map_or(0.0, S::to_f64);
+        let sum = logits.iter().map(|x| (x.to_f64() - peak).exp()).sum();
+        LogSum { peak, sum }
+    }
+
+    /// The softmax of one of the row's logits.
+    pub(super) fn probability<S: Scalar>(&self, logit: S) -> f64 {
+        (logit.to_f64() - self.peak).exp() / self.sum
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cost, Eval, Infer, OpDef, Operand};
+use super::{Cost, Eval, Infer, OpDef, Operand, ScatterAddRows, Vjp};
 use crate::tensor::{Scalar, Tensor};
 use crate::types::{TensorType, Types};
 
@@ -10,7 +10,12 @@ use crate::types::{TensorType, Types};
 /// the samples that share them. The result lives in the index's row space.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct GatherRows {}
+pub struct GatherRows {
+    /// The row whose uses give no gradient, as `padding_idx` of `torch.nn.Embedding`. It changes no
+    /// value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub padding: Option<i32>,
+}
 
 impl OpDef for GatherRows {
     const NAME: &'static str = "gather_rows";
@@ -48,6 +53,17 @@ impl OpDef for GatherRows {
             read: moved + cx.inputs[1].bytes() as u64,
             written: moved,
         }
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<(), String> {
+        let (dy, index) = (cx.cotangent()?, cx.operands()[1]);
+        let op = ScatterAddRows {
+            padding: self.padding,
+        };
+        let data = cx.operand_type(0);
+        let ddata = cx.emit_like(op, &[dy, index], data)?;
+        cx.give(0, ddata);
+        Ok(())
     }
 
     fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {

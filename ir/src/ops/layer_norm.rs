@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cost, Eval, Infer, OpDef, Operand, RowUse};
+use super::{Cost, Eval, Infer, LayerNormGrad, OpDef, Operand, RowUse, Vjp};
 use crate::tensor::{Scalar, Tensor};
 use crate::types::Types;
 
@@ -29,6 +29,9 @@ impl OpDef for LayerNorm {
 
     fn infer(&self, cx: &Infer<'_>) -> Result<Types, String> {
         let x = cx.float(0, "x")?;
+        if x.rows.is_some() && x.shape.len() < 2 {
+            return Err(format!("{} has no columns", cx.show(x)));
+        }
         cx.vector(1, "gain", x.shape.last_axis())?;
         cx.vector(2, "bias", x.shape.last_axis())?;
         if cx.inputs.len() > 3 {
@@ -46,15 +49,23 @@ impl OpDef for LayerNorm {
         RowUse::Local
     }
 
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<(), String> {
+        let (dy, operands) = (cx.cotangent()?, cx.operands());
+        let mut read = vec![dy, operands[0], operands[1]];
+        read.extend(operands.get(3));
+        let dz = cx.emit(LayerNormGrad { eps: self.eps }, &read)?;
+        cx.give(0, dz);
+        cx.give(1, dz.output(1));
+        cx.give(2, dz.output(2));
+        if operands.len() > 3 {
+            cx.give(3, dz);
+        }
+        Ok(())
+    }
+
     fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {
         let (x, gain, bias) = (cx.inputs[0], cx.inputs[1].reals(), cx.inputs[2].reals());
         let width = gain.len();
-        let count = S::from_f64(width as f64);
-        let mean = |values: &mut dyn Iterator<Item = S>| {
-            let mut sum = S::from_f64(0.0);
-            values.for_each(|value| sum += value);
-            sum / count
-        };
         let mut values = Vec::with_capacity(x.shape.elements());
         for (row, x) in x.reals().chunks(width.max(1)).enumerate() {
             let mut z = x.to_vec();
@@ -62,11 +73,28 @@ impl OpDef for LayerNorm {
                 let residual = &residual.reals()[row * width..];
                 z.iter_mut().zip(residual).for_each(|(z, &r)| *z += r);
             }
-            let centre = mean(&mut z.iter().copied());
-            let variance = mean(&mut z.iter().map(|&z| (z - centre) * (z - centre)));
-            let deviation = (variance + S::from_f64(self.eps)).sqrt();
-            values.extend((0..z.len()).map(|i| (z[i] - centre) / deviation * gain[i] + bias[i]));
+            self.normalise(&mut z);
+            values.extend((0..z.len()).map(|i| z[i] * gain[i] + bias[i]));
         }
         Ok(vec![Tensor::real(cx.shape(0), values)])
     }
+}
+
+impl LayerNorm {
+    /// Makes z (z − mean z) / √(var z + eps), and returns the root.
+    pub(super) fn normalise<S: Scalar>(&self, z: &mut [S]) -> S {
+        let centre = mean(z.iter().copied());
+        let variance = mean(z.iter().map(|&z| (z - centre) * (z - centre)));
+        let deviation = (variance + S::from_f64(self.eps)).sqrt();
+        z.iter_mut().for_each(|z| *z = (*z - centre) / deviation);
+        deviation
+    }
+}
+
+/// The mean, summed in order.
+pub(super) fn mean<S: Scalar>(values: impl ExactSizeIterator<Item = S>) -> S {
+    let count = S::from_f64(values.len() as f64);
+    let mut sum = S::from_f64(0.0);
+    values.for_each(|value| sum += value);
+    sum / count
 }

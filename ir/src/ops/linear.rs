@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Activation, Cost, Eval, Infer, OpDef, Operand, RowUse};
+use super::{
+    ActivateGrad, Activation, Cost, Eval, Infer, Matmul, OpDef, Operand, RowUse, SumRows, Vjp,
+    WeightGrad,
+};
 use crate::tensor::{Scalar, Tensor};
 use crate::types::Types;
 
@@ -60,6 +63,27 @@ impl OpDef for Linear {
 
     fn row_use(&self) -> RowUse {
         RowUse::Local
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<(), String> {
+        let (dy, operands) = (cx.cotangent()?, cx.operands());
+        let dsum = match self.activation {
+            None => dy,
+            Some(kind) => {
+                // The sum was never stored: it is computed again.
+                let sum = cx.emit(Linear { activation: None }, &operands)?;
+                cx.emit(ActivateGrad { kind }, &[dy, sum])?
+            }
+        };
+        let dx = cx.emit(Matmul {}, &[dsum, operands[1]])?;
+        cx.give(0, dx);
+        let dweight = cx.emit(WeightGrad {}, &[dsum, operands[0]])?;
+        cx.give(1, dweight);
+        if operands.len() > 2 {
+            let dbias = cx.emit(SumRows {}, &[dsum])?;
+            cx.give(2, dbias);
+        }
+        Ok(())
     }
 
     fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {

@@ -1,49 +1,74 @@
-//! The operators. Each is one file: attributes, formula, type rule, cost, reference semantics.
+//! The operators. Each is one file: attributes, formula, type rule, cost, reference semantics,
+//! derivative.
 //!
 //! [`Op`] is a closed enum made from the one list at the end of this file, so that the compiler
 //! walks whoever adds an op through what is missing.
 
 mod activate;
+mod activate_grad;
 mod add;
 mod attention;
+mod attention_grad;
 mod bce;
+mod bce_grad;
 mod cast;
 mod concat;
 mod constant;
 mod context;
 mod cross_entropy;
+mod cross_entropy_grad;
 mod gather_rows;
 mod layer_norm;
+mod layer_norm_grad;
 mod leaf;
 mod linear;
+mod matmul;
 mod part;
 mod scale;
+mod scatter_add_rows;
 mod slice;
 mod smooth_l1;
+mod smooth_l1_grad;
+mod sum_rows;
 mod transfer;
+mod vjp;
+mod weight_grad;
+mod zeros;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use activate::{Activate, Activation};
+pub use activate_grad::ActivateGrad;
 pub use add::Add;
 pub use attention::Attention;
+pub use attention_grad::AttentionGrad;
 pub use bce::Bce;
+pub use bce_grad::BceGrad;
 pub use cast::Cast;
 pub use concat::Concat;
 pub use constant::Constant;
 pub use context::{Cost, Eval, Infer};
 pub use cross_entropy::CrossEntropy;
 pub(crate) use cross_entropy::IGNORED;
+pub use cross_entropy_grad::CrossEntropyGrad;
 pub use gather_rows::GatherRows;
 pub use layer_norm::LayerNorm;
+pub use layer_norm_grad::LayerNormGrad;
 pub use leaf::{Input, Param};
 pub use linear::Linear;
+pub use matmul::Matmul;
 pub use part::Part;
 pub use scale::Scale;
+pub use scatter_add_rows::ScatterAddRows;
 pub use slice::Slice;
 pub use smooth_l1::SmoothL1;
+pub use smooth_l1_grad::SmoothL1Grad;
+pub use sum_rows::SumRows;
 pub use transfer::Transfer;
+pub use vjp::Vjp;
+pub use weight_grad::WeightGrad;
+pub use zeros::Zeros;
 
 use crate::tensor::{Scalar, Tensor};
 use crate::types::Types;
@@ -100,6 +125,12 @@ pub trait OpDef: Clone + PartialEq + Serialize + DeserializeOwned {
     /// How rows depend on rows.
     fn row_use(&self) -> RowUse {
         RowUse::Mixing
+    }
+
+    /// The cotangents of the operands, from those of the outputs. Operands of integers, and those
+    /// that hold data rather than what a model computes (masks, targets, weights of rows), get none.
+    fn vjp(&self, _: &mut Vjp<'_>) -> Result<(), String> {
+        Err("has no derivative".to_owned())
     }
 
     /// The reference semantics, plain loops. The outputs are not yet rounded to their dtypes.
@@ -176,6 +207,11 @@ macro_rules! ops {
                 match self { $(Op::$op(op) => op.row_use(),)* }
             }
 
+            /// The cotangents of the operands; see [`OpDef::vjp`].
+            pub(crate) fn vjp(&self, cx: &mut Vjp<'_>) -> Result<(), String> {
+                match self { $(Op::$op(op) => op.vjp(cx),)* }
+            }
+
             /// The reference semantics, each output rounded to its dtype.
             ///
             /// # Errors
@@ -204,6 +240,10 @@ ops! {
     Add, Scale, Activate,
     Linear, Attention, LayerNorm,
     CrossEntropy, Bce, SmoothL1,
+    // what only gradients are made of
+    Zeros, Matmul, WeightGrad, SumRows, ScatterAddRows,
+    ActivateGrad, AttentionGrad, LayerNormGrad,
+    CrossEntropyGrad, BceGrad, SmoothL1Grad,
 }
 
 impl Op {

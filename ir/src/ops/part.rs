@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cost, Eval, Infer, OpDef, Operand};
+use super::{Concat, Cost, Eval, Infer, OpDef, Operand, Vjp, Zeros};
 use crate::rows::Layout;
 use crate::tensor::{Scalar, Tensor};
 use crate::types::{TensorType, Types};
@@ -43,6 +43,30 @@ impl OpDef for Part {
 
     fn cost(&self, _: &Infer<'_>) -> Cost {
         Cost::default()
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<(), String> {
+        let (dy, x) = (cx.cotangent()?, cx.operand_type(0));
+        let layout = x.rows.map(|space| &cx.spaces().get(space).layout);
+        let Some(Layout::Union(spaces)) = layout else {
+            return Err("the operand is in no union".to_owned());
+        };
+        let mut parts = Vec::with_capacity(spaces.len());
+        for (index, &space) in spaces.iter().enumerate() {
+            parts.push(if index == self.index {
+                dy
+            } else {
+                let unread = TensorType {
+                    dtype: x.dtype,
+                    rows: Some(space),
+                    shape: x.shape.with_rows(cx.spaces().get(space).capacity),
+                };
+                cx.emit_like(Zeros {}, &[], &unread)?
+            });
+        }
+        let dx = cx.emit(Concat { axis: 0 }, &parts)?;
+        cx.give(0, dx);
+        Ok(())
     }
 
     fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {

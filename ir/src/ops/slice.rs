@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cost, Eval, Infer, OpDef, Operand, RowUse};
+use super::{Concat, Cost, Eval, Infer, OpDef, Operand, RowUse, Vjp, Zeros};
+use crate::Wire;
 use crate::tensor::{Scalar, Tensor};
 use crate::types::{TensorType, Types};
 
@@ -61,6 +62,21 @@ impl OpDef for Slice {
         }
     }
 
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<(), String> {
+        let (dy, extent) = (cx.cotangent()?, cx.operand_type(0).shape[self.axis]);
+        let mut parts = Vec::new();
+        if self.start > 0 {
+            parts.push(self.unread(cx, self.start)?);
+        }
+        parts.push(dy);
+        if self.end < extent {
+            parts.push(self.unread(cx, extent - self.end)?);
+        }
+        let dx = cx.emit(Concat { axis: self.axis }, &parts)?;
+        cx.give(0, dx);
+        Ok(())
+    }
+
     fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {
         let shape = &cx.inputs[0].shape;
         let outer: usize = shape[..self.axis].iter().product();
@@ -74,5 +90,17 @@ impl OpDef for Slice {
             cx.shape(0),
             (0..outer).flat_map(picked).copied().collect(),
         )])
+    }
+}
+
+impl Slice {
+    /// The cotangent of elements outside the range.
+    fn unread(&self, cx: &mut Vjp<'_>, elements: usize) -> Result<Wire, String> {
+        let x = cx.operand_type(0);
+        let unread = TensorType {
+            shape: x.shape.with_axis(self.axis, elements),
+            ..x.clone()
+        };
+        cx.emit_like(Zeros {}, &[], &unread)
     }
 }

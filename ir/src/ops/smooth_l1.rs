@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cost, Eval, Infer, OpDef, Operand};
+use super::{Cost, Eval, Infer, OpDef, Operand, Scale, SmoothL1Grad, Vjp};
 use crate::DType;
 use crate::tensor::{Scalar, Tensor};
 use crate::types::{TensorType, Types};
@@ -40,6 +40,16 @@ impl OpDef for SmoothL1 {
 
     fn cost(&self, cx: &Infer<'_>) -> Cost {
         cx.elementwise(5)
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<(), String> {
+        let mut read = vec![cx.cotangent()?];
+        read.extend(cx.operands());
+        let dx = cx.emit(SmoothL1Grad {}, &read)?;
+        cx.give(0, dx);
+        let dtarget = cx.emit(Scale { factor: -1.0 }, &[dx])?;
+        cx.give(1, dtarget);
+        Ok(())
     }
 
     fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {

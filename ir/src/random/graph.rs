@@ -249,7 +249,7 @@ impl Grower {
                 self.input(ty)?
             }
         };
-        self.add(GatherRows {}, &[data, index], data.magnitude)
+        self.add(GatherRows::default(), &[data, index], data.magnitude)
     }
 
     fn concat_rows(&mut self) -> Option<Made> {

@@ -13,10 +13,12 @@
 
 mod feeds;
 mod graph;
+mod loss;
 mod place;
 
 pub use feeds::{Feeds, random_extents, random_feeds};
 pub use graph::random_graph;
+pub use loss::random_loss_graph;
 pub use place::random_placed_graph;
 
 /// A splitmix64 generator.

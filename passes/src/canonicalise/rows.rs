@@ -56,26 +56,24 @@ fn concat_of_parts(graph: &Graph, id: NodeId) -> Found {
 }
 
 /// gather_rows(gather_rows(x, i), j) = gather_rows(x, gather_rows(i, j)), where nothing else reads
-/// the inner rows, so that they need not be moved
+/// the inner rows, so that they need not be moved, and all outer rows give gradients
 fn gather_of_gather(graph: &Graph, id: NodeId) -> Found {
-    if !matches!(graph.node(id).op, Op::GatherRows(_)) {
+    if graph.node(id).op != Op::GatherRows(GatherRows::default()) {
         return Ok(None);
     }
     let outer = graph.inputs(id);
     let inner = outer[0].node;
-    let nested = matches!(graph.node(inner).op, Op::GatherRows(_));
-    if !nested || walk::sole_use(graph, outer[0]).is_none() {
+    let Op::GatherRows(table) = &graph.node(inner).op else {
+        return Ok(None);
+    };
+    if walk::sole_use(graph, outer[0]).is_none() {
         return Ok(None);
     }
     let picked = graph.inputs(inner);
     instead(graph, id, |patch| {
-        let index = patch.add(
-            graph,
-            id,
-            GatherRows {},
-            &[picked[1].into(), outer[1].into()],
-        )?;
-        patch.add(graph, id, GatherRows {}, &[picked[0].into(), index])
+        let index = [picked[1].into(), outer[1].into()];
+        let index = patch.add(graph, id, GatherRows::default(), &index)?;
+        patch.add(graph, id, table.clone(), &[picked[0].into(), index])
     })
 }
 

@@ -156,37 +156,61 @@ impl Mk2 {
 
     fn attention(&self, graph: &Graph, id: NodeId, heads: u64) -> Cycles {
         let types = graph.input_types(id);
-        let (query, key) = (&types[0], &types[1]);
-        let spaces = &graph.spaces;
-        let (Some(queries), Some(keys)) = (query.rows, key.rows) else {
+        let Some([scores, context]) = attention_products(graph, &types[..2], heads) else {
             return Cycles::default();
         };
-        let segments = spaces
-            .owner(queries)
-            .map_or(1, |owner| spaces.get(owner).capacity) as u64;
-        let (rows, columns) = (spaces.longest(queries) as u64, spaces.longest(keys) as u64);
-        let width = query.shape.last_axis() as u64 / heads;
-        let half = query.dtype != DType::F32;
-        let groups = segments * heads;
-        let scores = Product {
-            groups,
-            rows,
-            inner: width,
-            outputs: columns,
-            half,
-        };
-        let context = Product {
-            groups,
-            rows,
-            inner: columns,
-            outputs: width,
-            half,
-        };
-        let score_type = TensorType::fixed(query.dtype, [(groups * rows * columns) as usize]);
         self.product(scores)
-            + self.elementwise(&score_type, SOFTMAX_CYCLES, 4)
+            + self.softmax(scores, types[0].dtype)
             + self.product(context)
             + self.moved(types.iter().map(|ty| ty.bytes() as u64).sum())
+    }
+
+    /// The scores once more, and the four products that the cotangents are.
+    fn attention_grad(&self, graph: &Graph, id: NodeId, heads: u64) -> Cycles {
+        let types = graph.input_types(id);
+        let Some([scores, context]) = attention_products(graph, &types[1..3], heads) else {
+            return Cycles::default();
+        };
+        let over_queries = Product {
+            rows: context.inner,
+            inner: context.rows,
+            ..context
+        };
+        [scores, scores, context, over_queries, over_queries]
+            .into_iter()
+            .map(|product| self.product(product))
+            .fold(self.softmax(scores, types[1].dtype), |sum, cycles| {
+                sum + cycles
+            })
+            + self.moved(types.iter().map(|ty| ty.bytes() as u64).sum())
+    }
+
+    fn softmax(&self, scores: Product, dtype: DType) -> Cycles {
+        let elements = (scores.groups * scores.rows * scores.outputs) as usize;
+        self.elementwise(&TensorType::fixed(dtype, [elements]), SOFTMAX_CYCLES, 4)
+    }
+
+    /// dyᵀ · x: the rows are summed over.
+    fn weight_grad(&self, graph: &Graph, id: NodeId) -> Cycles {
+        let types = graph.input_types(id);
+        self.product(Product {
+            groups: 1,
+            rows: types[0].shape.row_elements() as u64,
+            inner: types[0].shape.rows() as u64,
+            outputs: types[1].shape.row_elements() as u64,
+            half: types[1].dtype != DType::F32,
+        })
+    }
+
+    fn matmul(&self, graph: &Graph, id: NodeId) -> Cycles {
+        let types = graph.input_types(id);
+        self.product(Product {
+            groups: 1,
+            rows: types[0].shape.rows() as u64,
+            inner: types[1].shape.rows() as u64,
+            outputs: types[1].shape.row_elements() as u64,
+            half: types[1].dtype != DType::F32,
+        })
     }
 
     fn linear(&self, graph: &Graph, id: NodeId, activated: bool) -> Cycles {
@@ -203,6 +227,29 @@ impl Mk2 {
         let phases = u64::from(types.len() > 2) + u64::from(activated);
         self.product(product) + self.elementwise(output, epilogue, phases)
     }
+}
+
+/// The products of queries with keys and of probabilities with values, from the types of queries and
+/// keys, for all segments and heads side by side.
+fn attention_products(graph: &Graph, types: &[TensorType], heads: u64) -> Option<[Product; 2]> {
+    let (query, spaces) = (&types[0], &graph.spaces);
+    let (queries, keys) = (query.rows?, types[1].rows?);
+    let segments = spaces
+        .owner(queries)
+        .map_or(1, |owner| spaces.get(owner).capacity) as u64;
+    let scores = Product {
+        groups: segments * heads,
+        rows: spaces.longest(queries) as u64,
+        inner: query.shape.last_axis() as u64 / heads,
+        outputs: spaces.longest(keys) as u64,
+        half: query.dtype != DType::F32,
+    };
+    let context = Product {
+        inner: scores.outputs,
+        outputs: scores.inner,
+        ..scores
+    };
+    Some([scores, context])
 }
 
 /// Ways to split `items` over at most `most` cores that differ in the largest share.
@@ -243,14 +290,31 @@ impl CostModel for Mk2 {
             | (_, None) => Cycles::default(),
             (Op::Linear(linear), _) => self.linear(graph, id, linear.activation.is_some()),
             (Op::Attention(attention), _) => self.attention(graph, id, attention.heads as u64),
+            (Op::AttentionGrad(attention), _) => {
+                self.attention_grad(graph, id, attention.heads as u64)
+            }
+            (Op::Matmul(_), _) => self.matmul(graph, id),
+            (Op::WeightGrad(_), _) => self.weight_grad(graph, id),
+            (Op::LayerNormGrad(_), Some(ty)) => self.elementwise(ty, 2 * NORM_CYCLES, 5),
             (Op::LayerNorm(_), Some(ty)) => self.elementwise(ty, NORM_CYCLES, 3),
             (Op::Add(_) | Op::Scale(_), Some(ty)) => self.elementwise(ty, 1, 1),
-            (Op::Activate(_), Some(ty)) => self.elementwise(ty, ACTIVATION_CYCLES, 1),
-            (Op::Concat(_) | Op::GatherRows(_) | Op::Cast(_), Some(ty)) => {
-                self.moved(ty.bytes() as u64)
+            (Op::Activate(_) | Op::ActivateGrad(_), Some(ty)) => {
+                self.elementwise(ty, ACTIVATION_CYCLES, 1)
             }
+            (Op::SumRows(_), _) => self.elementwise(&graph.input_types(id)[0], 1, 2),
+            (
+                Op::Concat(_)
+                | Op::GatherRows(_)
+                | Op::ScatterAddRows(_)
+                | Op::Zeros(_)
+                | Op::Cast(_),
+                Some(ty),
+            ) => self.moved(ty.bytes() as u64),
             (Op::CrossEntropy(_) | Op::Bce(_) | Op::SmoothL1(_), _) => {
                 self.elementwise(&graph.input_types(id)[0], SOFTMAX_CYCLES, 4)
+            }
+            (Op::CrossEntropyGrad(_) | Op::BceGrad(_) | Op::SmoothL1Grad(_), Some(ty)) => {
+                self.elementwise(ty, SOFTMAX_CYCLES, 4)
             }
         }
     }

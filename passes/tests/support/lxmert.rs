@@ -37,7 +37,7 @@ pub(crate) fn build(layers: Layers) -> Graph {
         cross_layer(&mut make, &mut text, &mut boxes, &format!("cross.{layer}"));
     }
     let first = make.index("pick.text.0", "sample");
-    let first = make.op(GatherRows {}, &[text.rows, first]);
+    let first = make.op(GatherRows::default(), &[text.rows, first]);
     let pooled = make.linear(first, "pooler", WIDTH);
     let pooled = make.activate(pooled, Activation::Tanh);
     let hidden = make.linear(pooled, "answer.0", 2 * WIDTH);
@@ -50,7 +50,7 @@ pub(crate) fn build(layers: Layers) -> Graph {
 fn embedding(make: &mut Make) -> Stream {
     let ids = make.index("ids", "text");
     let words = make.param("words", &[5, WIDTH]);
-    let rows = make.op(GatherRows {}, &[words, ids]);
+    let rows = make.op(GatherRows::default(), &[words, ids]);
     let rows = make.norm(rows, "embedding");
     let mask = make.mask("text");
     Stream { rows, mask }

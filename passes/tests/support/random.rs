@@ -141,7 +141,7 @@ impl Grow {
         };
         let name = format!("{kind}.{space}.{}", self.rng.below(2));
         let index = self.declared(&name, DType::I32, to);
-        let rows = self.make.op(GatherRows {}, &[x, index]);
+        let rows = self.make.op(GatherRows::default(), &[x, index]);
         (to != "question").then_some(rows)
     }
 

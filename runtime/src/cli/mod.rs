@@ -8,6 +8,7 @@ mod compile;
 mod emit;
 mod error;
 mod files;
+mod gradients;
 mod html;
 mod inspect;
 mod load;

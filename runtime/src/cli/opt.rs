@@ -102,7 +102,11 @@ fn read_stdin() -> Result<String> {
 }
 
 fn run_passes(passes: &[&Pass], graph: &mut Graph, precision: Precision) -> Result<Report> {
-    let run = Manager::new(Options { precision }).run(passes, graph);
+    let run = Manager::new(Options {
+        precision,
+        ..Options::default()
+    })
+    .run(passes, graph);
     run.map_err(|error| match error {
         PassError::Input(_) => CliError::Usage(error.to_string()),
         PassError::Invalid { .. } | PassError::Refused { .. } | PassError::Unsettled { .. } => {

@@ -336,7 +336,8 @@ impl PlanOptions {
         let unsupported = [
             (
                 self.mode == Some(Mode::Training),
-                "--mode training; this version compiles inference",
+                "--mode training; plans are for inference. `lxpod run --mode training --backend \
+                 reference` gives gradients",
             ),
             (
                 self.auto,

@@ -11,9 +11,10 @@ use lxpod_runtime::{BackendKind, NamedTensor, RunResult, SessionOptions};
 use serde_json::{Value, json};
 
 use super::error::{CliError, Result};
+use super::gradients::Training;
 use super::load::{Inputs, Loaded, Request};
 use super::machine::Machine;
-use super::options::{PlanOptions, Use};
+use super::options::{Mode, PlanOptions, Use};
 use super::output::{HEADING, STRONG, seconds, styled};
 use super::report::{Report, micro_batch};
 use super::table::Table;
@@ -24,7 +25,9 @@ use super::{Global, output};
 #[command(after_help = "Examples:\n  \
     lxpod run path/to/checkpoint --inputs in.safetensors --outputs out.safetensors\n  \
     lxpod run lxmert.plan --model path/to/checkpoint --inputs in.safetensors --json\n  \
-    lxpod run lxmert-base --inputs in.safetensors --precision fp32 --backend reference\n\n\
+    lxpod run lxmert-base --inputs in.safetensors --precision fp32 --backend reference\n  \
+    lxpod run path/to/checkpoint --inputs in.safetensors --mode training --backend reference \
+    --precision fp32 --gradients gradients.safetensors\n\n\
     Inputs: input_ids, visual_feats, visual_pos, and optionally attention_mask, token_type_ids,\n\
     visual_attention_mask, image_index and labels, as Transformers names them.")]
 pub(crate) struct Run {
@@ -56,7 +59,7 @@ pub(crate) struct Run {
     #[arg(long)]
     dropout: bool,
 
-    /// Write the gradient of every parameter
+    /// Write the gradient of every parameter, in f32; needs --mode training
     #[arg(long, value_name = "FILE")]
     gradients: Option<PathBuf>,
 
@@ -74,6 +77,9 @@ enum Backend {
 impl Run {
     pub(crate) fn run(self, global: &Global) -> Result<()> {
         self.check_supported()?;
+        if self.options.mode == Some(Mode::Training) {
+            return self.differentiate(global);
+        }
         let used = self.options.usage()?;
         let request = Request {
             subject: &self.subject,
@@ -108,15 +114,35 @@ impl Run {
         output::print(&text(&report, &loaded, &result, self.outputs.as_deref()))
     }
 
+    /// Runs in training mode.
+    fn differentiate(&self, global: &Global) -> Result<()> {
+        if self.backend == Backend::Cpu {
+            let message = "--mode training on the cpu backend; add --backend reference";
+            return Err(CliError::Unsupported(message.to_owned()));
+        }
+        let Some(gradients) = &self.gradients else {
+            let message = "training writes gradients; name a file: --gradients FILE";
+            return Err(CliError::option("--mode", message));
+        };
+        let training = Training {
+            subject: &self.subject,
+            inputs: &self.inputs,
+            outputs: self.outputs.as_deref(),
+            gradients,
+            options: &self.options,
+        };
+        training.run(global)
+    }
+
     fn check_supported(&self) -> Result<()> {
         if self.dropout {
             return Err(CliError::Unsupported(
                 "--dropout; run drops nothing out".to_owned(),
             ));
         }
-        if self.gradients.is_some() {
-            let message = "--gradients; this version compiles inference, which has none";
-            return Err(CliError::Unsupported(message.to_owned()));
+        if self.gradients.is_some() && self.options.mode != Some(Mode::Training) {
+            let message = "inference has none; add --mode training";
+            return Err(CliError::option("--gradients", message));
         }
         if self.guard && self.backend == Backend::Reference {
             let message = "the reference backend has no tiles to guard; leave one of the two out";
@@ -143,14 +169,24 @@ fn write_outputs(path: &Path, plan: &Plan, result: &RunResult) -> Result<()> {
         ("config_hash".to_owned(), provenance.config_hash.clone()),
         ("options".to_owned(), provenance.options.to_string()),
     ]);
-    let tensors = result.outputs.iter().map(|output| {
-        (
-            output.name.as_str(),
-            output.shape.as_slice(),
-            output.values.as_slice(),
-        )
+    write_tensors(path, &metadata, &result.outputs)
+}
+
+/// Writes tensors in f32.
+pub(crate) fn write_tensors(
+    path: &Path,
+    metadata: &BTreeMap<String, String>,
+    tensors: &[NamedTensor],
+) -> Result<()> {
+    let tensors = tensors.iter().map(|tensor| {
+        let NamedTensor {
+            name,
+            shape,
+            values,
+        } = tensor;
+        (name.as_str(), shape.as_slice(), values.as_slice())
     });
-    Ok(write_f32(path, &metadata, tensors)?)
+    Ok(write_f32(path, metadata, tensors)?)
 }
 
 fn measured(loaded: &Loaded, result: &RunResult) -> Value {
@@ -183,7 +219,7 @@ fn rate(loaded: &Loaded, seconds: f64) -> f64 {
     loaded.samples.batch as f64 / seconds.max(1e-9)
 }
 
-fn output_document(output: &NamedTensor) -> Value {
+pub(crate) fn output_document(output: &NamedTensor) -> Value {
     let mut document = json!({"name": output.name, "shape": output.shape});
     if let ([], [value]) = (output.shape.as_slice(), output.values.as_slice()) {
         // JSON has no NaN; a loss over no label is one.
@@ -254,7 +290,8 @@ fn ledger_verdict(plan: &Plan, ledger: &[TileLedger]) -> String {
     )
 }
 
-fn outputs(result: &RunResult) -> String {
+/// A table of the outputs.
+pub(crate) fn outputs(result: &RunResult) -> String {
     let mut table = Table::new(&["<output", "<shape", "smallest", "largest", "mean"]);
     for output in &result.outputs {
         let values = &output.values;

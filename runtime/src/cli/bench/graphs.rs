@@ -56,7 +56,10 @@ impl Runner {
                     options,
                 )?)
             }
-            On::Reference => Box::new(Reference::load(plan, &weights)?),
+            On::Reference => {
+                let expected = &plan.provenance.expected;
+                Box::new(Reference::load(plan.graph, expected, &weights)?)
+            }
         };
         Ok(Runner {
             feed: feed(&graph)?,

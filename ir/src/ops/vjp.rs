@@ -1,0 +1,113 @@
+//! What the derivative of an op is given: reverse-mode differentiation of one node.
+
+use smallvec::SmallVec;
+
+use super::Op;
+use crate::{DType, Graph, NodeId, Patch, TensorType, Value, Wire};
+
+/// One node with the cotangents of its results, the derivatives of a scalar with respect to them. The
+/// op emits the nodes that compute the cotangents of its operands: a vector-Jacobian product.
+///
+/// A cotangent has the shape and the row space of its value, and is stored in f32. What an op emits
+/// for an operand that needs no cotangent is dead code, which passes remove.
+#[derive(Debug)]
+pub struct Vjp<'a> {
+    graph: &'a Graph,
+    patch: &'a mut Patch,
+    node: NodeId,
+    inputs: SmallVec<[Value; 4]>,
+    results: &'a [Option<Wire>],
+    given: Vec<Option<Wire>>,
+}
+
+impl<'a> Vjp<'a> {
+    /// The product of `node` with these cotangents, one for each result that has one. New nodes go
+    /// to `patch`.
+    pub fn new(
+        graph: &'a Graph,
+        patch: &'a mut Patch,
+        node: NodeId,
+        results: &'a [Option<Wire>],
+    ) -> Self {
+        let inputs = graph.inputs(node);
+        Vjp {
+            graph,
+            patch,
+            node,
+            given: vec![None; inputs.len()],
+            inputs,
+            results,
+        }
+    }
+
+    /// Asks the node's op for the cotangents of its operands: one for each operand that has one.
+    ///
+    /// # Errors
+    /// The op has no derivative, or emits nodes that do not fit. Our bug, or a graph that nothing
+    /// can differentiate.
+    pub fn run(mut self) -> Result<Vec<Option<Wire>>, String> {
+        let op = &self.graph.node(self.node).op;
+        op.vjp(&mut self)
+            .map_err(|error| format!("{}: {error}", op.name()))?;
+        Ok(self.given)
+    }
+
+    /// The operands.
+    pub fn operands(&self) -> Vec<Wire> {
+        self.inputs.iter().copied().map(Wire::Old).collect()
+    }
+
+    /// The type of an operand.
+    pub fn operand_type(&self, operand: usize) -> &'a TensorType {
+        self.graph.ty(self.inputs[operand])
+    }
+
+    /// The graph's row spaces.
+    pub fn spaces(&self) -> &'a crate::Spaces {
+        &self.graph.spaces
+    }
+
+    /// The cotangent of the first result: that of an op with one result.
+    ///
+    /// # Errors
+    /// Only another result has one.
+    pub fn cotangent(&self) -> Result<Wire, String> {
+        self.cotangent_of(0)
+            .ok_or_else(|| "no cotangent of the first result".to_owned())
+    }
+
+    /// The cotangent of a result, if it has one.
+    pub fn cotangent_of(&self, result: usize) -> Option<Wire> {
+        self.results[result]
+    }
+
+    /// Adds a node whose results are stored in f32, and returns the first.
+    ///
+    /// # Errors
+    /// The op's type rule rejects the operands.
+    pub fn emit(&mut self, op: impl Into<Op>, inputs: &[Wire]) -> Result<Wire, String> {
+        let declared = [(); 3].map(|()| TensorType::fixed(DType::F32, []));
+        self.patch
+            .add_typed(self.graph, self.node, op, inputs, &declared)
+    }
+
+    /// Adds a node whose result has the rows and the shape of `like`.
+    ///
+    /// # Errors
+    /// The op's type rule rejects them.
+    pub fn emit_like(
+        &mut self,
+        op: impl Into<Op>,
+        inputs: &[Wire],
+        like: &TensorType,
+    ) -> Result<Wire, String> {
+        let declared = [like.with_dtype(DType::F32)];
+        self.patch
+            .add_typed(self.graph, self.node, op, inputs, &declared)
+    }
+
+    /// Gives an operand its cotangent.
+    pub fn give(&mut self, operand: usize, cotangent: Wire) {
+        self.given[operand] = Some(cotangent);
+    }
+}
