@@ -5,7 +5,7 @@
 //! respect to it, f32, of its shape. It walks the nodes in reverse and asks each op for the cotangents
 //! of its operands (`OpDef::vjp`). Tensors that the loss does not depend on have no such output.
 //!
-//! *Why it helps.* Training is then graph like any other: the same passes, precision, partition and
+//! *Why it helps.* Training is then a graph like any other: the same passes, precision, partition and
 //! memory plan serve it.
 //!
 //! *What it needs.* `narrow` before it, so that the gradient too leaves out what nobody reads, and
