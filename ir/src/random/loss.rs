@@ -41,31 +41,40 @@ pub fn random_loss_graph(seed: u64, size: usize) -> Graph {
     graph
 }
 
-/// Lets every tensor that parameters only take rows of be an output as a whole, with a row more than
-/// they take, so that its shape is known.
+/// Lets every tensor that no parameter is alone be an output, so that its shape is known: with the
+/// rows that a scaled parameter has, or a row more than parameters take of it.
 fn declare_tensors(graph: &mut Graph) {
     let mut tensors: BTreeMap<String, (usize, TensorType)> = BTreeMap::new();
-    let mut whole: Vec<String> = Vec::new();
+    let mut known: Vec<String> = Vec::new();
     for id in graph.nodes() {
         let Op::Param(param) = &graph.node(id).op else {
             continue;
         };
         if let Binding::Tensor(name) = &param.value {
-            whole.push(name.clone());
+            known.push(name.clone());
         }
         let ty = &graph.node(id).types[0];
+        let beyond = usize::from(!is_whole(&param.value));
         for piece in param.value.pieces(0, ty.shape.rows(), &|_| 0) {
-            let known = tensors.entry(piece.tensor.to_owned());
-            let (rows, _) = known.or_insert((0, ty.clone()));
-            *rows = piece.end.max(*rows);
+            let tensor = tensors.entry(piece.tensor.to_owned());
+            let (rows, _) = tensor.or_insert((0, ty.clone()));
+            *rows = (piece.end + beyond).max(*rows);
         }
     }
-    tensors.retain(|name, _| !whole.contains(name));
+    tensors.retain(|name, _| !known.contains(name));
     for (name, (rows, ty)) in tensors {
-        let ty = TensorType::fixed(ty.dtype, ty.shape.with_rows(rows + 1));
+        let ty = TensorType::fixed(ty.dtype, ty.shape.with_rows(rows));
         let value = Binding::Tensor(name.clone());
         let param = insert(graph, Param { value }, &[], &[ty]);
         graph.add_output(&name, param);
+    }
+}
+
+fn is_whole(binding: &Binding) -> bool {
+    match binding {
+        Binding::Tensor(_) => true,
+        Binding::Scale(_, inner) => is_whole(inner),
+        Binding::Rows(..) | Binding::Concat(_) => false,
     }
 }
 
