@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use lxpod_ir::{Extents, NodeId, Tensor};
 use lxpod_passes::plan::Memory;
+use lxpod_passes::schedule::Phase;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 

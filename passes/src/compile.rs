@@ -12,7 +12,7 @@ use crate::cost;
 use crate::manager::{Manager, PassError, PassReport};
 use crate::partition::{Partition, partition};
 use crate::pass::{Options, PIPELINE, Precision};
-use crate::plan::{Plan, PlanError, Provenance, lower};
+use crate::plan::{Plan, PlanError, Provenance, Work, lower};
 use crate::schedule::{Rule, Schedule};
 
 /// What to compile for.

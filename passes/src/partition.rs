@@ -5,6 +5,11 @@
 //! Leaves, and values that only pick rows of inputs, are no atoms: each stage that reads one gets
 //! its own copy. The engine in [`crate::solve::partition`] then finds the split with the smallest
 //! bottleneck. A value that crosses cuts is passed on by a `transfer` from each stage to the next.
+//!
+//! Nodes of the backward half ride with the forward operator whose derivative they are part of: an
+//! atom's cycles are those of both. A sum of cotangents, which belongs to no single operator, is
+//! reckoned with the first of its operands' atoms, and placed on the earliest of its operands' stages. Cotangents
+//! go straight to the stage that reads them.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +18,8 @@ use lxpod_ir::{Graph, NodeId, Patch, Target, User, Value, Wire};
 use serde::{Deserialize, Serialize};
 
 use crate::cost::CostModel;
+use crate::phase::phases;
+use crate::schedule::{Phase, Schedule};
 use crate::solve::partition::{
     Item, Limits, PartitionError, Problem, Shared, Value as Moved, solve,
 };
@@ -32,22 +39,36 @@ pub struct Partition {
     pub atoms: usize,
 }
 
-/// Places every node on one of `stages` stages, inserts transfers, and says how good that is.
+/// What the split is for.
+#[derive(Clone, Copy)]
+pub struct Pipeline<'a> {
+    /// The machine.
+    pub target: &'a Target,
+    /// Its rates.
+    pub cost: &'a dyn CostModel,
+    /// The order of programs, which says how many micro-batches a stage keeps values of.
+    pub schedule: &'a Schedule,
+    /// Micro-batches of a training step.
+    pub accumulation: usize,
+    /// Bytes that are resident beside each parameter, by binding: states of the optimiser, sums of
+    /// gradients.
+    pub states: &'a BTreeMap<String, u64>,
+}
+
+/// Places every node on a stage, inserts transfers, and says how good that is.
 ///
 /// # Errors
 /// No split fits the tiles' memory.
 pub fn partition(
     graph: &mut Graph,
-    target: &Target,
-    cost: &dyn CostModel,
-    stages: usize,
+    pipeline: &Pipeline<'_>,
 ) -> Result<Partition, PartitionError> {
     let atoms = Atoms::of(graph);
-    let problem = problem(graph, &atoms, target, cost, stages);
+    let problem = problem(graph, &atoms, pipeline);
     let solution = solve(&problem, &Limits::default())?;
-    let stage_of =
-        |node: NodeId| atoms.of_node[node.index()].map(|atom| solution.device_of[atom] as u32);
-    place(graph, &stage_of);
+    let device = |atom: usize| solution.device_of[atom] as u32;
+    let stages = atoms.stages(graph, &device);
+    place(graph, &stages);
     Ok(Partition {
         objective_cycles: solution.objective,
         lower_bound_cycles: solution.lower_bound,
@@ -61,15 +82,20 @@ pub fn partition(
 struct Atoms {
     /// The operator of each atom, in topological order.
     nodes: Vec<NodeId>,
+    /// The nodes of the backward half that ride with each atom.
+    riders: Vec<Vec<NodeId>>,
     /// The atom of each node; none for sources.
     of_node: Vec<Option<usize>>,
+    phases: Vec<Phase>,
 }
 
 impl Atoms {
     fn of(graph: &Graph) -> Self {
         let mut atoms = Atoms {
             nodes: Vec::new(),
+            riders: Vec::new(),
             of_node: vec![None; graph.bound()],
+            phases: phases(graph),
         };
         let mut source = vec![false; graph.bound()];
         for id in graph.topo() {
@@ -85,12 +111,47 @@ impl Atoms {
                 source[id.index()] = true;
             } else if op.is_view() {
                 atoms.of_node[id.index()] = atoms.of_node[inputs[0].node.index()];
+            } else if atoms.phases[id.index()] == Phase::Backward {
+                let atom = atoms.carrier(graph, id);
+                atoms.of_node[id.index()] = Some(atom);
+                atoms.riders[atom].push(id);
             } else {
                 atoms.of_node[id.index()] = Some(atoms.nodes.len());
                 atoms.nodes.push(id);
+                atoms.riders.push(Vec::new());
             }
         }
         atoms
+    }
+
+    /// The atom that a node of the backward half rides with.
+    fn carrier(&self, graph: &Graph, id: NodeId) -> usize {
+        let own = graph.node(id).forward;
+        let own = own.and_then(|forward| self.of_node[forward.index()]);
+        let operands = graph.inputs(id).into_iter().map(|value| value.node);
+        let of_operands = || operands.filter_map(|node| self.of_node[node.index()]).min();
+        own.or_else(of_operands)
+            .unwrap_or_else(|| self.nodes.len().saturating_sub(1))
+    }
+
+    /// The stage of each node; none for sources.
+    fn stages(&self, graph: &Graph, device: &dyn Fn(usize) -> u32) -> Vec<Option<u32>> {
+        let mut stages = vec![None; graph.bound()];
+        for id in graph.topo() {
+            let Some(atom) = self.of_node[id.index()] else {
+                continue;
+            };
+            let node = graph.node(id);
+            let operands = graph.inputs(id).into_iter();
+            let arriving = operands.map(|value| value.node).filter(|node| {
+                self.phases[node.index()] == Phase::Backward || graph.node(id).op.is_view()
+            });
+            let earliest = arriving.filter_map(|node| stages[node.index()]).min();
+            let follows = node.op.is_view()
+                || (self.phases[id.index()] == Phase::Backward && node.forward.is_none());
+            stages[id.index()] = earliest.filter(|_| follows).or(Some(device(atom)));
+        }
+        stages
     }
 
     /// The atoms that use a value, directly or through sources made of it.
@@ -106,23 +167,36 @@ impl Atoms {
         users.dedup();
         users
     }
+
+    /// Whether the backward half reads a value of the forward half, directly or through views.
+    fn is_stashed(&self, graph: &Graph, value: Value) -> bool {
+        graph.users(value).iter().any(|user| {
+            self.phases[user.node.index()] == Phase::Backward
+                || (graph.node(user.node).op.is_view()
+                    && self.is_stashed(graph, graph.value(user.node)))
+        })
+    }
 }
 
-fn problem(
-    graph: &Graph,
-    atoms: &Atoms,
-    target: &Target,
-    cost: &dyn CostModel,
-    stages: usize,
-) -> Problem {
+fn problem(graph: &Graph, atoms: &Atoms, pipeline: &Pipeline<'_>) -> Problem {
+    let Pipeline {
+        target,
+        schedule,
+        accumulation,
+        ..
+    } = *pipeline;
+    let chunks = schedule.chunks as u64;
     let item = |(atom, &id)| {
-        let outputs = graph.outputs().iter().map(|output| output.value);
+        let nodes = [id].into_iter().chain(atoms.riders[atom].iter().copied());
+        let outputs = graph.outputs().iter().filter(|output| !output.is_stored());
+        let outputs = outputs.map(|output| output.value);
         let leaving = outputs.filter(|value| atoms.of_node[value.node.index()] == Some(atom));
         let host = leaving.map(|value| target.host_cycles(graph.ty(value).bytes() as u64));
+        let work = nodes.clone().map(|id| pipeline.cost.node(graph, id).total());
         Item {
-            cycles: cost.node(graph, id).total() + host.sum::<u64>(),
+            cycles: work.sum::<u64>() + host.sum::<u64>(),
             resident: 0,
-            workspace: workspace(graph, id),
+            workspace: nodes.map(|id| workspace(graph, id)).max().unwrap_or(0),
         }
     };
     let mut problem = Problem {
@@ -130,43 +204,70 @@ fn problem(
         edges: Vec::new(),
         values: Vec::new(),
         shared: Vec::new(),
-        devices: stages,
-        memory_limit: Some(target.capacity() - target.tile.code - target.tile.reserved),
-        in_flight: Vec::new(),
+        devices: schedule.stages(),
+        memory_limit: Some(
+            (target.capacity() - target.tile.code - target.tile.reserved) / chunks,
+        ),
+        in_flight: in_flight(schedule, accumulation),
     };
     for id in graph.nodes() {
-        let node = graph.node(id);
-        for (output, ty) in node.types.iter().enumerate() {
-            let value = Value {
-                node: id,
-                output: output as u16,
-            };
-            let users = atoms.users(graph, value);
-            if users.is_empty() {
-                continue;
-            }
-            let bytes = ty.bytes() as u64;
-            let producer = atoms.of_node[id.index()];
-            let cycles = match &node.op {
-                Op::Param(_) => {
-                    problem.shared.push(Shared { bytes, users });
-                    continue;
-                }
-                Op::Input(_) => target.host_cycles(bytes),
-                _ if producer.is_none() => cost.node(graph, id).total(),
-                _ => target.link_cycles(bytes),
-            };
-            problem.values.push(Moved {
-                producer,
-                users,
-                cost: cycles,
-                stash: 0,
-                feedback: false,
-                relayed: producer.is_some(),
-            });
+        for value in crate::walk::values(graph, id) {
+            add_value(graph, atoms, pipeline, value, &mut problem);
         }
     }
     problem
+}
+
+/// Micro-batches whose values a stage keeps, by the number of stages after it.
+fn in_flight(schedule: &Schedule, accumulation: usize) -> Vec<u64> {
+    let kept = |stage| {
+        let (from, to) = ((stage, Phase::Forward), (stage, Phase::Backward));
+        schedule.depth(from, to, accumulation) as u64
+    };
+    match schedule.training {
+        true => (0..schedule.stages()).rev().map(kept).collect(),
+        false => Vec::new(),
+    }
+}
+
+/// What a value costs where it crosses, and takes where it stays.
+fn add_value(
+    graph: &Graph,
+    atoms: &Atoms,
+    pipeline: &Pipeline<'_>,
+    value: Value,
+    problem: &mut Problem,
+) {
+    let (node, bytes) = (graph.node(value.node), graph.ty(value).bytes() as u64);
+    let users = atoms.users(graph, value);
+    if users.is_empty() {
+        return;
+    }
+    let producer = atoms.of_node[value.node.index()];
+    let cost = match &node.op {
+        Op::Param(param) => {
+            let states = pipeline.states.get(&param.value.to_string());
+            problem.shared.push(Shared {
+                bytes: bytes + states.copied().unwrap_or(0),
+                users,
+            });
+            return;
+        }
+        Op::State(_) => return,
+        Op::Input(_) => pipeline.target.host_cycles(bytes),
+        _ if producer.is_none() => pipeline.cost.node(graph, value.node).total(),
+        _ => pipeline.target.link_cycles(bytes),
+    };
+    let backward = atoms.phases[value.node.index()] == Phase::Backward;
+    let kept = !backward && producer.is_some() && atoms.is_stashed(graph, value);
+    problem.values.push(Moved {
+        producer,
+        users,
+        cost,
+        stash: if kept { bytes } else { 0 },
+        feedback: backward && producer.is_some(),
+        relayed: !backward && producer.is_some(),
+    });
 }
 
 /// Bytes a node's operands and results take while it runs.
@@ -185,7 +286,8 @@ fn workspace(graph: &Graph, id: NodeId) -> u64 {
 
 /// Writes the stages into the graph: atoms and their views first, then a copy of each source for
 /// each stage that reads it, then transfers.
-fn place(graph: &mut Graph, stage_of: &dyn Fn(NodeId) -> Option<u32>) {
+fn place(graph: &mut Graph, stages: &[Option<u32>]) {
+    let stage_of = |node: NodeId| stages[node.index()];
     let mut patch = Patch::new();
     let mut copies = SourceCopies::default();
     for id in graph.topo() {
@@ -270,7 +372,8 @@ impl SourceCopies {
         wire
     }
 
-    /// The value in the memory of stage `to`, passed on from stage to stage.
+    /// The value in the memory of stage `to`: passed on from stage to stage to a later one, sent
+    /// straight to an earlier one.
     fn transfer(
         &mut self,
         graph: &Graph,
@@ -285,11 +388,12 @@ impl SourceCopies {
         if let Some(&wire) = self.wires.get(&(value, to)) {
             return wire;
         }
-        let before = self.transfer(graph, patch, value, from, to - 1);
+        let sender = if from < to { to - 1 } else { from };
+        let before = self.transfer(graph, patch, value, from, sender);
         let wire = patch
             .add(graph, value.node, Transfer { to }, &[before])
             .expect("any value can be transferred");
-        patch.set_stage(wire, to - 1);
+        patch.set_stage(wire, sender);
         self.wires.insert((value, to), wire);
         wire
     }

@@ -7,7 +7,7 @@ use lxpod_ir::{Extents, SpaceId};
 
 use super::arena::Arena;
 use super::kernels::{self, Kernels, LayerNorm, Linear, Scratch, View};
-use super::step::{CpuStep, Kernel, Operand, Source};
+use super::step::{CpuStep, Kernel, Moment, Operand, Source};
 use super::store::Resident;
 use super::team::Worker;
 
@@ -18,10 +18,12 @@ const ROWS: usize = 2;
 pub(super) struct Machine<'a> {
     /// The kernel table.
     pub kernels: &'static Kernels,
-    /// The arenas of one replica, by stage.
+    /// The arenas of one replica, by tile.
     pub arenas: &'a [Arena],
     /// The micro-batch's extents.
     pub extents: &'a Extents,
+    /// The micro-batch, counted per replica.
+    pub micro_batch: usize,
 }
 
 impl Machine<'_> {
@@ -61,7 +63,7 @@ impl Machine<'_> {
     fn read<'a>(&'a self, step: &'a CpuStep, index: usize) -> View<'a> {
         match &step.inputs[index] {
             // SAFETY: no worker writes a step's operands while the step runs.
-            Source::Arena(operand) => unsafe { operand.view(self.arenas, self.extents) },
+            Source::Arena(operand) => unsafe { operand.view(self.arenas, self.moment()) },
             Source::Resident(Resident::Table(table)) => table.view(),
             Source::Resident(Resident::Vector(values)) => {
                 View::new(values.as_slice(), values.len(), 1)
@@ -74,7 +76,7 @@ impl Machine<'_> {
     fn vector<'a>(&'a self, step: &'a CpuStep, index: usize) -> &'a [f32] {
         match &step.inputs[index] {
             // SAFETY: as `read`.
-            Source::Arena(operand) => unsafe { operand.floats(self.arenas, self.extents) },
+            Source::Arena(operand) => unsafe { operand.floats(self.arenas, self.moment()) },
             Source::Resident(Resident::Vector(values)) => values,
             Source::Resident(_) => unreachable!("vectors are stored as vectors"),
         }
@@ -83,7 +85,7 @@ impl Machine<'_> {
     fn ints<'a>(&'a self, step: &'a CpuStep, index: usize) -> &'a [i32] {
         match &step.inputs[index] {
             // SAFETY: as `read`.
-            Source::Arena(operand) => unsafe { operand.ints(self.arenas, self.extents) },
+            Source::Arena(operand) => unsafe { operand.ints(self.arenas, self.moment()) },
             Source::Resident(_) => unreachable!("parameters are floats"),
         }
     }
@@ -91,11 +93,18 @@ impl Machine<'_> {
     /// Output `index`, as a matrix of which this worker writes its share.
     fn write<'a>(&'a self, step: &'a CpuStep, index: usize) -> kernels::ViewMut<'a> {
         // SAFETY: workers write disjoint rows or columns, and nobody reads an output before all met.
-        unsafe { step.outputs[index].view_mut(self.arenas, self.extents) }
+        unsafe { step.outputs[index].view_mut(self.arenas, self.moment()) }
+    }
+
+    fn moment(&self) -> Moment<'_> {
+        Moment {
+            extents: self.extents,
+            micro_batch: self.micro_batch,
+        }
     }
 
     fn rows(&self, output: &Operand) -> usize {
-        output.extent(self.extents)
+        output.extent(self.moment())
     }
 
     fn linear(
@@ -213,7 +222,7 @@ impl Machine<'_> {
     fn gather_ints(&self, step: &CpuStep, index: &[i32]) -> Result<(), String> {
         let data = self.ints(step, 0);
         // SAFETY: only worker 0 comes here, and no step writes what it reads.
-        let out = unsafe { step.outputs[0].ints_mut(self.arenas, self.extents) };
+        let out = unsafe { step.outputs[0].ints_mut(self.arenas, self.moment()) };
         for (out, &index) in out.iter_mut().zip(index) {
             let picked = usize::try_from(index)
                 .ok()
@@ -256,7 +265,7 @@ impl Machine<'_> {
     fn copy_ints(&self, step: &CpuStep, worker: &Worker<'_>) {
         if worker.index == 0 {
             // SAFETY: only worker 0 comes here, and no step writes what it reads.
-            let out = unsafe { step.outputs[0].ints_mut(self.arenas, self.extents) };
+            let out = unsafe { step.outputs[0].ints_mut(self.arenas, self.moment()) };
             out.copy_from_slice(self.ints(step, 0));
         }
     }

@@ -9,18 +9,22 @@ mod affinity;
 mod arena;
 mod exec;
 pub mod kernels;
+mod persistent;
 mod step;
 mod store;
 mod team;
 mod trace;
+mod train;
 mod visit;
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use lxpod_ir::ops::Op;
 use lxpod_ir::{Data, Extents, Graph, Tensor};
 use lxpod_passes::plan::Plan;
+use lxpod_passes::schedule::Phase;
 
 pub use store::PackedWeights;
 
@@ -28,8 +32,9 @@ use crate::{BackendError, Executable, Feed, Fetch, HostLedger, Outputs, StepTime
 use arena::Arena;
 use kernels::{Kernels, Scratch};
 use step::CpuProgram;
-use store::Store;
+use store::{Form, Store};
 use team::Team;
+use train::Repack;
 use trace::TileTrace;
 use visit::{Cell, Visit};
 
@@ -47,18 +52,33 @@ pub struct Cpu {
     plan: Plan,
     kernels: &'static Kernels,
     team: Team,
-    programs: Vec<CpuProgram>,
-    /// By replica, then stage.
+    /// By tile of a replica, as the plan's programs.
+    programs: Vec<Vec<CpuProgram>>,
+    /// By replica, then tile.
     arenas: Vec<Vec<Arena>>,
     scratch: Vec<Mutex<Scratch>>,
-    /// By tile.
+    /// By tile of all replicas.
     traces: Vec<Mutex<TileTrace>>,
+    /// The schedules played so far, by their number of micro-batches.
+    plays: BTreeMap<usize, Vec<Play>>,
     /// The outputs of the run in progress: feed after feed.
     results: Vec<Cell>,
-    /// By stage, then step: the last run's times over all replicas and micro-batches.
+    /// By tile of a replica, then step: the last run's times over all replicas and micro-batches.
     times: Mutex<Vec<Vec<Duration>>>,
+    /// Weights that are packed anew after an update.
+    repacks: Vec<Repack>,
+    /// The accumulators of a replica, by tile, in blocks.
+    accumulators: Vec<(usize, std::ops::Range<u64>)>,
     weight_bytes: u64,
     guard: bool,
+}
+
+/// One program for one micro-batch.
+#[derive(Clone, Copy)]
+struct Play {
+    tile: usize,
+    program: usize,
+    micro_batch: usize,
 }
 
 impl Cpu {
@@ -94,37 +114,40 @@ impl Cpu {
             .map(|(name, shape)| (name.as_str(), shape.first().copied().unwrap_or(1)))
             .collect();
         let tensor_rows = |name: &str| rows.get(name).copied().unwrap_or(0);
+        let updated = plan.update.is_some();
+        let wanted = |form| !updated || form == Form::Panels;
         let store = with_threads(team.workers(), || {
-            Store::load(&plan.graph, &tensor_rows, fetch, packed)
+            Store::load(&plan.graph, &wanted, &tensor_rows, fetch, packed)
         })?;
-        let programs: Result<Vec<CpuProgram>, _> = (0..plan.stages())
-            .map(|stage| step::resolve(&plan, stage, &store))
+        let programs: Result<Vec<Vec<CpuProgram>>, _> = (0..plan.tiles.len())
+            .map(|tile| step::resolve(&plan, tile, &store))
             .collect();
         let programs = programs?;
         check_outputs(&plan.graph, &programs)?;
-        let tile_arenas = |_| {
-            let pairs = plan.programs.iter().zip(&programs);
-            let ranges = pairs.map(|(program, resolved)| trace::arena_range(program, resolved));
-            ranges
-                .map(|range| Arena::new(range.start, range.end))
-                .collect()
+        let new_arena = |tile| {
+            let range = trace::arena_range(tile, updated);
+            Arena::new(range.start, range.end)
         };
-        let arenas: Result<Vec<Vec<Arena>>, String> = (0..plan.replicas).map(tile_arenas).collect();
-        let scratch = scratch_len(&plan.graph);
-        Ok(Cpu {
+        let new_arenas = |_| plan.tiles.iter().map(new_arena).collect();
+        let arenas: Result<Vec<Vec<Arena>>, String> = (0..plan.replicas).map(new_arenas).collect();
+        let graphs = [&plan.graph].into_iter().chain(&plan.update);
+        let scratch = graphs.map(scratch_len).max().unwrap_or(0);
+        let no_times = |programs: &Vec<CpuProgram>| {
+            let steps = programs.iter().map(|program| program.steps.len());
+            vec![Duration::ZERO; steps.sum()]
+        };
+        let mut cpu = Cpu {
             arenas: arenas.map_err(BackendError::Unsupported)?,
             scratch: (0..team.workers())
                 .map(|_| Mutex::new(Scratch::new(scratch)))
                 .collect(),
-            traces: (0..plan.replicas * plan.stages())
+            traces: (0..plan.replicas * plan.tiles.len())
                 .map(|_| Mutex::default())
                 .collect(),
-            times: Mutex::new(
-                programs
-                    .iter()
-                    .map(|program| vec![Duration::ZERO; program.steps.len()])
-                    .collect(),
-            ),
+            times: Mutex::new(programs.iter().map(no_times).collect()),
+            repacks: if updated { Repack::all(&plan, &programs) } else { Vec::new() },
+            accumulators: train::accumulator_blocks(&plan),
+            plays: BTreeMap::new(),
             results: Vec::new(),
             weight_bytes: store.bytes(),
             guard: options.guard,
@@ -132,23 +155,47 @@ impl Cpu {
             kernels,
             team,
             programs,
-        })
+        };
+        if updated {
+            cpu.load_persistent(&tensor_rows, fetch)?;
+        }
+        Ok(cpu)
+    }
+
+    /// The schedule over so many micro-batches.
+    fn plays(plan: &Plan, micro_batches: usize) -> Vec<Play> {
+        let play = |slot: lxpod_passes::schedule::Slot| Play {
+            tile: slot.tile,
+            program: plan.tiles[slot.tile]
+                .program(slot.stage, slot.phase)
+                .expect("every stage has a program for every phase of the schedule"),
+            micro_batch: slot.micro_batch,
+        };
+        let slots = plan.schedule.slots(micro_batches);
+        slots.into_iter().map(play).collect()
+    }
+
+    /// Micro-batches of a replica among so many feeds, dealt in turn.
+    fn own(&self, replica: usize, feeds: usize) -> usize {
+        feeds.saturating_sub(replica).div_ceil(self.plan.replicas)
     }
 
     /// Plays the schedule of one replica over its feeds, every `replicas`-th.
     fn play(&self, replica: usize, feeds: &[Feed]) -> Result<(), BackendError> {
         let replicas = self.plan.replicas;
-        let own = feeds.len().saturating_sub(replica).div_ceil(replicas);
+        let plays = &self.plays[&self.own(replica, feeds.len())];
+        let outputs = self.plan.graph.outputs().len();
         let failure = Mutex::new(None);
         self.team.run(&|worker| {
             let mut scratch = lock(&self.scratch[worker.index]);
-            for slot in self.plan.schedule.slots(own) {
-                let feed = slot.micro_batch * replicas + replica;
-                let outputs = self.plan.graph.outputs().len();
+            for play in plays {
+                let feed = play.micro_batch * replicas + replica;
                 let visit = Visit {
                     cpu: self,
                     replica,
-                    stage: slot.stage,
+                    tile: play.tile,
+                    program: play.program,
+                    micro_batch: play.micro_batch,
                     feed: &feeds[feed],
                     results: &self.results[feed * outputs..][..outputs],
                     failure: &failure,
@@ -157,10 +204,38 @@ impl Cpu {
             }
             Ok(())
         });
-        match failure.into_inner() {
-            Ok(Some(error)) => Err(error),
-            _ => Ok(()),
+        first_failure(failure)
+    }
+
+    /// Checks feeds, and makes ready what a run of them needs.
+    fn prepare(&mut self, feeds: &[Feed], outputs: &mut Vec<Outputs>) -> Result<(), BackendError> {
+        for feed in feeds {
+            check_feed(&self.plan.graph, feed)?;
         }
+        for replica in 0..self.plan.replicas {
+            let own = self.own(replica, feeds.len());
+            let plan = &self.plan;
+            self.plays.entry(own).or_insert_with(|| Cpu::plays(plan, own));
+        }
+        outputs.resize_with(feeds.len(), Outputs::new);
+        self.results.clear();
+        for (feed, outputs) in feeds.iter().zip(outputs) {
+            shape_outputs(&self.plan.graph, &feed.extents, outputs);
+            self.results.extend(outputs.iter_mut().map(Cell::new));
+        }
+        let mut times = lock(&self.times);
+        times
+            .iter_mut()
+            .flatten()
+            .for_each(|time| *time = Duration::ZERO);
+        Ok(())
+    }
+}
+
+fn first_failure(failure: Mutex<Option<BackendError>>) -> Result<(), BackendError> {
+    match failure.into_inner() {
+        Ok(Some(error)) => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -183,21 +258,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Executable for Cpu {
     fn run(&mut self, feeds: &[Feed], outputs: &mut Vec<Outputs>) -> Result<(), BackendError> {
-        for feed in feeds {
-            check_feed(&self.plan.graph, feed)?;
-        }
-        outputs.resize_with(feeds.len(), Outputs::new);
-        self.results.clear();
-        for (feed, outputs) in feeds.iter().zip(outputs) {
-            shape_outputs(&self.plan.graph, &feed.extents, outputs);
-            self.results.extend(outputs.iter_mut().map(Cell::new));
-        }
-        let mut times = lock(&self.times);
-        times
-            .iter_mut()
-            .flatten()
-            .for_each(|time| *time = Duration::ZERO);
-        drop(times);
+        self.prepare(feeds, outputs)?;
         (0..self.plan.replicas).try_for_each(|replica| self.play(replica, feeds))
     }
 
@@ -211,17 +272,20 @@ impl Executable for Cpu {
 
     fn step_times(&self) -> Vec<StepTime> {
         let times = lock(&self.times);
-        let stages = self.programs.iter().zip(times.iter()).enumerate();
-        let of_stage = |(stage, (program, times)): (usize, (&CpuProgram, &Vec<Duration>))| {
-            let steps = program.steps.iter().zip(times);
-            let timed = steps.map(move |(step, &time)| StepTime {
-                stage,
-                node: step.node,
-                time,
-            });
-            timed.collect::<Vec<_>>()
-        };
-        stages.flat_map(of_stage).collect()
+        let mut found = Vec::new();
+        for ((tile, programs), times) in self.programs.iter().enumerate().zip(times.iter()) {
+            for (index, program) in programs.iter().enumerate() {
+                let planned = &self.plan.tiles[tile].programs[index];
+                let timed = program.steps.iter().zip(&times[program.first..]);
+                found.extend(timed.map(|(step, &time)| StepTime {
+                    stage: planned.stage,
+                    phase: planned.phase,
+                    node: step.node,
+                    time,
+                }));
+            }
+        }
+        found
     }
 
     fn host(&self) -> HostLedger {
@@ -245,10 +309,11 @@ impl Executable for Cpu {
     }
 }
 
-/// Checks that each output of the graph is stored by exactly one stage.
-fn check_outputs(graph: &Graph, programs: &[CpuProgram]) -> Result<(), BackendError> {
-    for (index, output) in graph.outputs().iter().enumerate() {
-        let stores = programs.iter().flat_map(|program| &program.stores);
+/// Checks that each output of the graph that the host reads is handed out by exactly one program.
+fn check_outputs(graph: &Graph, programs: &[Vec<CpuProgram>]) -> Result<(), BackendError> {
+    let outputs = graph.outputs().iter().enumerate();
+    for (index, output) in outputs.filter(|(_, output)| !output.is_stored()) {
+        let stores = programs.iter().flatten().flat_map(|program| &program.stores);
         if stores.filter(|store| store.index == index).count() != 1 {
             let what = format!(
                 "output `{}`, which is no step's result, on the CPU",
@@ -289,6 +354,9 @@ fn check_feed(graph: &Graph, feed: &Feed) -> Result<(), BackendError> {
 fn shape_outputs(graph: &Graph, extents: &Extents, outputs: &mut Outputs) {
     outputs.resize_with(graph.outputs().len(), || Tensor::real([0], Vec::new()));
     for (output, tensor) in graph.outputs().iter().zip(outputs) {
+        if output.is_stored() {
+            continue;
+        }
         tensor.shape = graph.ty(output.value).shape_at(extents);
         let elements = tensor.shape.elements();
         match &mut tensor.data {

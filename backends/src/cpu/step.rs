@@ -1,8 +1,11 @@
 //! Steps with everything resolved that does not change between runs.
 
+use std::ops::Range;
+
 use lxpod_ir::ops::{Attention, Op, Reduction};
 use lxpod_ir::{DType, Extents, Graph, NodeId, SpaceId, Value};
-use lxpod_passes::plan::{Place, Plan};
+use lxpod_passes::plan::{Place, Plan, Program};
+use lxpod_passes::schedule::Phase;
 
 use super::arena::Arena;
 use super::kernels::{View, ViewMut};
@@ -14,22 +17,41 @@ use crate::BackendError;
 pub(super) enum Role {
     /// An input or an output of the graph.
     HostIo,
-    /// Received from the stage before.
+    /// Received from another stage.
     Received,
-    /// Computed and used by steps.
+    /// Computed by a forward program for a backward one.
+    Stash,
+    /// A parameter.
+    Weight,
+    /// A state of the optimiser.
+    Optimizer,
+    /// A sum of gradients.
+    Accumulator,
+    /// Computed and used by steps of one program.
     Activation,
+}
+
+/// What a run-time address depends on.
+#[derive(Clone, Copy)]
+pub(super) struct Moment<'a> {
+    /// The micro-batch's extents.
+    pub extents: &'a Extents,
+    /// The micro-batch, counted per replica.
+    pub micro_batch: usize,
 }
 
 /// A value in a tile's arena.
 #[derive(Clone, Debug)]
 pub(super) struct Operand {
-    /// The stage whose arena it lies in.
-    pub stage: usize,
+    /// The tile whose arena it lies in.
+    pub tile: usize,
     /// Tile address of its buffer.
     pub offset: u64,
     /// Tile address one past its buffer.
     pub end: u64,
-    /// Index of its buffer in the stage's program.
+    /// Slots of the buffer, and bytes from one to the next.
+    slots: (usize, u64),
+    /// Index of its buffer in the tile.
     pub buffer: usize,
     /// What it is to the tile.
     pub role: Role,
@@ -51,16 +73,20 @@ impl Operand {
     }
 
     /// Rows in this run.
-    pub(super) fn extent(&self, extents: &Extents) -> usize {
+    pub(super) fn extent(&self, moment: Moment<'_>) -> usize {
+        let extents = moment.extents;
         self.rows.map_or(self.capacity, |space| extents.rows(space))
     }
 
     /// Tile addresses from its first to one past its last element in this run.
-    pub(super) fn span(&self, extents: &Extents) -> std::ops::Range<u64> {
-        let before: usize = self.after.iter().map(|&space| extents.rows(space)).sum();
+    pub(super) fn span(&self, moment: Moment<'_>) -> Range<u64> {
+        let before = self.after.iter().map(|&space| moment.extents.rows(space));
+        let before: usize = before.sum();
+        let (slots, stride) = self.slots;
+        let slot = self.offset + (moment.micro_batch % slots) as u64 * stride;
         let size = self.dtype.size() as u64;
-        let start = self.offset + (before * self.stride + self.column) as u64 * size;
-        let rows = self.extent(extents);
+        let start = slot + (before * self.stride + self.column) as u64 * size;
+        let rows = self.extent(moment);
         let elements = if rows == 0 {
             0
         } else {
@@ -73,13 +99,13 @@ impl Operand {
     ///
     /// # Safety
     /// Nobody writes its bytes while the view is read.
-    pub(super) unsafe fn view<'a>(&self, arenas: &'a [Arena], extents: &Extents) -> View<'a> {
-        let span = self.span(extents);
-        let extent = [self.extent(extents), self.columns];
+    pub(super) unsafe fn view<'a>(&self, arenas: &'a [Arena], moment: Moment<'_>) -> View<'a> {
+        let span = self.span(moment);
+        let extent = [self.extent(moment), self.columns];
         // SAFETY: the arena checks the range; the caller promises that nobody writes it.
         unsafe {
             View::from_raw_parts(
-                arenas[self.stage].at(span.start, span.end),
+                arenas[self.tile].at(span.start, span.end),
                 self.dtype,
                 extent,
                 self.stride,
@@ -94,14 +120,14 @@ impl Operand {
     pub(super) unsafe fn view_mut<'a>(
         &self,
         arenas: &'a [Arena],
-        extents: &Extents,
+        moment: Moment<'_>,
     ) -> ViewMut<'a> {
-        let span = self.span(extents);
-        let extent = [self.extent(extents), self.columns];
+        let span = self.span(moment);
+        let extent = [self.extent(moment), self.columns];
         // SAFETY: the arena checks the range; the caller promises exclusive elements.
         unsafe {
             ViewMut::from_raw_parts(
-                arenas[self.stage].at(span.start, span.end),
+                arenas[self.tile].at(span.start, span.end),
                 self.dtype,
                 extent,
                 self.stride,
@@ -113,12 +139,12 @@ impl Operand {
     ///
     /// # Safety
     /// As [`Operand::view`].
-    pub(super) unsafe fn ints<'a>(&self, arenas: &'a [Arena], extents: &Extents) -> &'a [i32] {
-        let span = self.span(extents);
+    pub(super) unsafe fn ints<'a>(&self, arenas: &'a [Arena], moment: Moment<'_>) -> &'a [i32] {
+        let span = self.span(moment);
         let length = (span.end - span.start) as usize / size_of::<i32>();
         // SAFETY: buffers are aligned to cache lines, the arena checks the range, and any bits are integers.
         unsafe {
-            std::slice::from_raw_parts(arenas[self.stage].at(span.start, span.end).cast(), length)
+            std::slice::from_raw_parts(arenas[self.tile].at(span.start, span.end).cast(), length)
         }
     }
 
@@ -133,14 +159,14 @@ impl Operand {
     pub(super) unsafe fn ints_mut<'a>(
         &self,
         arenas: &'a [Arena],
-        extents: &Extents,
+        moment: Moment<'_>,
     ) -> &'a mut [i32] {
-        let span = self.span(extents);
+        let span = self.span(moment);
         let length = (span.end - span.start) as usize / size_of::<i32>();
         // SAFETY: as `ints`; the caller promises exclusive access.
         unsafe {
             std::slice::from_raw_parts_mut(
-                arenas[self.stage].at(span.start, span.end).cast(),
+                arenas[self.tile].at(span.start, span.end).cast(),
                 length,
             )
         }
@@ -150,9 +176,9 @@ impl Operand {
     ///
     /// # Safety
     /// As [`Operand::view`].
-    pub(super) unsafe fn floats<'a>(&self, arenas: &'a [Arena], extents: &Extents) -> &'a [f32] {
+    pub(super) unsafe fn floats<'a>(&self, arenas: &'a [Arena], moment: Moment<'_>) -> &'a [f32] {
         // SAFETY: any bits are an i32 and a f32, which have the same size and alignment.
-        bytemuck::cast_slice(unsafe { self.ints(arenas, extents) })
+        bytemuck::cast_slice(unsafe { self.ints(arenas, moment) })
     }
 }
 
@@ -203,8 +229,8 @@ pub(super) struct CpuStep {
     pub kernel: Kernel,
     /// The operands.
     pub inputs: Vec<Source>,
-    /// The parameters among the operands and the bytes they hold, for the ledger.
-    pub parameters: Vec<(NodeId, u64)>,
+    /// The tile addresses of the parameters among the operands that it reads in forms of their own.
+    pub parameters: Vec<Range<u64>>,
     /// The results.
     pub outputs: Vec<Operand>,
 }
@@ -220,8 +246,10 @@ pub(super) struct HostValue {
     pub operand: Operand,
 }
 
-/// One stage, ready to run.
+/// One program, ready to run.
 pub(super) struct CpuProgram {
+    /// The number of its first step in the tile.
+    pub first: usize,
     /// Written by the host before the steps.
     pub loads: Vec<HostValue>,
     /// The steps.
@@ -230,35 +258,56 @@ pub(super) struct CpuProgram {
     pub stores: Vec<HostValue>,
 }
 
-/// Resolves one stage's program.
+/// Resolves the programs of one tile.
 pub(super) fn resolve(
     plan: &Plan,
-    stage: usize,
+    tile: usize,
     store: &Store,
-) -> Result<CpuProgram, BackendError> {
-    let resolver = Resolver { plan, stage, store };
-    let steps: Result<Vec<CpuStep>, _> = plan.programs[stage]
-        .steps
-        .iter()
-        .map(|step| resolver.step(step))
-        .collect();
-    let steps = steps?;
-    Ok(CpuProgram {
-        loads: resolver.loads(),
-        stores: resolver.stores(&steps),
-        steps,
-    })
+) -> Result<Vec<CpuProgram>, BackendError> {
+    let programs = &plan.tiles[tile].programs;
+    let first = plan.tiles[tile].first_steps();
+    let resolve = |(program, &first): (&Program, &usize)| {
+        let graph = plan.graph_of(program.phase);
+        let resolver = Resolver {
+            plan,
+            graph,
+            phases: plan.phases(program.phase),
+            program,
+            tile,
+            store,
+        };
+        let steps: Result<Vec<CpuStep>, _> =
+            program.steps.iter().map(|step| resolver.step(step)).collect();
+        let steps = steps?;
+        Ok(CpuProgram {
+            first,
+            loads: resolver.loads(),
+            stores: resolver.stores(&steps),
+            steps,
+        })
+    };
+    programs.iter().zip(&first).map(resolve).collect()
 }
 
 struct Resolver<'a> {
     plan: &'a Plan,
-    stage: usize,
+    graph: &'a Graph,
+    /// The phase of each of the graph's nodes.
+    phases: Vec<Phase>,
+    program: &'a Program,
+    tile: usize,
     store: &'a Store,
 }
 
 impl Resolver<'_> {
     fn graph(&self) -> &Graph {
-        &self.plan.graph
+        self.graph
+    }
+
+    /// Whether a step reads a parameter where the update writes it, not in a form of its own.
+    fn reads_in_place(&self, value: Value, form: Form) -> bool {
+        let is_param = matches!(self.graph.node(value.node).op, Op::Param(_));
+        is_param && self.plan.update.is_some() && form != Form::Panels
     }
 
     fn step(&self, step: &lxpod_passes::plan::Step) -> Result<CpuStep, BackendError> {
@@ -273,22 +322,25 @@ impl Resolver<'_> {
             .zip(&step.inputs)
             .enumerate()
         {
-            if matches!(
+            let form = Form::of(op, input);
+            let resident = matches!(
                 self.graph().node(value.node).op,
                 Op::Param(_) | Op::Constant(_)
-            ) {
-                let resident = self
-                    .store
-                    .get(self.graph(), value.node, Form::of(op, input))?;
+            );
+            if resident && !self.reads_in_place(value, form) {
+                let resident = self.store.get(self.graph(), value.node, form)?;
                 let dtype = self.graph().ty(value).dtype;
-                parameters.push((value.node, resident.logical_bytes(dtype)));
+                let start = self.plan.tiles[self.tile].buffers[place.buffer].offset;
+                parameters.push(start..start + resident.logical_bytes(dtype));
                 inputs.push(Source::Resident(resident));
             } else {
-                inputs.push(Source::Arena(self.operand(value, place, self.stage)));
+                inputs.push(Source::Arena(self.operand(value, place, self.tile)));
             }
         }
         self.check_operands(node, &inputs)?;
-        let receiver = step.receiver(self.graph()).unwrap_or(self.stage);
+        let schedule = &self.plan.schedule;
+        let receiver = step.receiver(self.graph()).map(|stage| schedule.tile_of(stage));
+        let receiver = receiver.unwrap_or(self.tile);
         let output = |(output, place): (usize, &Place)| {
             self.operand(
                 Value {
@@ -337,22 +389,16 @@ impl Resolver<'_> {
         Ok(())
     }
 
-    fn operand(&self, value: Value, place: &Place, stage: usize) -> Operand {
+    fn operand(&self, value: Value, place: &Place, tile: usize) -> Operand {
         let ty = self.graph().ty(value);
-        let buffer = &self.plan.programs[stage].buffers[place.buffer];
-        let root = self.root(value);
-        let role = match &self.graph().node(root.node).op {
-            Op::Input(_) => Role::HostIo,
-            Op::Transfer(_) => Role::Received,
-            _ if self.leaves(root) => Role::HostIo,
-            _ => Role::Activation,
-        };
+        let buffer = &self.plan.tiles[tile].buffers[place.buffer];
         Operand {
-            stage,
+            tile,
             offset: buffer.offset,
-            end: buffer.offset + buffer.bytes,
+            end: buffer.offset + buffer.slot_stride() * u64::from(buffer.slots),
+            slots: (buffer.slots as usize, buffer.slot_stride()),
             buffer: place.buffer,
-            role,
+            role: self.role(self.root(value)),
             dtype: ty.dtype,
             rows: ty.rows,
             capacity: ty.shape.rows(),
@@ -363,6 +409,47 @@ impl Resolver<'_> {
         }
     }
 
+    /// What the bytes of a value are to its tile.
+    fn role(&self, root: Value) -> Role {
+        let stored = self.graph.outputs().iter().find(|output| output.value == root);
+        let stored = stored.and_then(|output| self.stored_role(output));
+        match &self.graph.node(root.node).op {
+            Op::Input(_) => Role::HostIo,
+            Op::Param(_) => Role::Weight,
+            Op::State(state) if state.reset => Role::Accumulator,
+            Op::State(_) => Role::Optimizer,
+            _ if stored.is_some() => stored.unwrap_or(Role::Weight),
+            _ if self.leaves(root) => Role::HostIo,
+            _ if self.is_stashed(root) => Role::Stash,
+            Op::Transfer(_) => Role::Received,
+            _ => Role::Activation,
+        }
+    }
+
+    /// What a stored output is stored over.
+    fn stored_role(&self, output: &lxpod_ir::Output) -> Option<Role> {
+        let name = output.stored_state();
+        let reset = self.graph.nodes().any(|id| match &self.graph.node(id).op {
+            Op::State(state) => Some(state.name.as_str()) == name && state.reset,
+            _ => false,
+        });
+        match name {
+            Some(_) if reset => Some(Role::Accumulator),
+            Some(_) => Some(Role::Optimizer),
+            None => output.stored_param().map(|_| Role::Weight),
+        }
+    }
+
+    /// Whether a program of another phase reads the value, directly or through views.
+    fn is_stashed(&self, value: Value) -> bool {
+        let own = self.phases[value.node.index()];
+        self.graph.users(value).iter().any(|user| {
+            let view = self.graph.node(user.node).op.is_view();
+            self.phases[user.node.index()] != own
+                || (view && self.is_stashed(self.graph.value(user.node)))
+        })
+    }
+
     /// The value whose storage a view names.
     fn root(&self, value: Value) -> Value {
         match &self.graph().node(value.node).op {
@@ -371,9 +458,10 @@ impl Resolver<'_> {
         }
     }
 
-    /// Whether the value, or a view of it, is an output of the graph.
+    /// Whether the host reads the value, or a view of it.
     fn leaves(&self, value: Value) -> bool {
-        self.graph().is_output(value)
+        let mut outputs = self.graph.outputs().iter();
+        outputs.any(|output| output.value == value && !output.is_stored())
             || self.graph().users(value).iter().any(|user| {
                 self.graph().node(user.node).op.is_view()
                     && self.leaves(self.graph().value(user.node))
@@ -422,35 +510,78 @@ impl Resolver<'_> {
         })
     }
 
+    /// The inputs that the host fills before the program runs: those that no program of the stage
+    /// before it in the step reads.
     fn loads(&self) -> Vec<HostValue> {
-        let program = &self.plan.programs[self.stage];
+        let here = self.graph.nodes().filter(|&id| {
+            let stage = self.graph.node(id).stage;
+            stage == Some(self.program.stage as u32)
+        });
         let mut loads = Vec::new();
-        for (index, buffer) in program.buffers.iter().enumerate() {
-            let Some(node) = self.graph().at(buffer.node) else {
+        for id in here {
+            let value = self.graph.value(id);
+            let Op::Input(input) = &self.graph.node(id).op else {
                 continue;
             };
-            if let Op::Input(input) = &self.graph().node(node).op {
-                let ty = &self.graph().node(node).types[0];
-                let place = Place {
-                    buffer: index,
-                    column: 0,
-                    stride: ty.shape.row_elements(),
-                    after: Vec::new(),
-                };
-                let operand = self.operand(self.graph().value(node), &place, self.stage);
-                loads.push(HostValue {
-                    name: input.name.clone(),
-                    index: 0,
-                    operand,
-                });
+            if self.first_reader(value) != (self.program.phase, self.program.round) {
+                continue;
             }
+            let Some(place) = self.input_place(value) else {
+                continue;
+            };
+            let operand = self.operand(value, &place, self.tile);
+            loads.push(HostValue {
+                name: input.name.clone(),
+                index: 0,
+                operand,
+            });
         }
         loads
     }
 
+    /// The phase and round of the first program that reads an input of its stage.
+    fn first_reader(&self, value: Value) -> (Phase, usize) {
+        let mut readers = Vec::new();
+        self.readers(value, &mut readers);
+        let update = self.program.phase == Phase::Update;
+        let none = if update { Phase::Update } else { Phase::Forward };
+        readers.into_iter().min().unwrap_or((none, 0))
+    }
+
+    fn readers(&self, value: Value, found: &mut Vec<(Phase, usize)>) {
+        for user in self.graph.users(value) {
+            if self.graph.node(user.node).op.is_view() {
+                self.readers(self.graph.value(user.node), found);
+                continue;
+            }
+            let programs = self.plan.tiles[self.tile].programs.iter();
+            let reading = programs.filter(|program| {
+                let same_graph = (program.phase == Phase::Update) == (self.program.phase == Phase::Update);
+                same_graph && program.steps.iter().any(|step| step.node == user.node.index())
+            });
+            found.extend(reading.map(|program| (program.phase, program.round)));
+        }
+    }
+
+    /// Where an input lies.
+    fn input_place(&self, value: Value) -> Option<Place> {
+        let update = self.program.phase == Phase::Update;
+        let is_it = |buffer: &lxpod_passes::plan::Buffer| {
+            buffer.node == value.node.index() && buffer.update == update
+        };
+        let buffer = self.plan.tiles[self.tile].buffers.iter().position(is_it)?;
+        Some(Place {
+            buffer,
+            column: 0,
+            stride: self.graph.ty(value).shape.row_elements(),
+            after: Vec::new(),
+        })
+    }
+
     fn stores(&self, steps: &[CpuStep]) -> Vec<HostValue> {
         let mut stores = Vec::new();
-        for (index, output) in self.graph().outputs().iter().enumerate() {
+        let outputs = self.graph().outputs().iter().enumerate();
+        for (index, output) in outputs.filter(|(_, output)| !output.is_stored()) {
             let root = self.root(output.value);
             let step = steps.iter().position(|step| step.node == root.node);
             let Some(step) =
@@ -461,7 +592,7 @@ impl Resolver<'_> {
             let Some(place) = self.place_of(output.value, step) else {
                 continue;
             };
-            let operand = self.operand(output.value, &place, self.stage);
+            let operand = self.operand(output.value, &place, self.tile);
             stores.push(HostValue {
                 name: output.name.clone(),
                 index,
@@ -491,7 +622,7 @@ impl Resolver<'_> {
             }
             return Some(place);
         }
-        self.plan.programs[self.stage].steps[step]
+        self.program.steps[step]
             .outputs
             .get(usize::from(value.output))
             .cloned()

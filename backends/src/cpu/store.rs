@@ -161,13 +161,14 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Every parameter of the graph: those in `packed`, and the others read and put there. `rows` gives the
-    /// rows of each checkpoint tensor.
+    /// Every parameter of the graph in the forms that `wanted` names: those in `packed`, and the others
+    /// read and put there. `rows` gives the rows of each checkpoint tensor.
     ///
     /// # Errors
     /// The source fails.
     pub(super) fn load(
         graph: &Graph,
+        wanted: &dyn Fn(Form) -> bool,
         rows: &(dyn Fn(&str) -> usize + Sync),
         fetch: Fetch<'_>,
         packed: &PackedWeights,
@@ -179,6 +180,9 @@ impl Store {
             for (input, value) in graph.inputs(id).into_iter().enumerate() {
                 if let Op::Param(param) = &graph.node(value.node).op {
                     let form = Form::of(&graph.node(id).op, input);
+                    if !wanted(form) {
+                        continue;
+                    }
                     let key = key(graph, value.node, &param.value, form);
                     match known.get(&key) {
                         Some(resident) => {
@@ -241,7 +245,7 @@ fn key(graph: &Graph, node: NodeId, binding: &Binding, form: Form) -> Key {
 }
 
 /// Takes rows of f32 values, from the given row on.
-type Sink<'a> = &'a mut dyn FnMut(usize, &[f32]);
+pub(super) type Sink<'a> = &'a mut dyn FnMut(usize, &[f32]);
 /// Delivers a range of rows to a sink.
 type Deliver<'a> = &'a mut dyn FnMut(Range<usize>, Sink<'_>) -> Result<(), BackendError>;
 
@@ -289,7 +293,7 @@ fn literal(data: &[f64], ty: &TensorType, form: Form) -> Result<Resident, Backen
 }
 
 /// Delivers rows of a binding to `sink`, piece by piece.
-fn read(
+pub(super) fn read(
     binding: &Binding,
     range: Range<usize>,
     width: usize,

@@ -7,24 +7,45 @@
 
 use std::ops::Range;
 
-use lxpod_ir::{Extents, NodeId};
-use lxpod_passes::plan::{Memory, Program};
+use lxpod_passes::plan::{Category, Memory, Tile};
 
 use super::arena::Arena;
-use super::step::{CpuProgram, CpuStep, Operand, Role, Source};
+use super::step::{CpuStep, Moment, Operand, Role, Source};
 
 /// What a poisoned byte holds: a float of such bytes is NaN, an index is -1.
 const POISON: u8 = 0xff;
 
 type Span = Range<u64>;
 
-/// The accesses to one tile during one micro-batch. Its memory is used again for the next.
+/// The accesses to one tile: those of every run so far that last, and the activations of the program
+/// that runs. Their memory is used again.
 #[derive(Default)]
 struct Accesses {
-    host: Vec<Span>,
-    received: Vec<Span>,
+    host: Spans,
+    received: Spans,
+    stashed: Spans,
+    weights: Spans,
+    optimizer: Spans,
+    accumulators: Spans,
     written: Vec<Written>,
-    parameters: Vec<(NodeId, u64)>,
+}
+
+/// A set of addresses.
+#[derive(Default)]
+struct Spans(Vec<Span>);
+
+impl Spans {
+    fn add(&mut self, span: Span) {
+        let known = |other: &Span| other.start <= span.start && span.end <= other.end;
+        if !self.0.iter().any(known) {
+            self.0.push(span);
+        }
+    }
+
+    /// Bytes in at least one span.
+    fn bytes(&mut self) -> u64 {
+        union(&mut self.0)
+    }
 }
 
 /// An activation: its bytes and the steps it lives through.
@@ -38,26 +59,32 @@ struct Written {
 #[derive(Default)]
 pub(super) struct TileTrace {
     now: Accesses,
-    /// The largest figures of any micro-batch so far.
+    /// The largest figures of any program so far.
     pub memory: Memory,
+    /// The addresses of activations so far.
+    extent: Option<Span>,
 }
 
 impl TileTrace {
-    /// Records an access by step `time`.
+    /// Records an access by step `time` of the tile.
     pub(super) fn touch(
         &mut self,
         time: usize,
         operand: &Operand,
-        extents: &Extents,
+        moment: Moment<'_>,
         writes: bool,
     ) {
-        let span = operand.span(extents);
+        let span = operand.span(moment);
         if span.is_empty() {
             return;
         }
         match operand.role {
-            Role::HostIo => self.now.host.push(span),
-            Role::Received => self.now.received.push(span),
+            Role::HostIo => self.now.host.add(span),
+            Role::Received => self.now.received.add(span),
+            Role::Stash => self.now.stashed.add(span),
+            Role::Weight => self.now.weights.add(span),
+            Role::Optimizer => self.now.optimizer.add(span),
+            Role::Accumulator => self.now.accumulators.add(span),
             Role::Activation if writes => self.now.written.push(Written {
                 span,
                 birth: time,
@@ -74,19 +101,16 @@ impl TileTrace {
         }
     }
 
-    /// Records the parameters a step read.
+    /// Records the parameters a step read in a form of their own.
     pub(super) fn read_parameters(&mut self, step: &CpuStep) {
-        self.now.parameters.extend(step.parameters.iter().copied());
+        for span in &step.parameters {
+            self.now.weights.add(span.clone());
+        }
     }
 
-    /// Folds the micro-batch into the ledger.
+    /// Folds a program that has run into the ledger.
     pub(super) fn finish(&mut self) {
-        let TileTrace { now, memory } = self;
-        now.parameters.sort_unstable();
-        now.parameters.dedup();
-        let weights = now.parameters.iter().map(|&(_, bytes)| bytes).sum();
-        let low = now.written.iter().map(|w| w.span.start).min().unwrap_or(0);
-        let high = now.written.iter().map(|w| w.span.end).max().unwrap_or(0);
+        let TileTrace { now, memory, extent } = self;
         let live = |time| {
             let alive = now
                 .written
@@ -95,15 +119,18 @@ impl TileTrace {
             alive.map(|w| w.span.end - w.span.start).sum::<u64>()
         };
         let most = now.written.iter().map(|w| live(w.birth)).max().unwrap_or(0);
-        memory.weights = memory.weights.max(weights);
-        memory.host_io = memory.host_io.max(union(&mut now.host));
-        memory.transfer = memory.transfer.max(union(&mut now.received));
-        memory.activations = memory.activations.max(high - low);
+        for Written { span, .. } in now.written.drain(..) {
+            let so_far = extent.get_or_insert(span.clone());
+            *so_far = so_far.start.min(span.start)..so_far.end.max(span.end);
+        }
+        memory.weights = now.weights.bytes();
+        memory.optimizer = now.optimizer.bytes();
+        memory.accumulators = now.accumulators.bytes();
+        memory.stash = now.stashed.bytes();
+        memory.host_io = now.host.bytes();
+        memory.transfer = now.received.bytes();
+        memory.activations = extent.as_ref().map_or(0, |span| span.end - span.start);
         memory.max_live = memory.max_live.max(most);
-        now.host.clear();
-        now.received.clear();
-        now.written.clear();
-        now.parameters.clear();
     }
 }
 
@@ -119,22 +146,27 @@ fn union(spans: &mut [Span]) -> u64 {
     bytes
 }
 
-/// Checks one stage's accesses against the plan's buffers and their lifetimes.
+/// Checks one tile's accesses against the plan's buffers and their lifetimes.
 pub(super) struct Guard<'a> {
-    /// The planned program.
-    pub program: &'a Program,
-    /// The stage, for messages.
-    pub stage: usize,
+    /// The planned tile.
+    pub plan: &'a Tile,
+    /// Its number, for messages.
+    pub tile: usize,
 }
 
 impl Guard<'_> {
     fn live(&self, time: usize) -> Vec<Span> {
         let alive = self
-            .program
+            .plan
             .buffers
             .iter()
             .filter(|b| (b.birth as usize..b.death as usize).contains(&time));
-        let mut spans: Vec<Span> = alive.map(|b| b.offset..b.offset + b.bytes).collect();
+        let span = |slot: u32, b: &lxpod_passes::plan::Buffer| {
+            let start = b.offset + u64::from(slot) * b.slot_stride();
+            start..start + b.bytes
+        };
+        let slots = alive.flat_map(|b| (0..b.slots).map(move |slot| span(slot, b)));
+        let mut spans: Vec<Span> = slots.collect();
         spans.sort_by_key(|span| (span.start, span.end));
         spans
     }
@@ -157,7 +189,7 @@ impl Guard<'_> {
         &self,
         time: usize,
         step: &CpuStep,
-        extents: &Extents,
+        moment: Moment<'_>,
     ) -> Result<(), String> {
         let live = self.live(time);
         if let Some(pair) = live
@@ -176,13 +208,13 @@ impl Guard<'_> {
         let outputs = step
             .outputs
             .iter()
-            .filter(|operand| operand.stage == self.stage);
+            .filter(|operand| operand.tile == self.tile);
         for operand in inputs.chain(outputs) {
-            let buffer = &self.program.buffers[operand.buffer];
+            let buffer = &self.plan.buffers[operand.buffer];
             if !(buffer.birth as usize..buffer.death as usize).contains(&time) {
                 return Err(self.message(time, &format!("buffer {} is not alive", operand.buffer)));
             }
-            let span = operand.span(extents);
+            let span = operand.span(moment);
             if span.start < operand.offset || span.end > operand.end {
                 let buffer = operand.offset..operand.end;
                 return Err(
@@ -194,8 +226,8 @@ impl Guard<'_> {
     }
 
     /// Checks after a step that no byte outside the live buffers changed, then poisons what died; the
-    /// last step leaves the outputs to the host.
-    pub(super) fn after(&self, arena: &Arena, time: usize) -> Result<(), String> {
+    /// last step of a program, at `end`, leaves the outputs to the host.
+    pub(super) fn after(&self, arena: &Arena, time: usize, end: usize) -> Result<(), String> {
         for gap in gaps(&self.live(time), arena.range()) {
             let length = (gap.end - gap.start) as usize;
             // SAFETY: guard mode runs one worker, between steps; the arena checks the range.
@@ -210,14 +242,14 @@ impl Guard<'_> {
                 ));
             }
         }
-        if time + 1 < self.program.steps.len() {
+        if time < end {
             self.poison(arena, time + 1);
         }
         Ok(())
     }
 
     fn message(&self, time: usize, what: &str) -> String {
-        format!("guard: stage {} step {time}: {what}", self.stage)
+        format!("guard: tile {} step {time}: {what}", self.tile)
     }
 }
 
@@ -236,22 +268,12 @@ fn gaps(live: &[Span], arena: Span) -> Vec<Span> {
     gaps
 }
 
-/// The addresses a program's arena spans: everything but resident parameters.
-pub(super) fn arena_range(program: &Program, resolved: &CpuProgram) -> Span {
-    let operands = resolved.loads.iter().map(|load| load.operand.offset);
-    let parameters = program
-        .buffers
-        .iter()
-        .filter(|b| b.category == lxpod_passes::plan::Category::Weights);
-    let base = parameters.map(|b| b.offset + b.bytes).max().unwrap_or(0);
-    let end = program
-        .buffers
-        .iter()
-        .map(|b| b.offset + b.bytes)
-        .max()
-        .unwrap_or(base);
-    let base = base
-        .next_multiple_of(64)
-        .min(operands.min().unwrap_or(u64::MAX));
-    base..end.max(base)
+/// The addresses a tile's arena spans: everything but parameters that steps read in forms of their own,
+/// which are all of them where nothing updates them.
+pub(super) fn arena_range(tile: &Tile, updated: bool) -> Span {
+    let end_of = |b: &lxpod_passes::plan::Buffer| b.offset + b.slot_stride() * u64::from(b.slots);
+    let parameters = tile.buffers.iter().filter(|b| b.category == Category::Weights);
+    let base = parameters.map(end_of).max().unwrap_or(0);
+    let end = tile.buffers.iter().map(end_of).max().unwrap_or(0);
+    if updated { 0..end } else { base..end.max(base) }
 }

@@ -1,4 +1,4 @@
-//! One visit of the team to a stage: one program for one micro-batch.
+//! One visit of the team to a tile: one program for one micro-batch.
 
 use std::sync::Mutex;
 use std::time::Instant;
@@ -7,9 +7,9 @@ use lxpod_ir::{Data, Tensor};
 
 use super::exec::Machine;
 use super::kernels::{self, Scratch, View, ViewMut};
-use super::step::{CpuStep, HostValue, Source};
+use super::step::{CpuProgram, CpuStep, HostValue, Moment, Source};
 use super::team::{Poisoned, Worker};
-use super::trace::Guard;
+use super::trace::{Guard, TileTrace};
 use super::{Cpu, lock};
 use crate::{BackendError, Feed};
 
@@ -17,7 +17,11 @@ use crate::{BackendError, Feed};
 pub(super) struct Visit<'a> {
     pub cpu: &'a Cpu,
     pub replica: usize,
-    pub stage: usize,
+    pub tile: usize,
+    /// The program's position in the tile.
+    pub program: usize,
+    /// The micro-batch, counted per replica.
+    pub micro_batch: usize,
     pub feed: &'a Feed,
     /// Where the outputs go.
     pub results: &'a [Cell],
@@ -26,25 +30,36 @@ pub(super) struct Visit<'a> {
 }
 
 impl Visit<'_> {
+    fn program(&self) -> &CpuProgram {
+        &self.cpu.programs[self.tile][self.program]
+    }
+
+    fn moment(&self) -> Moment<'_> {
+        Moment {
+            extents: &self.feed.extents,
+            micro_batch: self.micro_batch,
+        }
+    }
+
     /// Does this worker's share of all steps.
     ///
     /// # Errors
     /// Another worker panicked.
     pub(super) fn run(&self, worker: &Worker<'_>, scratch: &mut Scratch) -> Result<(), Poisoned> {
-        let program = &self.cpu.programs[self.stage];
+        let program = self.program();
         let arenas = &self.cpu.arenas[self.replica];
-        let extents = &self.feed.extents;
         let machine = Machine {
             kernels: self.cpu.kernels,
             arenas,
-            extents,
+            extents: &self.feed.extents,
+            micro_batch: self.micro_batch,
         };
         let guard = self.cpu.guard.then(|| Guard {
-            program: &self.cpu.plan.programs[self.stage],
-            stage: self.stage,
+            plan: &self.cpu.plan.tiles[self.tile],
+            tile: self.tile,
         });
         if let Some(guard) = &guard {
-            guard.poison(&arenas[self.stage], 0);
+            guard.poison(&arenas[self.tile], program.first);
         }
         for load in &program.loads {
             self.load(load, worker);
@@ -53,43 +68,51 @@ impl Visit<'_> {
         if !program.loads.is_empty() {
             worker.meet()?;
         }
+        let end = program.first + program.steps.len();
         let mut start = Instant::now();
-        for (time, step) in program.steps.iter().enumerate() {
+        for (time, step) in (program.first..).zip(&program.steps) {
             if worker.index == 0 {
                 self.trace(time, step);
             }
-            let checked = guard
-                .as_ref()
-                .map_or(Ok(()), |guard| guard.before(time, step, extents));
+            let before = |guard: &Guard<'_>| guard.before(time, step, self.moment());
+            let checked = guard.as_ref().map_or(Ok(()), before);
             self.note(checked.map_err(BackendError::Internal));
             self.note(
                 machine
                     .run(step, worker, scratch)
                     .map_err(|error| self.data_error(step, &error)),
             );
-            let checked = guard
-                .as_ref()
-                .map_or(Ok(()), |guard| guard.after(&arenas[self.stage], time));
+            let after = |guard: &Guard<'_>| guard.after(&arenas[self.tile], time, end - 1);
+            let checked = guard.as_ref().map_or(Ok(()), after);
             self.note(checked.map_err(BackendError::Internal));
             worker.meet()?;
             if worker.index == 0 {
-                let end = Instant::now();
-                lock(&self.cpu.times)[self.stage][time] += end - start;
-                start = end;
+                let now = Instant::now();
+                lock(&self.cpu.times)[self.tile][time] += now - start;
+                start = now;
             }
         }
+        self.finish(worker)
+    }
+
+    /// Hands the outputs to the host.
+    fn finish(&self, worker: &Worker<'_>) -> Result<(), Poisoned> {
+        let program = self.program();
         for store in &program.stores {
             self.store(store, worker);
             self.trace_host(store, worker);
         }
         if worker.index == 0 {
-            let tile = self.replica * self.cpu.plan.stages() + self.stage;
-            lock(&self.cpu.traces[tile]).finish();
+            lock(self.trace_of(self.tile)).finish();
         }
         if program.stores.is_empty() {
             return Ok(());
         }
         worker.meet()
+    }
+
+    fn trace_of(&self, tile: usize) -> &Mutex<TileTrace> {
+        &self.cpu.traces[self.replica * self.cpu.plan.tiles.len() + tile]
     }
 
     /// Keeps the first error; the run goes on, so that no worker waits for another.
@@ -100,31 +123,29 @@ impl Visit<'_> {
     }
 
     fn data_error(&self, step: &CpuStep, error: &str) -> BackendError {
-        let node = self.cpu.plan.graph.node(step.node);
+        let phase = self.cpu.plan.tiles[self.tile].programs[self.program].phase;
+        let node = self.cpu.plan.graph_of(phase).node(step.node);
         BackendError::Data(format!("{} in {}: {error}", node.op.name(), node.scope))
     }
 
     fn trace(&self, time: usize, step: &CpuStep) {
-        let stages = self.cpu.plan.stages();
-        let tile = |stage| &self.cpu.traces[self.replica * stages + stage];
-        let extents = &self.feed.extents;
-        let mut trace = lock(tile(self.stage));
+        let mut trace = lock(self.trace_of(self.tile));
         trace.read_parameters(step);
         for source in &step.inputs {
             if let Source::Arena(operand) = source {
-                trace.touch(time, operand, extents, false);
+                trace.touch(time, operand, self.moment(), false);
             }
         }
         drop(trace);
         for operand in &step.outputs {
-            lock(tile(operand.stage)).touch(time, operand, extents, true);
+            lock(self.trace_of(operand.tile)).touch(time, operand, self.moment(), true);
         }
     }
 
     fn trace_host(&self, value: &HostValue, worker: &Worker<'_>) {
         if worker.index == 0 {
-            let tile = self.replica * self.cpu.plan.stages() + self.stage;
-            lock(&self.cpu.traces[tile]).touch(0, &value.operand, &self.feed.extents, false);
+            let time = self.program().first;
+            lock(self.trace_of(self.tile)).touch(time, &value.operand, self.moment(), false);
         }
     }
 
@@ -136,7 +157,7 @@ impl Visit<'_> {
             Data::Real(values) => {
                 let (rows, columns) = (tensor.shape.rows(), tensor.shape.row_elements());
                 // SAFETY: workers write disjoint rows, and no step runs.
-                let out = unsafe { load.operand.view_mut(arenas, &self.feed.extents) };
+                let out = unsafe { load.operand.view_mut(arenas, self.moment()) };
                 kernels::copy(
                     self.cpu.kernels,
                     View::new(values, rows, columns),
@@ -146,7 +167,7 @@ impl Visit<'_> {
             }
             Data::Int(values) if worker.index == 0 => {
                 // SAFETY: only worker 0 writes integers, and no step runs.
-                unsafe { load.operand.ints_mut(arenas, &self.feed.extents) }
+                unsafe { load.operand.ints_mut(arenas, self.moment()) }
                     .copy_from_slice(values);
             }
             Data::Int(_) => {}
@@ -157,7 +178,7 @@ impl Visit<'_> {
     fn store(&self, store: &HostValue, worker: &Worker<'_>) {
         let arenas = &self.cpu.arenas[self.replica];
         // SAFETY: all steps are done, so nobody writes.
-        let x = unsafe { store.operand.view(arenas, &self.feed.extents) };
+        let x = unsafe { store.operand.view(arenas, self.moment()) };
         let rows = x.rows();
         // SAFETY: the cell belongs to this micro-batch and output, and workers write disjoint rows.
         let out = unsafe { self.results[store.index].view_mut(rows, x.cols()) };

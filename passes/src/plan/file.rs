@@ -3,17 +3,18 @@
 //! The same plan gives the same bytes. Any changed, missing or added byte is refused.
 
 use lxpod_ir::ops::Op;
-use lxpod_ir::{Shape, Target};
+use lxpod_ir::{Graph, NodeId, Shape, Target};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use super::lower::{home, lower};
-use super::{Plan, Program, Provenance};
+use super::lower::{Work, home, lower};
+use super::{Plan, Provenance, Tile};
 use crate::cost;
 use crate::partition::Partition;
-use crate::schedule::Schedule;
+use crate::phase::phases;
+use crate::schedule::{Phase, Schedule};
 use crate::solve::partition::PartitionError;
 
 /// Why a plan could not be made or read.
@@ -21,12 +22,12 @@ use crate::solve::partition::PartitionError;
 pub enum PlanError {
     /// The user's model does not fit the user's target.
     #[error(
-        "out of memory: stage {stage} needs {total} bytes, its tile has {capacity}; the largest category is \
+        "out of memory: tile {tile} needs {total} bytes and has {capacity}; the largest category is \
          {category} with {bytes}. Use more stages, --precision mixed, or a smaller --micro-batch, --seq-len or --boxes"
     )]
     OutOfMemory {
-        /// The stage whose tile is too small.
-        stage: usize,
+        /// The tile that is too small.
+        tile: usize,
         /// Its largest category.
         category: &'static str,
         /// Bytes of that category.
@@ -56,8 +57,10 @@ struct Written<'a> {
     replicas: usize,
     partition: &'a Partition,
     schedule: Schedule,
-    programs: &'a [Program],
+    accumulation: usize,
+    tiles: &'a [Tile],
     graph: String,
+    update: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -68,8 +71,10 @@ struct Read {
     replicas: usize,
     partition: Partition,
     schedule: Schedule,
-    programs: Vec<Program>,
+    accumulation: usize,
+    tiles: Vec<Tile>,
     graph: String,
+    update: Option<String>,
 }
 
 fn checksum(body: &[u8]) -> String {
@@ -90,9 +95,11 @@ impl Plan {
             target,
             replicas,
             graph,
+            update,
             partition,
-            programs,
+            tiles,
             schedule,
+            accumulation,
         } = self;
         let written = Written {
             provenance,
@@ -100,8 +107,10 @@ impl Plan {
             replicas: *replicas,
             partition,
             schedule: *schedule,
-            programs,
+            accumulation: *accumulation,
+            tiles,
             graph: graph.to_string(),
+            update: update.as_ref().map(Graph::to_string),
         };
         let body =
             serde_json::to_vec(&written).map_err(|error| PlanError::File(error.to_string()))?;
@@ -140,27 +149,23 @@ impl Plan {
         }
         let read: Read = serde_json::from_slice(body)
             .map_err(|error| PlanError::File(format!("the plan does not parse: {error}")))?;
-        let Read {
-            provenance,
-            target,
-            replicas,
-            partition,
-            schedule,
-            programs,
-            graph,
-        } = read;
-        let graph = lxpod_ir::text::parse(&graph).map_err(|error| {
-            PlanError::File(format!("the plan's graph does not parse: {error}"))
-        })?;
-        lxpod_ir::verify(&graph).map_err(|errors| PlanError::File(errors.to_string()))?;
+        let graph = |text: &str| {
+            let graph = lxpod_ir::text::parse(text).map_err(|error| {
+                PlanError::File(format!("the plan's graph does not parse: {error}"))
+            })?;
+            lxpod_ir::verify(&graph).map_err(|errors| PlanError::File(errors.to_string()))?;
+            Ok::<Graph, PlanError>(graph)
+        };
         let plan = Plan {
-            provenance,
-            target,
-            replicas,
-            graph,
-            partition,
-            programs,
-            schedule,
+            graph: graph(&read.graph)?,
+            update: read.update.as_deref().map(graph).transpose()?,
+            provenance: read.provenance,
+            target: read.target,
+            replicas: read.replicas,
+            partition: read.partition,
+            tiles: read.tiles,
+            schedule: read.schedule,
+            accumulation: read.accumulation,
         };
         plan.check()?;
         Ok(plan)
@@ -174,8 +179,8 @@ impl Plan {
             .iter()
             .map(|(name, shape)| (name.as_str(), shape.as_slice()))
             .collect();
-        for id in self.graph.nodes() {
-            let node = self.graph.node(id);
+        let graphs = [&self.graph].into_iter().chain(&self.update);
+        for node in graphs.flat_map(|graph| graph.nodes().map(|id| graph.node(id))) {
             if let Op::Param(param) = &node.op {
                 let shape = param
                     .value
@@ -199,48 +204,59 @@ impl Plan {
     /// Says what does not fit.
     pub fn check(&self) -> Result<(), PlanError> {
         let file = |problem: &str| PlanError::File(format!("{problem}; compile the plan again"));
-        let (stages, tiles) = (self.programs.len(), self.target.tiles);
+        let (used, tiles) = (self.schedule.tiles, self.target.tiles);
         self.target
             .check()
             .map_err(|problem| file(&format!("the plan's target: {problem}")))?;
-        if stages == 0 || self.schedule.stages != stages {
-            return Err(file("the plan's stages do not match its schedule"));
+        if used == 0 || self.tiles.len() != used || self.accumulation == 0 {
+            return Err(file("the plan's tiles do not match its schedule"));
         }
-        if self.replicas == 0 || self.replicas > tiles / stages {
+        self.schedule.check(self.accumulation).map_err(|problem| file(&problem))?;
+        if self.replicas == 0 || self.replicas > tiles / used {
             return Err(file(
                 "the plan's replicas and stages do not match its target's tiles",
             ));
         }
-        let placed = self.graph.nodes().all(|id| {
-            let node = self.graph.node(id);
-            let home = home(&self.graph, id).map(|stage| stage as usize);
-            let on = |stage: Option<usize>| stage.is_some_and(|stage| stage < stages);
-            let near = match &node.op {
-                Op::Transfer(transfer) => node.stage == transfer.to.checked_sub(1),
-                _ => true,
-            };
-            on(node.stage.map(|stage| stage as usize)) && on(home) && near
-        });
-        if !placed {
-            return Err(file(
-                "the plan's graph has nodes on no stage, or transfers past one",
-            ));
-        }
-        if self
-            .graph
-            .spaces
-            .iter()
-            .any(|(_, space)| space.capacity == 0)
-        {
-            return Err(file("the plan's graph has a row space without rows"));
+        check_graph(&self.graph, &phases(&self.graph), self.stages()).map_err(file)?;
+        if let Some(update) = &self.update {
+            let phases = vec![Phase::Update; update.bound()];
+            check_graph(update, &phases, self.stages()).map_err(file)?;
         }
         self.check_parameters().map_err(|problem| file(&problem))?;
         let cost = cost::model(&self.target);
-        if lower(&self.graph, &self.target, cost.as_ref(), stages)? != self.programs {
+        let work = Work {
+            graph: &self.graph,
+            update: self.update.as_ref(),
+            schedule: &self.schedule,
+            accumulation: self.accumulation,
+        };
+        if lower(work, &self.target, cost.as_ref())? != self.tiles {
             return Err(file("the plan's programs are not those of its graph"));
         }
         Ok(())
     }
+}
+
+/// Checks that every node is on a stage, that values of the forward half move to the next stage and
+/// those of the backward half to an earlier one, and that no row space is empty.
+fn check_graph(graph: &Graph, phases: &[Phase], stages: usize) -> Result<(), &'static str> {
+    let placed = |id: NodeId| {
+        let node = graph.node(id);
+        let on = |stage: Option<u32>| stage.is_some_and(|stage| (stage as usize) < stages);
+        let near = match (&node.op, phases[id.index()]) {
+            (Op::Transfer(transfer), Phase::Forward) => node.stage == transfer.to.checked_sub(1),
+            (Op::Transfer(transfer), Phase::Backward) => Some(transfer.to) < node.stage,
+            _ => true,
+        };
+        on(node.stage) && on(home(graph, id)) && near
+    };
+    if !graph.nodes().all(placed) {
+        return Err("the plan's graph has nodes on no stage, or transfers past one");
+    }
+    if graph.spaces.iter().any(|(_, space)| space.capacity == 0) {
+        return Err("the plan's graph has a row space without rows");
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -285,13 +301,13 @@ mod tests {
     fn a_plan_whose_programs_are_not_its_graphs_is_refused() {
         Plan::from_bytes(&hand_made(|_| {})).expect("nothing changed");
         for (path, value) in [
-            ("/programs/0/steps/0/outputs/0/stride", 1_000_000_000_u64),
-            ("/programs/0/steps/0/inputs/0/buffer", 7),
-            ("/programs/1/buffers/3/offset", 1 << 40),
-            ("/programs/1/buffers/3/bytes", 1),
-            ("/programs/0/steps/1/node", 100_000),
+            ("/tiles/0/programs/0/steps/0/outputs/0/stride", 1_000_000_000_u64),
+            ("/tiles/0/programs/0/steps/0/inputs/0/buffer", 7),
+            ("/tiles/1/buffers/3/offset", 1 << 40),
+            ("/tiles/1/buffers/3/bytes", 1),
+            ("/tiles/0/programs/0/steps/1/node", 100_000),
             ("/replicas", 1 << 60),
-            ("/schedule/stages", 3),
+            ("/schedule/tiles", 3),
             ("/target/host/bytes_per_second", 0),
             ("/target/tile/cores", 1 << 60),
         ] {

@@ -2,43 +2,47 @@
 
 use lxpod_ir::Target;
 
-use super::{Buffer, Category, Memory, PlanError, Program};
+use super::{Buffer, Category, Memory, PlanError, Tile};
 use crate::solve::offsets;
 
 /// Where a buffer may begin: a cache line, and a whole number of every machine's vectors.
-const ALIGNMENT: u64 = 64;
+pub(super) const ALIGNMENT: u64 = 64;
 /// What a core's share of a buffer is rounded up to: one 64-bit load.
 const GRAIN: u64 = 8;
 
-/// Gives each buffer its offset and the program its ledger. Weights, host buffers and received
-/// values, which live for the whole program, lie one behind the other; activations share a region.
+/// Gives each buffer its offset and the tile its ledger. What lives for the whole step lies one behind
+/// the other; activations share a region.
 ///
 /// # Errors
-/// The tile's memory is too small; names the stage, the largest category and by how much.
+/// The tile's memory is too small; names the tile, the largest category and by how much.
 pub(super) fn lay_out(
-    program: &mut Program,
+    tile: &mut Tile,
     target: &Target,
     best_max_live: u64,
-    stage: usize,
+    index: usize,
 ) -> Result<(), PlanError> {
-    let buffers = &mut program.buffers;
+    let buffers = &mut tile.buffers;
     let mut end = 0;
-    for category in [Category::Weights, Category::HostIo, Category::Transfer] {
+    let whole = |category: &Category| *category != Category::Activations;
+    for category in Category::ALL.into_iter().filter(whole) {
         for buffer in buffers
             .iter_mut()
             .filter(|buffer| buffer.category == category)
         {
             buffer.offset = end;
-            end += buffer.bytes.next_multiple_of(ALIGNMENT);
+            end += buffer.slot_stride() * u64::from(buffer.slots);
         }
     }
     let activations = pack_activations(buffers, end);
     let held = |category| {
         let members = buffers.iter().filter(|buffer| buffer.category == category);
-        members.map(|buffer| buffer.bytes).sum::<u64>()
+        members.map(Buffer::held).sum::<u64>()
     };
     let mut memory = Memory {
         weights: held(Category::Weights),
+        optimizer: held(Category::Optimizer),
+        accumulators: held(Category::Accumulators),
+        stash: held(Category::Stash),
         transfer: held(Category::Transfer),
         host_io: held(Category::HostIo),
         activations,
@@ -52,8 +56,8 @@ pub(super) fn lay_out(
     };
     memory.best_max_live = best_max_live.min(memory.max_live);
     memory.core_max = core_max(buffers, &memory, target);
-    program.memory = memory;
-    check(&program.memory, stage)
+    tile.memory = memory;
+    check(&tile.memory, index)
 }
 
 /// Offsets of the activations' region, which begins at `base`; returns its extent.
@@ -102,11 +106,11 @@ fn core_max(buffers: &[Buffer], memory: &Memory, target: &Target) -> u64 {
     let resident = buffers
         .iter()
         .filter(|buffer| buffer.category != Category::Activations);
-    let resident: u64 = resident.map(|buffer| share(buffer.bytes)).sum();
+    let resident: u64 = resident.map(|buffer| share(buffer.held())).sum();
     resident + share(memory.activations) + share(memory.code) + share(memory.reserved)
 }
 
-fn check(memory: &Memory, stage: usize) -> Result<(), PlanError> {
+fn check(memory: &Memory, tile: usize) -> Result<(), PlanError> {
     if memory.total <= memory.capacity {
         return Ok(());
     }
@@ -116,7 +120,7 @@ fn check(memory: &Memory, stage: usize) -> Result<(), PlanError> {
         .max_by_key(|&(_, bytes)| bytes);
     let (category, bytes) = largest.unwrap_or(("weights", 0));
     Err(PlanError::OutOfMemory {
-        stage,
+        tile,
         category,
         bytes,
         total: memory.total,

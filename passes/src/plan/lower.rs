@@ -1,4 +1,4 @@
-//! From a placed graph to programs: buffers, views, steps.
+//! From placed graphs to tiles: buffers, views, steps.
 
 use lxpod_ir::ops::Op;
 use lxpod_ir::{Graph, NodeId, Target, Value};
@@ -6,78 +6,70 @@ use rustc_hash::FxHashMap;
 
 use super::layout::lay_out;
 use super::order::order_steps;
-use super::{Buffer, Category, Place, PlanError, Program, Step};
+use super::values::Values;
+use super::{Buffer, Category, Place, PlanError, Program, Step, Tile};
 use crate::cost::CostModel;
+use crate::schedule::{Phase, Schedule};
 
-/// One program per stage of a compacted, placed graph.
+/// What a pod is to do: compacted, placed graphs and the order of their programs.
+#[derive(Clone, Copy, Debug)]
+pub struct Work<'a> {
+    /// The graph of a micro-batch.
+    pub graph: &'a Graph,
+    /// The graph of the update.
+    pub update: Option<&'a Graph>,
+    /// The order of the programs.
+    pub schedule: &'a Schedule,
+    /// Micro-batches of a training step.
+    pub accumulation: usize,
+}
+
+/// The tiles of one replica.
 ///
 /// # Errors
 /// A tile's memory is too small, or a view cannot be expressed.
 pub fn lower(
-    graph: &Graph,
+    work: Work<'_>,
     target: &Target,
     cost: &dyn CostModel,
-    stages: usize,
-) -> Result<Vec<Program>, PlanError> {
-    let mut programs: Vec<Program> = vec![Program::default(); stages];
-    let mut places: FxHashMap<Value, Place> = FxHashMap::default();
-    let mut best = Vec::with_capacity(stages);
-    let mut orders = Vec::with_capacity(stages);
-    for (stage, program) in programs.iter_mut().enumerate() {
-        let ordered = order_steps(graph, stage as u32);
-        allocate(graph, stage as u32, &ordered.nodes, program, &mut places)?;
-        best.push(ordered.best_peak);
-        orders.push(ordered.nodes);
+) -> Result<Vec<Tile>, PlanError> {
+    let Work {
+        graph,
+        update,
+        schedule,
+        accumulation,
+    } = work;
+    let mut tiles = Vec::with_capacity(schedule.tiles);
+    let micro = Values::of_micro_batch(graph, schedule, accumulation);
+    let update = update.map(|update| Values::of_update(update, schedule));
+    let graphs: Vec<&Values<'_>> = [&micro].into_iter().chain(&update).collect();
+    let mut places: Vec<Places> = graphs.iter().map(|_| Places::default()).collect();
+    for tile in 0..schedule.tiles {
+        let mut lowered = Lowered::default();
+        for (values, places) in graphs.iter().zip(&mut places) {
+            lowered.allocate(values, tile, places)?;
+        }
+        tiles.push(lowered);
     }
-    for (stage, program) in programs.iter_mut().enumerate() {
-        program.steps = steps(graph, &orders[stage], cost, &places);
-        set_lifetimes(graph, program);
-        lay_out(program, target, best[stage], stage)?;
-    }
-    Ok(programs)
-}
-
-/// Gives every value that lies in the stage's memory a buffer, or a place in its operand's.
-fn allocate(
-    graph: &Graph,
-    stage: u32,
-    order: &[NodeId],
-    program: &mut Program,
-    places: &mut FxHashMap<Value, Place>,
-) -> Result<(), PlanError> {
-    let here = graph
-        .nodes()
-        .filter(|&id| graph.node(id).stage == Some(stage));
-    let leaves = here.filter(|&id| graph.node(id).op.is_leaf());
-    let arriving = graph.nodes().filter(|&id| arrives(graph, id, stage));
-    let computed = order.iter().copied().filter(|&id| !is_send(graph, id));
-    let resident: Vec<NodeId> = leaves.chain(arriving).chain(computed).collect();
-    for id in resident {
-        for output in 0..graph.node(id).types.len() {
-            let value = Value {
-                node: id,
-                output: output as u16,
+    let finish = |(index, lowered): (usize, Lowered)| {
+        let mut tile = Tile {
+            programs: Vec::with_capacity(lowered.programs.len()),
+            buffers: lowered.buffers,
+            ..Tile::default()
+        };
+        for planned in lowered.programs {
+            let (values, places) = match planned.phase {
+                Phase::Update => (graphs[1], &places[1]),
+                _ => (graphs[0], &places[0]),
             };
-            places.insert(value, new_buffer(graph, value, program));
+            tile.programs.push(planned.resolve(values.graph, cost, places));
         }
-    }
-    for id in graph.topo() {
-        if graph.node(id).op.is_view() && graph.node(id).stage == Some(stage) {
-            places.insert(graph.value(id), view(graph, id, places)?);
-        }
-    }
-    for value in graph.outputs().iter().map(|output| output.value) {
-        if let Some(place) = places
-            .get(&value)
-            .filter(|_| home(graph, value.node) == Some(stage))
-        {
-            let buffer = &mut program.buffers[place.buffer];
-            if buffer.category == Category::Activations {
-                buffer.category = Category::HostIo;
-            }
-        }
-    }
-    Ok(())
+        let graph_of = |phase| if phase == Phase::Update { graphs[1].graph } else { graph };
+        set_lifetimes(&mut tile, &graph_of);
+        lay_out(&mut tile, target, lowered.best_peak, index)?;
+        Ok(tile)
+    };
+    tiles.into_iter().enumerate().map(finish).collect()
 }
 
 /// The stage in whose memory a node's value lies.
@@ -88,43 +80,140 @@ pub(super) fn home(graph: &Graph, id: NodeId) -> Option<u32> {
     }
 }
 
-fn arrives(graph: &Graph, id: NodeId, stage: u32) -> bool {
-    is_send(graph, id) && home(graph, id) == Some(stage)
-}
-
 pub(super) fn is_send(graph: &Graph, id: NodeId) -> bool {
     matches!(graph.node(id).op, Op::Transfer(_))
 }
 
-fn new_buffer(graph: &Graph, value: Value, program: &mut Program) -> Place {
-    let node = graph.node(value.node);
-    let ty = graph.ty(value);
-    let category = match &node.op {
-        Op::Param(_) | Op::Constant(_) => Category::Weights,
-        Op::Input(_) => Category::HostIo,
-        Op::Transfer(_) => Category::Transfer,
-        _ => Category::Activations,
-    };
-    program.buffers.push(Buffer {
-        node: value.node.index(),
-        output: usize::from(value.output),
-        category,
-        offset: 0,
-        bytes: ty.bytes() as u64,
-        birth: 0,
-        death: 0,
-    });
-    let buffer = program.buffers.len() - 1;
-    Place {
-        buffer,
-        column: 0,
-        stride: ty.shape.row_elements(),
-        after: Vec::new(),
+type Places = FxHashMap<Value, Place>;
+
+/// A tile whose buffers are known, and the order of its programs' nodes.
+#[derive(Default)]
+struct Lowered {
+    programs: Vec<Planned>,
+    buffers: Vec<Buffer>,
+    best_peak: u64,
+    /// The buffers of parameters and states, by stage and by what they hold.
+    resident: FxHashMap<(Option<u32>, String), usize>,
+}
+
+/// A program before its operands have places.
+struct Planned {
+    stage: usize,
+    phase: Phase,
+    round: usize,
+    nodes: Vec<NodeId>,
+}
+
+impl Lowered {
+    /// Orders the programs that the tile has of a graph, and gives every value that lies in its memory
+    /// a buffer, or a place in another's.
+    fn allocate(
+        &mut self,
+        values: &Values<'_>,
+        tile: usize,
+        places: &mut Places,
+    ) -> Result<(), PlanError> {
+        let graph = values.graph;
+        let first = self.programs.len();
+        self.order(values, tile);
+        let here = |id: &NodeId| values.tile(*id) == Some(tile);
+        let on_stage = |id: &NodeId| {
+            let stage = graph.node(*id).stage.map(|stage| stage as usize);
+            stage.is_some_and(|stage| values.schedule.tile_of(stage) == tile)
+        };
+        let leaves = graph.nodes().filter(|&id| graph.node(id).op.is_leaf());
+        let arriving = graph.nodes().filter(|&id| is_send(graph, id));
+        let ordered = self.programs[first..].iter().flat_map(|program| &program.nodes);
+        let computed = ordered.copied().filter(|&id| !is_send(graph, id));
+        let resident: Vec<NodeId> = leaves
+            .chain(arriving)
+            .filter(here)
+            .chain(computed)
+            .collect();
+        for id in resident {
+            for value in crate::walk::values(graph, id) {
+                let place = match values.stored_over(value) {
+                    Some(leaf) => places[&graph.value(leaf)].clone(),
+                    None => self.new_place(values, value),
+                };
+                places.insert(value, place);
+            }
+        }
+        for id in graph.topo() {
+            if graph.node(id).op.is_view() && on_stage(&id) {
+                places.insert(graph.value(id), view(graph, id, places)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn order(&mut self, values: &Values<'_>, tile: usize) {
+        let stages = (0..values.schedule.stages()).filter(|&s| values.schedule.tile_of(s) == tile);
+        let stages: Vec<usize> = stages.collect();
+        let phases: &[Phase] = match values.update {
+            true => &[Phase::Update],
+            false if values.schedule.training => &[Phase::Forward, Phase::Backward],
+            false => &[Phase::Forward],
+        };
+        for &phase in phases {
+            for round in 0..=values.last_round() {
+                for &stage in &stages {
+                    let ordered = order_steps(values, stage as u32, phase, round);
+                    self.best_peak = self.best_peak.max(ordered.best_peak);
+                    self.programs.push(Planned {
+                        stage,
+                        phase,
+                        round,
+                        nodes: ordered.nodes,
+                    });
+                }
+            }
+        }
+    }
+
+    /// A buffer for a value, or that of the same parameter or state in the other graph.
+    fn new_place(&mut self, values: &Values<'_>, value: Value) -> Place {
+        let graph = values.graph;
+        let node = graph.node(value.node);
+        let ty = graph.ty(value);
+        let name = match &node.op {
+            Op::Param(param) => Some(format!("param:{}", param.value)),
+            Op::State(state) => Some(format!("state:{}", state.name)),
+            _ => None,
+        };
+        let key = name.map(|name| (node.stage, name));
+        let known = key.as_ref().and_then(|key| self.resident.get(key).copied());
+        let buffer = known.unwrap_or_else(|| {
+            let (slots, outlives) = values.slots(value);
+            let category = values.category(value);
+            debug_assert!(!outlives || category != Category::Activations);
+            self.buffers.push(Buffer {
+                node: value.node.index(),
+                update: values.update,
+                output: usize::from(value.output),
+                category,
+                offset: 0,
+                bytes: ty.bytes() as u64,
+                slots,
+                birth: 0,
+                death: 0,
+            });
+            self.buffers.len() - 1
+        });
+        if let Some(key) = key {
+            self.resident.insert(key, buffer);
+        }
+        Place {
+            buffer,
+            column: 0,
+            stride: ty.shape.row_elements(),
+            after: Vec::new(),
+        }
     }
 }
 
 /// Where a view lies: in its operand's buffer, from a later column or row.
-fn view(graph: &Graph, id: NodeId, places: &FxHashMap<Value, Place>) -> Result<Place, PlanError> {
+fn view(graph: &Graph, id: NodeId, places: &Places) -> Result<Place, PlanError> {
     let operand = graph.inputs(id)[0];
     let mut place = places[&operand].clone();
     let ty = graph.ty(operand);
@@ -148,56 +237,45 @@ fn view(graph: &Graph, id: NodeId, places: &FxHashMap<Value, Place>) -> Result<P
     Ok(place)
 }
 
-fn steps(
-    graph: &Graph,
-    order: &[NodeId],
-    cost: &dyn CostModel,
-    places: &FxHashMap<Value, Place>,
-) -> Vec<Step> {
-    let step = |&id: &NodeId| {
-        let outputs = 0..graph.node(id).types.len();
-        Step {
+impl Planned {
+    fn resolve(self, graph: &Graph, cost: &dyn CostModel, places: &Places) -> Program {
+        let place = |value: &Value| places[value].clone();
+        let step = |&id: &NodeId| Step {
             node: id.index(),
-            inputs: graph
-                .inputs(id)
-                .iter()
-                .map(|value| places[value].clone())
-                .collect(),
-            outputs: outputs
-                .map(|output| {
-                    places[&Value {
-                        node: id,
-                        output: output as u16,
-                    }]
-                        .clone()
-                })
-                .collect(),
+            inputs: graph.inputs(id).iter().map(place).collect(),
+            outputs: crate::walk::values(graph, id).map(|value| place(&value)).collect(),
             cycles: cost.node(graph, id),
+        };
+        Program {
+            stage: self.stage,
+            phase: self.phase,
+            round: self.round,
+            steps: self.nodes.iter().map(step).collect(),
         }
-    };
-    order.iter().map(step).collect()
+    }
 }
 
-/// Sets when each buffer is born and dies. Parameters, host buffers and received values live for the
-/// whole program; what is sent lives until its end, since sends come last.
-fn set_lifetimes(graph: &Graph, program: &mut Program) {
-    let Program {
-        steps,
-        buffers,
-        memory: _,
-    } = program;
-    let end = steps.len() as u32;
-    for buffer in buffers.iter_mut() {
+/// Sets when each buffer is born and dies. Activations live inside their program, or inside the
+/// update; what is sent lives until its program's end, since sends come last. Everything else lives
+/// for the whole step.
+fn set_lifetimes<'a>(tile: &mut Tile, graph_of: &dyn Fn(Phase) -> &'a Graph) {
+    let first = tile.first_steps();
+    let end = first[tile.programs.len()] as u32;
+    for buffer in &mut tile.buffers {
         let whole = buffer.category != Category::Activations;
         (buffer.birth, buffer.death) = if whole { (0, end) } else { (end, 0) };
     }
-    for (time, step) in steps.iter().enumerate() {
-        let sends = step.receiver(graph).is_some();
-        let outputs = if sends { &[] } else { step.outputs.as_slice() };
-        for place in step.inputs.iter().chain(outputs) {
-            let buffer = &mut buffers[place.buffer];
-            buffer.birth = buffer.birth.min(time as u32);
-            buffer.death = buffer.death.max(if sends { end } else { time as u32 + 1 });
+    for (program, window) in tile.programs.iter().zip(first.windows(2)) {
+        let graph = graph_of(program.phase);
+        for (time, step) in program.steps.iter().enumerate() {
+            let time = (window[0] + time) as u32;
+            let sends = step.receiver(graph).is_some();
+            let outputs = if sends { &[] } else { step.outputs.as_slice() };
+            for place in step.inputs.iter().chain(outputs) {
+                let buffer = &mut tile.buffers[place.buffer];
+                buffer.birth = buffer.birth.min(time);
+                buffer.death = buffer.death.max(if sends { window[1] as u32 } else { time + 1 });
+            }
         }
     }
 }

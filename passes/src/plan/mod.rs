@@ -1,25 +1,28 @@
 //! The plan: the frozen result of compilation.
 //!
-//! A plan has two levels. A [`Program`] is what one stage does for one micro-batch: steps over
-//! buffers at fixed offsets of the tile's memory. A [`Schedule`] orders the programs: which tile
-//! works on which micro-batch when. The CPU and the simulator play the same list, and nothing is
-//! unrolled over micro-batches.
+//! A plan has two levels. A [`Program`] is what one stage does for one micro-batch, forward or
+//! backward: steps over buffers at fixed offsets of its tile's memory. A [`Schedule`] orders the
+//! programs: which tile works on which micro-batch when. The CPU and the simulator play the same list,
+//! and nothing is unrolled over micro-batches. After the last micro-batch of a training step come the
+//! programs of the update, which have a graph of their own.
 
 mod file;
 mod layout;
 mod lower;
 mod order;
+mod values;
 
 use lxpod_ir::ops::Op;
-use lxpod_ir::{Graph, NodeId, SpaceId, Target};
+use lxpod_ir::{Graph, NodeId, SpaceId, Target, Value};
 use serde::{Deserialize, Serialize};
 
 pub use file::PlanError;
-pub use lower::lower;
+pub use lower::{Work, lower};
 
 use crate::cost::Cycles;
 use crate::partition::Partition;
-use crate::schedule::Schedule;
+use crate::phase::phases;
+use crate::schedule::{Phase, Schedule};
 
 /// A compiled model.
 #[derive(Clone, Debug)]
@@ -30,14 +33,18 @@ pub struct Plan {
     pub target: Target,
     /// Whole copies of the pipeline on their own tiles.
     pub replicas: usize,
-    /// The placed graph. Node ids are 0.. in order.
+    /// The placed graph of one micro-batch. Node ids are 0.. in order.
     pub graph: Graph,
+    /// The placed graph of the update that ends a training step. Node ids are 0.. in order.
+    pub update: Option<Graph>,
     /// How good the split into stages is.
     pub partition: Partition,
-    /// One program per stage, empty ones included; every replica runs the same.
-    pub programs: Vec<Program>,
+    /// The tiles of one replica, empty ones included; every replica has the same.
+    pub tiles: Vec<Tile>,
     /// The order of programs.
     pub schedule: Schedule,
+    /// Micro-batches of one replica in a training step; 1 of an inference plan, which takes any number.
+    pub accumulation: usize,
 }
 
 /// What made a plan, so that a plan file explains itself.
@@ -63,43 +70,96 @@ pub struct Provenance {
 pub enum Category {
     /// Parameters, resident between runs.
     Weights,
+    /// States of the optimiser.
+    Optimizer,
+    /// States that start each training step at zero: sums of gradients.
+    Accumulators,
     /// Values the host writes, and values it reads.
     HostIo,
-    /// Values received from the stage before.
+    /// Values received from another stage.
     Transfer,
+    /// Values of the forward programs that backward programs read.
+    Stash,
     /// Everything else computed by a step.
     Activations,
 }
 
 impl Category {
     /// Every category, in the order of their regions in a tile's memory.
-    pub const ALL: [Category; 4] = [
+    pub const ALL: [Category; 7] = [
         Category::Weights,
+        Category::Optimizer,
+        Category::Accumulators,
         Category::HostIo,
         Category::Transfer,
+        Category::Stash,
         Category::Activations,
     ];
 }
 
-/// What one stage does for one micro-batch.
+/// One tile: its programs and the memory they share.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Program {
-    /// In order of execution; sends to other stages come last.
-    pub steps: Vec<Step>,
-    /// The buffers its operands lie in.
+pub struct Tile {
+    /// For each stage of the tile its forward program, then the backward programs, then the rounds of
+    /// the update. Steps are numbered through all of them, in this order.
+    pub programs: Vec<Program>,
+    /// The buffers their operands lie in.
     pub buffers: Vec<Buffer>,
     /// Bytes by category.
     pub memory: Memory,
 }
 
+impl Tile {
+    /// The number of the first step of each program, and the number of all steps.
+    pub fn first_steps(&self) -> Vec<usize> {
+        let mut first = vec![0];
+        for program in &self.programs {
+            first.push(first[first.len() - 1] + program.steps.len());
+        }
+        first
+    }
+
+    /// The position of a program in [`Tile::programs`]; none if the stage does nothing in that phase.
+    pub fn program(&self, stage: usize, phase: Phase) -> Option<usize> {
+        let is_it = |program: &Program| program.stage == stage && program.phase == phase;
+        self.programs.iter().position(is_it)
+    }
+
+    /// Every step, with its program.
+    pub fn steps(&self) -> impl Iterator<Item = (&Program, &Step)> {
+        let steps = |program| Program::steps_of(program);
+        self.programs.iter().flat_map(steps)
+    }
+}
+
+/// What one stage does for one micro-batch in one phase, or a tile in one round of the update.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Program {
+    /// The stage.
+    pub stage: usize,
+    /// The phase.
+    pub phase: Phase,
+    /// The round of the update: what is sent in one round has arrived in the next. 0 in other phases.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub round: usize,
+    /// In order of execution; sends to other stages come last.
+    pub steps: Vec<Step>,
+}
+
+impl Program {
+    fn steps_of(program: &Program) -> impl Iterator<Item = (&Program, &Step)> {
+        program.steps.iter().map(move |step| (program, step))
+    }
+}
+
 /// The execution of one node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
-    /// The node, by index.
+    /// The node, by index, in the graph of the program's phase.
     pub node: usize,
     /// Where its operands lie.
     pub inputs: Vec<Place>,
-    /// Where its outputs lie; those of a `transfer` lie in the program of the receiving stage.
+    /// Where its outputs lie; those of a `transfer` lie in the tile of the receiving stage.
     pub outputs: Vec<Place>,
     /// Predicted cycles.
     pub cycles: Cycles,
@@ -125,7 +185,7 @@ impl Step {
 /// A strided matrix inside a buffer: how a value lies in memory. Views share their operand's buffer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
-    /// Index in [`Program::buffers`].
+    /// Index in [`Tile::buffers`].
     pub buffer: usize,
     /// Elements of each row before the value's first.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -141,11 +201,18 @@ fn is_zero(value: &usize) -> bool {
     *value == 0
 }
 
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
 /// A range of a tile's memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Buffer {
     /// The node whose value it holds, by index.
     pub node: usize,
+    /// Whether the node is one of the update's graph.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub update: bool,
     /// Which of the node's outputs.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub output: usize,
@@ -153,12 +220,26 @@ pub struct Buffer {
     pub category: Category,
     /// First byte in the tile's memory.
     pub offset: u64,
-    /// Bytes at full capacity, unpadded.
+    /// Bytes of one slot at full capacity, unpadded.
     pub bytes: u64,
+    /// Slots: micro-batch i uses slot i mod slots, since several micro-batches may be alive in it.
+    pub slots: u32,
     /// The step that first writes it.
     pub birth: u32,
     /// One past the last step that reads it.
     pub death: u32,
+}
+
+impl Buffer {
+    /// Bytes from one slot to the next.
+    pub fn slot_stride(&self) -> u64 {
+        self.bytes.next_multiple_of(layout::ALIGNMENT)
+    }
+
+    /// Bytes of all slots, unpadded.
+    pub fn held(&self) -> u64 {
+        self.bytes * u64::from(self.slots)
+    }
 }
 
 /// Bytes of one tile.
@@ -214,46 +295,62 @@ impl Memory {
 impl Plan {
     /// Pipeline stages of one replica.
     pub fn stages(&self) -> usize {
-        self.programs.len()
+        self.schedule.stages()
     }
 
-    /// The nodes whose work stage `stage` does.
+    /// The graph whose nodes the programs of a phase run.
+    ///
+    /// # Panics
+    /// If an inference plan is asked for its update.
+    pub fn graph_of(&self, phase: Phase) -> &Graph {
+        match (phase, &self.update) {
+            (Phase::Forward | Phase::Backward, _) => &self.graph,
+            (Phase::Update, Some(update)) => update,
+            (Phase::Update, None) => panic!("an inference plan has no update"),
+        }
+    }
+
+    /// The nodes whose work stage `stage` does for a micro-batch.
     pub fn stage_nodes(&self, stage: usize) -> impl Iterator<Item = NodeId> + '_ {
         self.graph
             .nodes()
             .filter(move |&id| self.graph.node(id).stage == Some(stage as u32))
     }
 
-    /// Cycles in which the stage's tile works on one micro-batch: its steps, what it sends and
-    /// receives, and its host buffers. What partition minimises the largest of.
-    pub fn stage_cycles(&self, stage: usize) -> StageCycles {
-        let graph = &self.graph;
-        let program = &self.programs[stage];
-        let sends = program
-            .steps
-            .iter()
-            .filter(|step| step.receiver(graph).is_some());
-        let sent = sends.map(|step| graph.node(step.id(graph)).types[0].bytes() as u64);
-        let received = program
-            .buffers
-            .iter()
-            .filter(|buffer| buffer.category == Category::Transfer);
-        let inputs = self
-            .stage_nodes(stage)
-            .filter(|&id| matches!(graph.node(id).op, Op::Input(_)));
-        let inputs = inputs.map(|id| graph.value(id));
-        let outputs = graph.outputs().iter().map(|output| output.value);
-        let outputs = outputs.filter(|value| lower::home(graph, value.node) == Some(stage as u32));
-        let host = inputs
-            .chain(outputs)
-            .map(|value| graph.ty(value).bytes() as u64);
+    /// Cycles in which the stage's tile works on one micro-batch in that phase: its steps, what it
+    /// sends and receives, and its host buffers. Partition minimises the largest sum over the phases
+    /// of a micro-batch.
+    pub fn stage_cycles(&self, stage: usize, phase: Phase) -> StageCycles {
+        let graph = self.graph_of(phase);
+        let tile = &self.tiles[self.schedule.tile_of(stage)];
+        let own = |program: &&Program| program.stage == stage && program.phase == phase;
+        let programs = tile.programs.iter().filter(own);
+        let steps = programs.flat_map(|program| &program.steps);
+        let phase_of = phases(graph);
+        let bytes = |value: Value| graph.ty(value).bytes() as u64;
+        let in_phase = |id: NodeId| phase == Phase::Update || phase_of[id.index()] == phase;
+        let at_home = |id: &NodeId| lower::home(graph, *id) == Some(stage as u32);
+        let here: Vec<NodeId> = graph.nodes().filter(at_home).collect();
+        let is_send = |id: &&NodeId| matches!(graph.node(**id).op, Op::Transfer(_)) && in_phase(**id);
+        let is_input = |id: &&NodeId| matches!(graph.node(**id).op, Op::Input(_));
+        let loads = here.iter().filter(is_input).filter(|_| phase != Phase::Backward);
+        let outputs = graph.outputs().iter().filter(|output| !output.is_stored());
+        let stores = outputs.map(|output| output.value);
+        let stores = stores.filter(|value| at_home(&value.node) && in_phase(value.node));
+        let host = loads.map(|&id| graph.value(id)).chain(stores);
+        let target = &self.target;
         StageCycles {
-            steps: program.steps.iter().map(|step| step.cycles).sum(),
-            send: sent.map(|bytes| self.target.link_cycles(bytes)).sum(),
-            receive: received
-                .map(|buffer| self.target.link_cycles(buffer.bytes))
+            steps: steps.clone().map(|step| step.cycles).sum(),
+            send: steps
+                .filter(|step| step.receiver(graph).is_some())
+                .map(|step| target.link_cycles(bytes(graph.value(step.id(graph)))))
                 .sum(),
-            host: host.map(|bytes| self.target.host_cycles(bytes)).sum(),
+            receive: here
+                .iter()
+                .filter(is_send)
+                .map(|&id| target.link_cycles(bytes(graph.value(id))))
+                .sum(),
+            host: host.map(|value| target.host_cycles(bytes(value))).sum(),
         }
     }
 }

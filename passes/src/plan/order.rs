@@ -1,4 +1,4 @@
-//! The order of a stage's steps: the one with the least peak of live activations.
+//! The order of a program's steps: the one with the least peak of live activations.
 //!
 //! A step that only picks rows of leaves frees nothing, so that the later it runs the better: it is
 //! left out of the search and put right before its first user.
@@ -7,7 +7,10 @@ use lxpod_ir::ops::Op;
 use lxpod_ir::{Graph, NodeId, Value};
 use rustc_hash::FxHashMap;
 
+use super::Category;
 use super::lower::is_send;
+use super::values::Values;
+use crate::schedule::Phase;
 use crate::solve::order::{OrderProblem, OrderValue, minimum_peak_order};
 
 /// More ideals than any LXMERT stage has; beyond, the order is greedy and the bound says so.
@@ -21,11 +24,20 @@ pub(super) struct OrderedSteps {
     pub best_peak: u64,
 }
 
-/// Orders the steps of `stage`. Values that leave the graph lie in host buffers and do not count.
-pub(super) fn order_steps(graph: &Graph, stage: u32) -> OrderedSteps {
+/// Orders the steps of `stage` in one phase and round. Only values that live inside the program
+/// count: others lie in buffers of their own.
+pub(super) fn order_steps(
+    values: &Values<'_>,
+    stage: u32,
+    phase: Phase,
+    round: usize,
+) -> OrderedSteps {
+    let graph = values.graph;
     let here = |id: &NodeId| {
         let node = graph.node(*id);
-        node.stage == Some(stage) && !node.op.is_leaf() && !node.op.is_view()
+        let in_program = values.phase(*id) == phase && values.round(*id) == round;
+        let works = !node.op.is_leaf() && !node.op.is_view();
+        node.stage == Some(stage) && in_program && works
     };
     let (sends, work): (Vec<NodeId>, Vec<NodeId>) = graph
         .topo()
@@ -42,7 +54,7 @@ pub(super) fn order_steps(graph: &Graph, stage: u32) -> OrderedSteps {
     let problem = OrderProblem {
         workspace: vec![0; steps.len()],
         edges: Vec::new(),
-        values: values(graph, &steps, &index),
+        values: live_values(values, &steps, &index),
     };
     let ordered = minimum_peak_order(&problem, MOST_IDEALS).expect("a verified graph has an order");
     let mut nodes = Vec::with_capacity(work.len() + sends.len());
@@ -95,41 +107,42 @@ fn place_after_picks(
 }
 
 /// What each step leaves in memory, for how long. A view keeps its operand alive.
-fn values(graph: &Graph, steps: &[NodeId], index: &FxHashMap<NodeId, usize>) -> Vec<OrderValue> {
-    let mut values = Vec::new();
+fn live_values(
+    values: &Values<'_>,
+    steps: &[NodeId],
+    index: &FxHashMap<NodeId, usize>,
+) -> Vec<OrderValue> {
+    let graph = values.graph;
+    let mut live = Vec::new();
     for (producer, &id) in steps.iter().enumerate() {
         for (output, ty) in graph.node(id).types.iter().enumerate() {
+            let value = Value {
+                node: id,
+                output: output as u16,
+            };
             let mut uses = Uses::default();
-            uses.collect(
-                graph,
-                Value {
-                    node: id,
-                    output: output as u16,
-                },
-                index,
-            );
-            let bytes = if uses.leaves { 0 } else { ty.bytes() as u64 };
-            values.push(OrderValue {
+            uses.collect(graph, value, index);
+            let counts = values.category(value) == Category::Activations
+                && values.stored_over(value).is_none();
+            live.push(OrderValue {
                 producer: Some(producer),
                 users: uses.steps,
-                bytes,
+                bytes: if counts { ty.bytes() as u64 } else { 0 },
                 kept: uses.sent,
             });
         }
     }
-    values
+    live
 }
 
 #[derive(Default)]
 struct Uses {
     steps: Vec<usize>,
     sent: bool,
-    leaves: bool,
 }
 
 impl Uses {
     fn collect(&mut self, graph: &Graph, value: Value, index: &FxHashMap<NodeId, usize>) {
-        self.leaves |= graph.is_output(value);
         for user in graph.users(value) {
             if graph.node(user.node).op.is_view() {
                 self.collect(graph, graph.value(user.node), index);

@@ -1,12 +1,15 @@
 //! Weights packed for the matrix kernels.
 
+use std::cell::UnsafeCell;
+use std::ops::Range;
+
+use bytemuck::zeroed_vec;
 use half::slice::HalfFloatSliceExt;
 use lxpod_ir::DType;
 
-use bytemuck::zeroed_vec;
-
 use super::huge::huge_pages;
-use super::scratch::{LINE, Line};
+use super::scratch::{LINE, Line, Scratch};
+use super::{Kernels, View};
 
 /// Output columns of a panel.
 pub(super) const PANEL: usize = 16;
@@ -16,13 +19,17 @@ pub(super) const PANEL: usize = 16;
 /// Panel `p` holds outputs `16·p ..`, and within it the 16 values for input 0 come first, then those for input 1, and so on. The
 /// last panel is padded with zeros. A panel starts on a cache line. Values are f16 or f32.
 pub struct Panels {
-    lines: Vec<Line>,
+    lines: Vec<UnsafeCell<Line>>,
     n: usize,
     k: usize,
     dtype: DType,
     /// Cache lines of one panel.
     panel_lines: usize,
 }
+
+// SAFETY: the lines are written through a shared reference only by `refill`, whose callers promise
+// that nobody else accesses the panels they write.
+unsafe impl Sync for Panels {}
 
 impl Panels {
     /// A weight of zeros.
@@ -35,7 +42,7 @@ impl Panels {
             "panels of {dtype}"
         );
         let panel_lines = (PANEL * k * dtype.size()).div_ceil(size_of::<Line>());
-        let lines: Vec<Line> = zeroed_vec(n.div_ceil(PANEL) * panel_lines);
+        let lines: Vec<UnsafeCell<Line>> = zeroed_vec(n.div_ceil(PANEL) * panel_lines);
         huge_pages(&lines);
         Panels {
             lines,
@@ -89,19 +96,60 @@ impl Panels {
             self.n
         );
         let (mut n, mut rows) = (first_row, rows);
+        let (dtype, k, panel_lines) = (self.dtype, self.k, self.panel_lines);
         while !rows.is_empty() {
-            let panel = &mut self.lines[n / PANEL * self.panel_lines..][..self.panel_lines];
-            let whole = n.is_multiple_of(PANEL) && rows.len() >= PANEL * self.k;
-            let (now, later) = rows.split_at(if whole { PANEL * self.k } else { self.k });
-            match self.dtype {
+            let panel = &mut self.lines_mut()[n / PANEL * panel_lines..][..panel_lines];
+            let whole = n.is_multiple_of(PANEL) && rows.len() >= PANEL * k;
+            let (now, later) = rows.split_at(if whole { PANEL * k } else { k });
+            match dtype {
                 DType::F16 if whole => fill_panel(bytemuck::cast_slice_mut(panel), now, round),
                 DType::F16 => fill_f16(bytemuck::cast_slice_mut(panel), n % PANEL, now),
                 _ if whole => fill_panel(bytemuck::cast_slice_mut(panel), now, copy),
                 _ => fill_f32(bytemuck::cast_slice_mut(panel), n % PANEL, now),
             }
-            n += now.len() / self.k;
+            n += now.len() / k;
             rows = later;
         }
+    }
+
+    /// Stores the weight anew in some panels: the rows of `weight` that they hold. `scratch` has room for
+    /// 16 rows.
+    ///
+    /// # Panics
+    /// If `weight` is not of this weight's extents.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes these panels meanwhile.
+    pub unsafe fn refill(
+        &self,
+        kernels: &Kernels,
+        weight: View<'_>,
+        panels: Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        assert!((weight.rows(), weight.cols()) == (self.n, self.k) && panels.end <= self.panels());
+        let (k, rows) = (self.k, scratch.take(PANEL * self.k));
+        for panel in panels {
+            let first = panel * PANEL;
+            let count = PANEL.min(self.n - first);
+            for (row, values) in rows.chunks_exact_mut(k.max(1)).enumerate().take(count) {
+                weight.load_row(kernels, first + row, 0..k, values);
+            }
+            rows[count * k..].fill(0.0);
+            let lines = &self.lines[panel * self.panel_lines..][..self.panel_lines];
+            // SAFETY: the cells may be written, and the caller promises that nobody else does.
+            let lines: &mut [Line] =
+                unsafe { std::slice::from_raw_parts_mut(lines.as_ptr().cast_mut().cast(), lines.len()) };
+            match self.dtype {
+                DType::F16 => fill_panel(bytemuck::cast_slice_mut(lines), rows, round),
+                _ => fill_panel(bytemuck::cast_slice_mut(lines), rows, copy),
+            }
+        }
+    }
+
+    fn lines_mut(&mut self) -> &mut [Line] {
+        // SAFETY: a cell is stored like its content, and `self` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len()) }
     }
 
     /// Stores the columns (inputs) from `first_column` on, each of n values, end to end in `columns`; rounds to nearest even.
@@ -119,20 +167,20 @@ impl Panels {
             columns.len(),
             self.n
         );
-        let count = columns.len() / self.n;
+        let (n, dtype, panel_lines) = (self.n, self.dtype, self.panel_lines);
+        let count = columns.len() / n;
         assert!(
             first_column + count <= self.k,
             "columns {first_column}..{} of {}",
             first_column + count,
             self.k
         );
-        for (column, k) in columns.chunks_exact(self.n).zip(first_column..) {
-            for (values, panel) in column
-                .chunks(PANEL)
-                .zip(self.lines.chunks_exact_mut(self.panel_lines))
-            {
+        let lines = self.lines_mut();
+        for (column, k) in columns.chunks_exact(n).zip(first_column..) {
+            let panels = lines.chunks_exact_mut(panel_lines);
+            for (values, panel) in column.chunks(PANEL).zip(panels) {
                 let place = k * PANEL..k * PANEL + values.len();
-                match self.dtype {
+                match dtype {
                     DType::F16 => {
                         let panel: &mut [half::f16] = bytemuck::cast_slice_mut(panel);
                         panel[place].convert_from_f32_slice(values);
@@ -156,6 +204,9 @@ impl Panels {
             self.k
         );
         let panel = &self.lines[n / PANEL * self.panel_lines..][..self.panel_lines];
+        // SAFETY: a cell is stored like its content, and nobody refills panels that are read.
+        let panel: &[Line] =
+            unsafe { std::slice::from_raw_parts(panel.as_ptr().cast(), panel.len()) };
         if out.is_empty() {
             return;
         }

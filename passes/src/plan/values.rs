@@ -1,0 +1,175 @@
+//! Who writes a value and who reads it: what a value is to a tile's memory.
+
+use std::cell::RefCell;
+
+use lxpod_ir::ops::Op;
+use lxpod_ir::{Graph, NodeId, Value};
+use rustc_hash::FxHashMap;
+
+use super::Category;
+use super::lower::home;
+use crate::phase::phases;
+use crate::schedule::{Phase, Schedule};
+
+/// One program by what it does: the stage and the phase.
+pub(super) type Role = (usize, Phase);
+
+/// A graph with what is known of its values.
+pub(super) struct Values<'a> {
+    /// The graph.
+    pub graph: &'a Graph,
+    /// Whether it is the update's.
+    pub update: bool,
+    /// The order of the programs.
+    pub schedule: &'a Schedule,
+    /// Micro-batches to count slots for.
+    pub micro_batches: usize,
+    phases: Vec<Phase>,
+    rounds: Vec<usize>,
+    depths: RefCell<FxHashMap<(Role, Role), usize>>,
+}
+
+impl<'a> Values<'a> {
+    /// Of a micro-batch's graph.
+    pub fn of_micro_batch(graph: &'a Graph, schedule: &'a Schedule, accumulation: usize) -> Self {
+        // An inference plan takes any number of micro-batches; beyond a full pipeline nothing changes.
+        let steady = 2 * schedule.stages();
+        Values {
+            graph,
+            update: false,
+            schedule,
+            micro_batches: if schedule.training { accumulation } else { steady },
+            phases: phases(graph),
+            rounds: vec![0; graph.bound()],
+            depths: RefCell::default(),
+        }
+    }
+
+    /// Of an update's graph: every transfer begins a round.
+    pub fn of_update(graph: &'a Graph, schedule: &'a Schedule) -> Self {
+        let mut rounds = vec![0; graph.bound()];
+        for id in graph.topo() {
+            let after = |value: &Value| {
+                let sent = matches!(graph.node(value.node).op, Op::Transfer(_));
+                rounds[value.node.index()] + usize::from(sent)
+            };
+            rounds[id.index()] = graph.inputs(id).iter().map(after).max().unwrap_or(0);
+        }
+        Values {
+            graph,
+            update: true,
+            schedule,
+            micro_batches: 1,
+            phases: vec![Phase::Update; graph.bound()],
+            rounds,
+            depths: RefCell::default(),
+        }
+    }
+
+    /// The phase of a node.
+    pub fn phase(&self, id: NodeId) -> Phase {
+        self.phases[id.index()]
+    }
+
+    /// The round of a node; 0 outside updates.
+    pub fn round(&self, id: NodeId) -> usize {
+        self.rounds[id.index()]
+    }
+
+    /// The rounds there are.
+    pub fn last_round(&self) -> usize {
+        self.rounds.iter().copied().max().unwrap_or(0)
+    }
+
+    /// The program that a node is a step of, or whose run the host fills an input for.
+    fn role(&self, id: NodeId) -> Option<Role> {
+        Some((self.graph.node(id).stage? as usize, self.phase(id)))
+    }
+
+    /// The programs that read a value, directly or through views.
+    fn readers(&self, value: Value, found: &mut Vec<Role>) {
+        for user in self.graph.users(value) {
+            if self.graph.node(user.node).op.is_view() {
+                self.readers(self.graph.value(user.node), found);
+            } else {
+                found.extend(self.role(user.node));
+            }
+        }
+    }
+
+    /// Micro-batches of the value that are alive at once, and whether its bytes outlive the program
+    /// that writes them.
+    pub fn slots(&self, value: Value) -> (u32, bool) {
+        let mut readers = Vec::new();
+        self.readers(value, &mut readers);
+        readers.sort_unstable();
+        readers.dedup();
+        let writer = match &self.graph.node(value.node).op {
+            Op::Input(_) => readers.first().copied(),
+            _ => self.role(value.node),
+        };
+        let Some(writer) = writer.filter(|_| !self.update) else {
+            return (1, false);
+        };
+        let depth = |&reader: &Role| {
+            let mut depths = self.depths.borrow_mut();
+            let known = depths.entry((writer, reader));
+            *known.or_insert_with(|| self.schedule.depth(writer, reader, self.micro_batches))
+        };
+        let others = readers.iter().filter(|&&reader| reader != writer);
+        let deepest = others.map(depth).max();
+        (deepest.unwrap_or(1).max(1) as u32, deepest.is_some())
+    }
+
+    /// What the bytes of a value are for.
+    pub fn category(&self, value: Value) -> Category {
+        let op = &self.graph.node(value.node).op;
+        match op {
+            Op::Param(_) | Op::Constant(_) => return Category::Weights,
+            Op::State(state) if state.reset => return Category::Accumulators,
+            Op::State(_) => return Category::Optimizer,
+            Op::Input(_) => return Category::HostIo,
+            _ if self.leaves(value) => return Category::HostIo,
+            _ => {}
+        }
+        let mut readers = Vec::new();
+        self.readers(value, &mut readers);
+        let kept = readers.iter().any(|&(_, phase)| phase != self.phase(value.node));
+        match op {
+            _ if kept => Category::Stash,
+            Op::Transfer(_) => Category::Transfer,
+            _ => Category::Activations,
+        }
+    }
+
+    /// Whether the host reads the value, or a view of it.
+    fn leaves(&self, value: Value) -> bool {
+        let outputs = self.graph.outputs().iter();
+        let is_read = |output: &lxpod_ir::Output| output.value == value && !output.is_stored();
+        outputs.filter(|output| is_read(output)).count() > 0
+            || self.graph.users(value).iter().any(|user| {
+                self.graph.node(user.node).op.is_view() && self.leaves(self.graph.value(user.node))
+            })
+    }
+
+    /// The tile in whose memory a node's values lie.
+    pub fn tile(&self, id: NodeId) -> Option<usize> {
+        home(self.graph, id).map(|stage| self.schedule.tile_of(stage as usize))
+    }
+
+    /// The leaf whose bytes a value replaces, if it is stored.
+    pub fn stored_over(&self, value: Value) -> Option<NodeId> {
+        let mut stored = self.graph.outputs().iter().filter(|output| output.value == value);
+        let output = stored.find(|output| output.is_stored())?;
+        let stage = home(self.graph, value.node);
+        self.graph.nodes().find(|&id| {
+            let node = self.graph.node(id);
+            let is_leaf = match &node.op {
+                Op::Param(param) => output.stored_param() == Some(&*param.value.to_string()),
+                Op::State(state) => output.stored_state() == Some(&state.name),
+                _ => false,
+            };
+            is_leaf && node.stage == stage
+        })
+    }
+}
