@@ -13,7 +13,7 @@ use crate::manager::{Manager, PassError, PassReport};
 use crate::partition::{Partition, partition};
 use crate::pass::{Options, PIPELINE, Precision};
 use crate::plan::{Plan, PlanError, Provenance, lower};
-use crate::schedule::{Rule, Schedule};
+use crate::schedule::Schedule;
 
 /// What to compile for.
 #[derive(Clone, Debug)]
@@ -229,10 +229,7 @@ pub fn plan_graph(
         graph,
         partition,
         programs,
-        schedule: Schedule {
-            rule: Rule::GPipe,
-            stages,
-        },
+        schedule: Schedule::inference(stages),
     })
 }
 

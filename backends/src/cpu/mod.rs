@@ -21,6 +21,7 @@ use std::time::Duration;
 use lxpod_ir::ops::Op;
 use lxpod_ir::{Data, Extents, Graph, Tensor};
 use lxpod_passes::plan::Plan;
+use lxpod_passes::schedule::Slot;
 
 pub use store::PackedWeights;
 
@@ -55,6 +56,8 @@ pub struct Cpu {
     traces: Vec<Mutex<TileTrace>>,
     /// The outputs of the run in progress: feed after feed.
     results: Vec<Cell>,
+    /// By replica: the schedule's slots, and the micro-batches they are of.
+    slots: Vec<(usize, Vec<Slot>)>,
     /// By stage, then step: the last run's times over all replicas and micro-batches.
     times: Mutex<Vec<Vec<Duration>>>,
     weight_bytes: u64,
@@ -126,6 +129,7 @@ impl Cpu {
                     .collect(),
             ),
             results: Vec::new(),
+            slots: vec![(0, Vec::new()); plan.replicas],
             weight_bytes: store.bytes(),
             guard: options.guard,
             plan,
@@ -135,14 +139,24 @@ impl Cpu {
         })
     }
 
+    /// Looks up the slots of so many feeds, every `replicas`-th of which is a replica's.
+    fn schedule(&mut self, feeds: usize) {
+        let replicas = self.plan.replicas;
+        for (replica, (micro_batches, slots)) in self.slots.iter_mut().enumerate() {
+            let own = feeds.saturating_sub(replica).div_ceil(replicas);
+            if own != *micro_batches {
+                (*micro_batches, *slots) = (own, self.plan.schedule.slots(own));
+            }
+        }
+    }
+
     /// Plays the schedule of one replica over its feeds, every `replicas`-th.
     fn play(&self, replica: usize, feeds: &[Feed]) -> Result<(), BackendError> {
         let replicas = self.plan.replicas;
-        let own = feeds.len().saturating_sub(replica).div_ceil(replicas);
         let failure = Mutex::new(None);
         self.team.run(&|worker| {
             let mut scratch = lock(&self.scratch[worker.index]);
-            for slot in self.plan.schedule.slots(own) {
+            for slot in &self.slots[replica].1 {
                 let feed = slot.micro_batch * replicas + replica;
                 let outputs = self.plan.graph.outputs().len();
                 let visit = Visit {
@@ -198,6 +212,7 @@ impl Executable for Cpu {
             .flatten()
             .for_each(|time| *time = Duration::ZERO);
         drop(times);
+        self.schedule(feeds.len());
         (0..self.plan.replicas).try_for_each(|replica| self.play(replica, feeds))
     }
 

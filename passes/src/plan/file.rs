@@ -203,10 +203,10 @@ impl Plan {
         self.target
             .check()
             .map_err(|problem| file(&format!("the plan's target: {problem}")))?;
-        if stages == 0 || self.schedule.stages != stages {
+        if stages == 0 || self.schedule.stages() != stages {
             return Err(file("the plan's stages do not match its schedule"));
         }
-        if self.replicas == 0 || self.replicas > tiles / stages {
+        if self.replicas == 0 || self.replicas > tiles / self.schedule.tiles {
             return Err(file(
                 "the plan's replicas and stages do not match its target's tiles",
             ));
@@ -291,7 +291,8 @@ mod tests {
             ("/programs/1/buffers/3/bytes", 1),
             ("/programs/0/steps/1/node", 100_000),
             ("/replicas", 1 << 60),
-            ("/schedule/stages", 3),
+            ("/schedule/tiles", 3),
+            ("/schedule/chunks", 1 << 60),
             ("/target/host/bytes_per_second", 0),
             ("/target/tile/cores", 1 << 60),
         ] {
