@@ -22,7 +22,7 @@ use lxpod_ir::ops::Op;
 use lxpod_ir::{Binding, Extents, Graph, Target, Tensor, text};
 use lxpod_passes::partition::partition;
 use lxpod_passes::plan::{Plan, Provenance, lower};
-use lxpod_passes::schedule::{Rule, Schedule};
+use lxpod_passes::schedule::Schedule;
 use lxpod_passes::{CompileOptions, Options, Precision, compile, cost, optimise};
 use lxpod_runtime::tensors::{HostData, HostTensor};
 use lxpod_runtime::{BUILT_IN, Model, Samples, Session, SessionOptions};
@@ -62,10 +62,7 @@ fn plan_of(mut graph: Graph, precision: Precision) -> Plan {
         replicas: 1,
         graph,
         partition,
-        schedule: Schedule {
-            rule: Rule::GPipe,
-            stages: 1,
-        },
+        schedule: Schedule::inference(1),
     }
 }
 

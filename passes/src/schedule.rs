@@ -1,94 +1,494 @@
 //! Schedules: which tile works on which micro-batch, in which order.
+//!
+//! Every rule lets a tile run ahead by some forward programs, then alternate between the two
+//! phases, then finish the backward programs. The rules differ in how far a tile runs ahead, which
+//! is what it must stash. With p tiles, tile t and v chunks:
+//!
+//! | rule | forward programs before the first backward one | source |
+//! |---|---|---|
+//! | `gpipe` | all | Huang et al., GPipe, NeurIPS 2019 |
+//! | `1f1b` | p − 1 − t | Narayanan et al., PipeDream, SOSP 2019 |
+//! | `interleaved` | 2 (p − 1 − t) + (v − 1) p | Megatron-LM, `schedules.py` |
+//! | `popart` | 2 (p − 1 − t) | PopART, `willow/src/transforms/pipeline.cpp` |
+
+use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The rule that orders programs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Rule {
-    /// In cycle c, stage s works on micro-batch c − s. For inference every rule does this.
-    #[default]
-    #[serde(rename = "gpipe")]
-    GPipe,
+/// What a program does with its stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Computes values from values of the stages before.
+    Forward,
+    /// Computes cotangents from those of the stages behind, and accumulates gradients.
+    Backward,
+    /// Applies the accumulated gradients, once, when all micro-batches are through.
+    Update,
 }
 
-/// The order of programs on the tiles of one replica.
+impl Phase {
+    /// The name in reports and traces.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Phase::Forward => "forward",
+            Phase::Backward => "backward",
+            Phase::Update => "update",
+        }
+    }
+}
+
+/// The rule that orders programs. Without a backward phase all of them give `gpipe`'s order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rule {
+    /// Everything forward, then everything backward.
+    #[default]
+    GPipe,
+    /// A backward program as early as there is one.
+    #[serde(rename = "1f1b")]
+    OneFOneB,
+    /// As 1f1b, with several stages (*chunks*) on each tile, which fills the pipeline faster.
+    Interleaved,
+    /// Bulk-synchronous cycles in which every tile does a forward and a backward program.
+    PopArt,
+}
+
+impl Rule {
+    /// Every rule.
+    pub const ALL: [Rule; 4] = [Rule::OneFOneB, Rule::GPipe, Rule::Interleaved, Rule::PopArt];
+
+    /// The name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Rule::GPipe => "gpipe",
+            Rule::OneFOneB => "1f1b",
+            Rule::Interleaved => "interleaved",
+            Rule::PopArt => "popart",
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Rule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut rules = Rule::ALL.into_iter();
+        rules.find(|rule| rule.name() == text).ok_or_else(|| {
+            let names = Rule::ALL.map(Rule::name).join(", ");
+            format!("unknown schedule `{text}`; expected one of {names}")
+        })
+    }
+}
+
+/// The order of programs on the tiles of one replica. Stage s lies on tile s mod `tiles`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Schedule {
     /// The rule.
     pub rule: Rule,
-    /// Pipeline stages.
-    pub stages: usize,
+    /// Tiles of a replica.
+    pub tiles: usize,
+    /// Stages of a tile: 1, unless the rule interleaves.
+    pub chunks: usize,
+    /// Whether there is a backward phase.
+    pub training: bool,
 }
 
 /// One program on one tile for one micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// Bulk-synchronous cycle: slots of one cycle run at the same time on their tiles, and what
-    /// they send arrives at its end.
+    /// The cycle, if all programs took one. A tile does one program in a cycle, with popart one
+    /// forward and one backward.
     pub cycle: usize,
-    /// The stage, which is also the tile within the replica.
+    /// The tile within the replica.
+    pub tile: usize,
+    /// The stage.
     pub stage: usize,
+    /// Forward or backward.
+    pub phase: Phase,
     /// The micro-batch.
     pub micro_batch: usize,
 }
 
 impl Schedule {
-    /// The slots of `micro_batches` micro-batches. Within a cycle later stages come first, so that
-    /// playing the list one slot at a time never overwrites a receive slot before it is read.
-    pub fn slots(&self, micro_batches: usize) -> impl Iterator<Item = Slot> + use<> {
-        let Schedule {
+    /// One stage on each tile and no backward phase.
+    pub fn inference(tiles: usize) -> Self {
+        Schedule {
             rule: Rule::GPipe,
-            stages,
-        } = *self;
-        let cycles = if micro_batches == 0 {
-            0
-        } else {
-            micro_batches + stages - 1
+            tiles,
+            chunks: 1,
+            training: false,
+        }
+    }
+
+    /// Stages of the pipeline.
+    pub fn stages(&self) -> usize {
+        self.tiles.saturating_mul(self.chunks)
+    }
+
+    /// Checks that the rule can order that many micro-batches.
+    ///
+    /// # Errors
+    /// Says what it needs and which flags to change.
+    pub fn check(&self, micro_batches: usize) -> Result<(), String> {
+        let least = 2 * self.stages() - 1;
+        match self.rule {
+            Rule::Interleaved if self.training && !micro_batches.is_multiple_of(self.tiles) => {
+                Err(format!(
+                    "--schedule interleaved needs a multiple of the {} tiles as --gradient-accumulation, not \
+                     {micro_batches}; change it, --stages, or --schedule to 1f1b or gpipe",
+                    self.tiles
+                ))
+            }
+            Rule::PopArt if self.training && micro_batches < least => Err(format!(
+                "--schedule popart needs a --gradient-accumulation of at least {least} with {} stages, not \
+                 {micro_batches}; change it, --stages, or --schedule to 1f1b or gpipe",
+                self.stages()
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Every slot of `micro_batches` micro-batches, in an order in which they can be played one by
+    /// one: a slot comes after those it reads from, the slots of a tile are in the tile's order, and
+    /// the micro-batches of each program ascend. Within a cycle, readers come before the writers of
+    /// what they read next, so that values sent to a neighbour take as few places as possible.
+    pub fn slots(&self, micro_batches: usize) -> Vec<Slot> {
+        let mut slots = Vec::new();
+        let mut next = vec![0; self.tiles];
+        // Micro-batches that are through, by stage and phase, when the cycle begins.
+        let mut done = vec![[0, 0]; self.stages()];
+        for cycle in 0.. {
+            let begin = slots.len();
+            for (tile, next) in next.iter_mut().enumerate() {
+                while let Some(slot) = self.nth(tile, *next, micro_batches, cycle)
+                    && self.is_ready(&slot, &done)
+                    && self.fits(&slots[begin..], &slot)
+                {
+                    slots.push(slot);
+                    *next += 1;
+                }
+            }
+            let cycle = &mut slots[begin..];
+            if cycle.is_empty() {
+                break;
+            }
+            cycle.sort_by_key(|slot| match slot.phase {
+                Phase::Forward => (slot.phase, self.stages() - slot.stage),
+                Phase::Backward | Phase::Update => (slot.phase, slot.stage),
+            });
+            for slot in cycle {
+                done[slot.stage][slot.phase as usize] += 1;
+            }
+        }
+        slots
+    }
+
+    /// The n-th slot of a tile.
+    fn nth(&self, tile: usize, n: usize, micro_batches: usize, cycle: usize) -> Option<Slot> {
+        let all = micro_batches * self.chunks;
+        let ahead = self.ahead(tile).min(all);
+        let (phase, unit) = match n {
+            _ if n < ahead => (Phase::Forward, n),
+            _ if !self.training => return None,
+            _ if n >= 2 * all => return None,
+            _ if n >= 2 * all - ahead => (Phase::Backward, n - all),
+            _ if (n - ahead).is_multiple_of(2) => (Phase::Forward, (n + ahead) / 2),
+            _ => (Phase::Backward, (n - ahead) / 2),
         };
-        (0..cycles).flat_map(move |cycle| {
-            let working = (0..stages)
-                .rev()
-                .filter(move |stage| (*stage..stage + micro_batches).contains(&cycle));
-            working.map(move |stage| Slot {
-                cycle,
-                stage,
-                micro_batch: cycle - stage,
-            })
+        // The chunks of a tile take turns, each with as many micro-batches as there are tiles.
+        let (group, within) = (unit / self.stages(), unit % self.stages());
+        let first = group * self.tiles;
+        let members = self.tiles.min(micro_batches - first);
+        let (turn, member) = (within / members, within % members);
+        let chunk = match phase {
+            Phase::Backward => self.chunks - 1 - turn,
+            Phase::Forward | Phase::Update => turn,
+        };
+        Some(Slot {
+            cycle,
+            tile,
+            stage: chunk * self.tiles + tile,
+            phase,
+            micro_batch: first + member,
         })
+    }
+
+    /// Forward programs of a tile before its first backward one.
+    fn ahead(&self, tile: usize) -> usize {
+        let behind = self.tiles - 1 - tile;
+        match self.rule {
+            _ if !self.training => usize::MAX,
+            Rule::GPipe => usize::MAX,
+            Rule::OneFOneB => behind,
+            Rule::Interleaved => 2 * behind + (self.chunks - 1) * self.tiles,
+            Rule::PopArt => 2 * behind,
+        }
+    }
+
+    /// Whether the neighbour a slot reads from is through with its micro-batch. Its own stage's
+    /// forward program is: it comes earlier in the tile's order.
+    fn is_ready(&self, slot: &Slot, done: &[[usize; 2]]) -> bool {
+        let source = match slot.phase {
+            Phase::Forward => slot.stage.checked_sub(1),
+            Phase::Backward | Phase::Update => Some(slot.stage + 1),
+        };
+        let source = source.and_then(|stage| done.get(stage));
+        source.is_none_or(|done| done[slot.phase as usize] > slot.micro_batch)
+    }
+
+    /// Whether the slot's tile has room for it in a cycle that has these slots.
+    fn fits(&self, cycle: &[Slot], slot: &Slot) -> bool {
+        match cycle.last().filter(|last| last.tile == slot.tile) {
+            None => true,
+            Some(last) => self.rule == Rule::PopArt && last.phase < slot.phase,
+        }
+    }
+
+    /// The most micro-batches of a value that are alive at once when the slots are played in order:
+    /// from the slot of program `from`, which writes it (on the reader's tile, if that is another),
+    /// to the end of the slot of program `to`, the last that reads it. A value read by the update is
+    /// alive to the end. Places of that number suffice: micro-batch i uses place i mod depth, since
+    /// programs take micro-batches in ascending order.
+    pub fn depth(&self, from: (usize, Phase), to: (usize, Phase), micro_batches: usize) -> usize {
+        let (mut alive, mut most) = (0, 1);
+        for slot in self.slots(micro_batches) {
+            let program = (slot.stage, slot.phase);
+            if program == from {
+                alive += 1;
+                most = alive.max(most);
+            }
+            if program == to {
+                alive -= 1;
+            }
+        }
+        most
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
-    #[test]
-    fn each_stage_sees_each_micro_batch_once_and_in_order() {
-        let slots: Vec<Slot> = Schedule {
-            rule: Rule::GPipe,
-            stages: 3,
+    const PHASES: [Phase; 2] = [Phase::Forward, Phase::Backward];
+
+    fn training(rule: Rule, tiles: usize, chunks: usize) -> Schedule {
+        Schedule {
+            rule,
+            tiles,
+            chunks,
+            training: true,
         }
-        .slots(4)
-        .collect();
-        assert_eq!(slots.len(), 12);
-        for stage in 0..3 {
-            let seen: Vec<usize> = slots
-                .iter()
-                .filter(|s| s.stage == stage)
-                .map(|s| s.micro_batch)
-                .collect();
-            assert_eq!(seen, [0, 1, 2, 3]);
-        }
-        assert_eq!(slots.last().map(|slot| slot.cycle), Some(5));
-        assert_eq!(
-            Schedule {
-                rule: Rule::GPipe,
-                stages: 3
+    }
+
+    /// Schedules of every rule and numbers of micro-batches they take.
+    fn cases() -> Vec<(Schedule, usize)> {
+        let mut cases = Vec::new();
+        for tiles in [1, 2, 3, 4, 7, 16] {
+            for micro_batches in [0, 1, 2, 3, 5, 8, 12, 16, 31, 48] {
+                for rule in Rule::ALL {
+                    for chunks in 1..=if rule == Rule::Interleaved { 4 } else { 1 } {
+                        let schedule = training(rule, tiles, chunks);
+                        let inference = Schedule {
+                            training: false,
+                            ..schedule
+                        };
+                        cases.push((schedule, micro_batches));
+                        cases.push((inference, micro_batches));
+                    }
+                }
             }
-            .slots(0)
-            .count(),
-            0
+        }
+        cases.retain(|(schedule, micro_batches)| schedule.check(*micro_batches).is_ok());
+        cases
+    }
+
+    #[test]
+    fn every_slot_comes_once_and_after_what_it_reads() {
+        for (schedule, micro_batches) in cases() {
+            let slots = schedule.slots(micro_batches);
+            let mut through = HashMap::new();
+            for slot in &slots {
+                let (stage, phase, i) = (slot.stage, slot.phase, slot.micro_batch);
+                assert_eq!(slot.tile, stage % schedule.tiles);
+                let needs = match phase {
+                    Phase::Forward => vec![stage.checked_sub(1).map(|before| (before, phase))],
+                    Phase::Backward => vec![
+                        Some((stage, Phase::Forward)),
+                        (stage + 1 < schedule.stages()).then_some((stage + 1, phase)),
+                    ],
+                    Phase::Update => panic!("{slot:?}"),
+                };
+                for program in needs.into_iter().flatten() {
+                    let done = through.get(&program);
+                    assert!(
+                        done > Some(&i),
+                        "{schedule:?} {micro_batches}: {slot:?} before {program:?}"
+                    );
+                }
+                let done = through.entry((stage, phase)).or_insert(0);
+                assert_eq!(*done, i, "{schedule:?} {micro_batches}: {slot:?}");
+                *done += 1;
+            }
+            let phases = if schedule.training { 2 } else { 1 };
+            let number = phases * schedule.stages() * micro_batches;
+            assert_eq!(slots.len(), number, "{schedule:?} {micro_batches}");
+        }
+    }
+
+    #[test]
+    fn a_tile_does_one_program_in_a_cycle_and_popart_one_of_each_phase() {
+        for (schedule, micro_batches) in cases() {
+            let slots = schedule.slots(micro_batches);
+            assert!(slots.is_sorted_by_key(|slot| slot.cycle));
+            let mut busy = HashMap::new();
+            for slot in &slots {
+                let popart = schedule.rule == Rule::PopArt && schedule.training;
+                let phase = popart.then_some(slot.phase);
+                let taken = busy.insert((slot.cycle, slot.tile, phase), slot.stage);
+                assert_eq!(taken, None, "{schedule:?} {micro_batches}: {slot:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn popart_takes_the_cycles_of_its_source() {
+        for tiles in 1..8 {
+            let schedule = training(Rule::PopArt, tiles, 1);
+            for micro_batches in [2 * tiles - 1, 2 * tiles, 5 * tiles] {
+                for slot in schedule.slots(micro_batches) {
+                    let cycle = match slot.phase {
+                        Phase::Forward => slot.micro_batch + slot.stage,
+                        _ => slot.micro_batch + 2 * (tiles - 1) - slot.stage,
+                    };
+                    assert_eq!(slot.cycle, cycle, "{slot:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_stash_has_as_many_places_as_the_rule_says() {
+        for (schedule, m) in cases()
+            .into_iter()
+            .filter(|(schedule, _)| schedule.training)
+        {
+            let p = schedule.tiles;
+            for stage in (0..schedule.stages()).filter(|_| m > 0 && schedule.chunks == 1) {
+                let found = schedule.depth((stage, Phase::Forward), (stage, Phase::Backward), m);
+                let expected = match schedule.rule {
+                    Rule::GPipe => m,
+                    Rule::OneFOneB => m.min(p - stage),
+                    Rule::Interleaved | Rule::PopArt => m.min(2 * (p - 1 - stage) + 1),
+                };
+                assert_eq!(found, expected, "{schedule:?} {m} stage {stage}");
+            }
+        }
+    }
+
+    #[test]
+    fn places_of_a_value_are_free_when_they_are_written_again() {
+        let reads = |schedule: &Schedule| {
+            let stages = schedule.stages();
+            let programs = move |stage| PHASES.map(|phase| (stage, phase));
+            let all = (0..stages).flat_map(programs).collect::<Vec<_>>();
+            let pairs = all
+                .clone()
+                .into_iter()
+                .flat_map(move |from| all.clone().into_iter().map(move |to| (from, to)));
+            pairs
+                .filter(|(from, to)| match (from.1, to.1) {
+                    (Phase::Forward, Phase::Forward) => from.0 <= to.0,
+                    (Phase::Backward, Phase::Backward) => from.0 >= to.0,
+                    (from, to) => from < to,
+                })
+                .collect::<Vec<_>>()
+        };
+        for (schedule, m) in cases()
+            .into_iter()
+            .filter(|(schedule, m)| schedule.tiles < 5 && *m < 13)
+        {
+            for (from, to) in reads(&schedule)
+                .into_iter()
+                .filter(|(_, to)| schedule.training || to.1 == Phase::Forward)
+            {
+                let depth = schedule.depth(from, to, m);
+                let mut places: Vec<Option<usize>> = vec![None; depth];
+                let mut most = 0;
+                for slot in schedule.slots(m) {
+                    let place = slot.micro_batch % depth;
+                    if (slot.stage, slot.phase) == from {
+                        assert_eq!(places[place], None, "{schedule:?} {m} {from:?} {to:?}");
+                        places[place] = Some(slot.micro_batch);
+                    }
+                    most = most.max(places.iter().flatten().count());
+                    if (slot.stage, slot.phase) == to {
+                        assert_eq!(places[place], Some(slot.micro_batch));
+                        places[place] = None;
+                    }
+                }
+                assert!(most == depth || m == 0, "{schedule:?} {m} {from:?} {to:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn values_sent_forward_in_inference_take_one_place() {
+        let schedule = Schedule::inference(5);
+        for stage in 0..4 {
+            let (from, to) = ((stage, Phase::Forward), (stage + 1, Phase::Forward));
+            assert_eq!(schedule.depth(from, to, 9), 1);
+        }
+        let update = (0, Phase::Update);
+        assert_eq!(
+            training(Rule::OneFOneB, 4, 1).depth((2, Phase::Backward), update, 9),
+            9
+        );
+    }
+
+    #[test]
+    fn rules_refuse_what_they_cannot_order() {
+        let interleaved = training(Rule::Interleaved, 4, 2);
+        assert!(interleaved.check(12).is_ok());
+        let error = interleaved.check(10).expect_err("no multiple");
+        assert!(
+            error.contains("multiple of the 4 tiles") && error.contains("--gradient-accumulation")
+        );
+        let popart = training(Rule::PopArt, 4, 1);
+        assert!(popart.check(7).is_ok());
+        assert!(popart.check(6).expect_err("too few").contains("at least 7"));
+        for rule in Rule::ALL {
+            let inference = Schedule {
+                rule,
+                ..Schedule::inference(4)
+            };
+            assert!(inference.check(1).is_ok());
+            assert_eq!(inference.slots(3), Schedule::inference(4).slots(3));
+        }
+    }
+
+    #[test]
+    fn rules_have_the_names_of_the_command_line() {
+        for rule in Rule::ALL {
+            assert_eq!(rule.to_string().parse(), Ok(rule));
+            let json = serde_json::to_string(&rule).expect("JSON");
+            assert_eq!(json, format!("\"{rule}\""));
+        }
+        assert!(
+            "chimera"
+                .parse::<Rule>()
+                .expect_err("no rule")
+                .contains("1f1b, gpipe, interleaved, popart")
         );
     }
 }

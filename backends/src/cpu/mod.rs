@@ -24,7 +24,6 @@ use std::time::Duration;
 use lxpod_ir::ops::Op;
 use lxpod_ir::{Data, Extents, Graph, Tensor};
 use lxpod_passes::plan::Plan;
-use lxpod_passes::schedule::Phase;
 
 pub use store::PackedWeights;
 

@@ -1,5 +1,4 @@
 use lxpod_passes::cost::Cycles;
-use lxpod_passes::schedule::Rule;
 
 use super::*;
 
@@ -17,10 +16,7 @@ fn stage(compute: u64, exchange: u64, host: u64) -> StageCycles {
 }
 
 fn simulate(stages: Vec<StageCycles>, micro_batches: usize) -> Simulation {
-    let schedule = Schedule {
-        rule: Rule::GPipe,
-        stages: stages.len(),
-    };
+    let schedule = Schedule::inference(stages.len());
     let pod = Pod {
         clock_hz: 1_000,
         replicas: 2,

@@ -72,7 +72,9 @@ impl Simulation {
     /// The slots of a step that do any work, with their first cycles, in the schedule's order.
     pub fn slots(&self) -> impl Iterator<Item = (Slot, u64)> + '_ {
         let slots = self.schedule.slots(self.micro_batches);
-        let working = slots.filter(|slot| self.stages[slot.stage].total() > 0);
+        let working = slots
+            .into_iter()
+            .filter(|slot| self.stages[slot.stage].total() > 0);
         working.map(|slot| (slot, self.starts[slot.cycle]))
     }
 
