@@ -1,8 +1,10 @@
 //! From a configuration to a plan: front end, passes, partition, schedule, memory.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use lxpod_ir::front::{FrontError, Losses, LxmertConfig, ModelOptions, build};
+use lxpod_ir::ops::Op;
 use lxpod_ir::{Graph, Target, verify};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -10,10 +12,12 @@ use thiserror::Error;
 
 use crate::cost;
 use crate::manager::{Manager, PassError, PassReport};
-use crate::partition::{Partition, partition};
-use crate::pass::{Options, PIPELINE, Precision};
+use crate::partition::{Partition, Pipeline, partition, place_update};
+use crate::pass::{LossScale, Options, PIPELINE, Precision, STEP};
 use crate::plan::{Plan, PlanError, Provenance, Work, lower};
+use crate::recompute::Recompute;
 use crate::schedule::{Rule, Schedule};
+use crate::update::{UpdateOptions, update_graph};
 
 /// What to compile for.
 #[derive(Clone, Debug)]
@@ -28,6 +32,23 @@ pub struct CompileOptions {
     pub stages: Option<usize>,
     /// How values are stored.
     pub precision: Precision,
+    /// What a training step is; none for inference.
+    pub training: Option<TrainingOptions>,
+}
+
+/// A training step.
+#[derive(Clone, Debug)]
+pub struct TrainingOptions {
+    /// The order of programs.
+    pub rule: Rule,
+    /// Stages of a tile, where the rule interleaves.
+    pub chunks: usize,
+    /// Micro-batches of each replica that are summed before an update.
+    pub accumulation: usize,
+    /// Which values are computed again for the backward half.
+    pub recompute: Recompute,
+    /// The optimiser.
+    pub update: UpdateOptions,
 }
 
 impl CompileOptions {
@@ -39,6 +60,7 @@ impl CompileOptions {
             replicas: 1,
             stages: None,
             precision: Precision::Mixed,
+            training: None,
         }
     }
 
@@ -68,6 +90,42 @@ impl CompileOptions {
         }
     }
 
+    /// The order of programs, and the micro-batches of a step.
+    ///
+    /// # Errors
+    /// The target has too few tiles, or the rule cannot order that many micro-batches.
+    pub fn schedule(&self) -> Result<(Schedule, usize), CompileError> {
+        let tiles = self.resolved_stages()?;
+        let Some(training) = &self.training else {
+            return Ok((Schedule::inference(tiles), 1));
+        };
+        let interleaved = training.rule == Rule::Interleaved;
+        let schedule = Schedule {
+            rule: training.rule,
+            tiles,
+            chunks: if interleaved { training.chunks.max(1) } else { 1 },
+            training: true,
+        };
+        let problem = |message| CompileError::Option {
+            flag: "--schedule",
+            message,
+        };
+        let micro_batches = training.accumulation.max(1);
+        schedule.check(micro_batches).map_err(problem)?;
+        Ok((schedule, micro_batches))
+    }
+
+    /// What passes are told.
+    fn passes(&self) -> Options {
+        let mixed = self.precision == Precision::Mixed;
+        Options {
+            precision: self.precision,
+            loss_scale: if mixed { LossScale::Input } else { LossScale::One },
+            training: self.training.is_some(),
+            recompute: self.training.as_ref().map_or(Recompute::None, |t| t.recompute),
+        }
+    }
+
     /// The options as a plan records them.
     fn record(&self, stages: usize) -> serde_json::Value {
         let ModelOptions {
@@ -79,8 +137,9 @@ impl CompileOptions {
             attentions,
             losses,
         } = &self.model;
-        serde_json::json!({
-            "mode": "inference",
+        let training = self.training.as_ref();
+        let mut record = serde_json::json!({
+            "mode": if training.is_some() { "training" } else { "inference" },
             "task": task.name(),
             "micro_batch": micro_batch,
             "seq_len": seq_len,
@@ -91,7 +150,13 @@ impl CompileOptions {
             "replicas": self.replicas,
             "stages": stages,
             "precision": self.precision.name(),
-        })
+        });
+        if let Some(training) = training {
+            record["schedule"] = training.rule.name().into();
+            record["gradient_accumulation"] = training.accumulation.into();
+            record["recompute"] = training.recompute.name().into();
+        }
+        record
     }
 }
 
@@ -140,19 +205,19 @@ pub fn compile(
     observe: Observer<'_>,
 ) -> Result<(Plan, CompileReport), CompileError> {
     let start = Instant::now();
-    let stages = options.resolved_stages()?;
+    let (schedule, accumulation) = options.schedule()?;
     let built = build(config, &options.model)?;
     let mut graph = built.graph;
     observe("build", &graph);
-    let mut manager = Manager::new(Options {
-        precision: options.precision,
-        ..Options::default()
-    });
+    let mut manager = Manager::new(options.passes());
     manager = manager
         .print_after("all", &mut *observe)
         .expect("`all` is no pass's name");
-    let mut passes = manager.run(PIPELINE, &mut graph)?.passes;
+    let pipeline = if options.training.is_some() { STEP } else { PIPELINE };
+    let mut passes = manager.run(pipeline, &mut graph)?.passes;
     drop(manager);
+    let update = options.training.as_ref();
+    let update = update.map(|training| update_graph(&graph, &training.update));
     let provenance = {
         let config = config.to_json();
         Provenance {
@@ -160,16 +225,18 @@ pub fn compile(
             model: name.to_owned(),
             config_hash: config_hash(&config),
             config,
-            options: options.record(stages),
+            options: options.record(schedule.tiles),
             expected: built.expected,
         }
     };
     let placement = Placement {
         target: &options.target,
         replicas: options.replicas,
-        stages,
+        schedule,
+        accumulation,
     };
-    let plan = plan_graph(graph, provenance, placement, &mut passes, observe)?;
+    let work = (graph, update.transpose()?);
+    let plan = plan_graph(work, provenance, placement, &mut passes, observe)?;
     Ok((
         plan,
         CompileReport {
@@ -186,18 +253,20 @@ pub struct Placement<'a> {
     pub target: &'a Target,
     /// Copies of the pipeline, at least 1.
     pub replicas: usize,
-    /// Stages of the pipeline, at least 1; with the replicas at most as many as the target has
-    /// tiles.
-    pub stages: usize,
+    /// The order of programs, over at least 1 tile; with the replicas at most as many as the target
+    /// has.
+    pub schedule: Schedule,
+    /// Micro-batches of one replica in a training step; 1 for inference.
+    pub accumulation: usize,
 }
 
-/// Plans any verified graph without transfers: splits it over the stages and lays out every byte.
-/// `passes` gets a report of both; `observe` sees the split graph.
+/// Plans verified graphs without transfers, of a micro-batch and of the update: splits them over the
+/// stages and lays out every byte. `passes` gets a report of both; `observe` sees the split graph.
 ///
 /// # Errors
 /// The graph does not fit the target, or holds what plans cannot express.
 pub fn plan_graph(
-    mut graph: Graph,
+    (mut graph, mut update): (Graph, Option<Graph>),
     provenance: Provenance,
     placement: Placement<'_>,
     passes: &mut Vec<PassReport>,
@@ -206,34 +275,71 @@ pub fn plan_graph(
     let Placement {
         target,
         replicas,
-        stages,
+        schedule,
+        accumulation,
     } = placement;
     let cost = cost::model(target);
     let partition = timed(passes, "partition", &mut graph, |graph| {
-        let found = partition(graph, target, cost.as_ref(), stages).map_err(PlanError::from)?;
-        verify(graph).map_err(|errors| PassError::Invalid {
-            pass: "partition",
-            errors,
-        })?;
-        *graph = graph.compacted();
+        let pipeline = Pipeline {
+            target,
+            cost: cost.as_ref(),
+            schedule: &schedule,
+            accumulation,
+            states: &state_bytes(update.as_ref()),
+        };
+        let found = partition(graph, &pipeline).map_err(PlanError::from)?;
+        *graph = checked(graph)?;
+        if let Some(update) = &mut update {
+            place_update(update, graph);
+            *update = checked(update)?;
+        }
         Ok::<Partition, CompileError>(found)
     })?;
     observe("partition", &graph);
-    let programs = timed(passes, "memory", &mut graph, |graph| {
-        lower(graph, target, cost.as_ref(), stages)
+    let tiles = timed(passes, "memory", &mut graph, |graph| {
+        let work = Work {
+            graph,
+            update: update.as_ref(),
+            schedule: &schedule,
+            accumulation,
+        };
+        lower(work, target, cost.as_ref())
     })?;
     Ok(Plan {
         provenance,
         target: target.clone(),
         replicas,
         graph,
+        update,
         partition,
-        programs,
-        schedule: Schedule {
-            rule: Rule::GPipe,
-            stages,
-        },
+        tiles,
+        schedule,
+        accumulation,
     })
+}
+
+/// The graph after its placement, verified, its nodes numbered in order.
+fn checked(graph: &Graph) -> Result<Graph, PassError> {
+    verify(graph).map_err(|errors| PassError::Invalid {
+        pass: "partition",
+        errors,
+    })?;
+    Ok(graph.compacted())
+}
+
+/// Bytes of the states beside each parameter, by binding.
+fn state_bytes(update: Option<&Graph>) -> BTreeMap<String, u64> {
+    let mut bytes = BTreeMap::new();
+    for graph in update {
+        for node in graph.nodes().map(|id| graph.node(id)) {
+            if let Op::State(state) = &node.op
+                && let Some((_, binding)) = state.name.split_once(':')
+            {
+                *bytes.entry(binding.to_owned()).or_default() += node.types[0].bytes() as u64;
+            }
+        }
+    }
+    bytes
 }
 
 /// Fields of a configuration that change nothing a plan for inference computes.

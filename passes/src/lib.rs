@@ -36,6 +36,7 @@ pub mod merge_linear;
 pub mod narrow;
 pub mod partition;
 mod pass;
+pub mod phase;
 pub mod plan;
 pub mod precision;
 pub mod schedule;
@@ -43,8 +44,8 @@ pub mod solve;
 mod walk;
 
 pub use compile::{
-    CompileError, CompileOptions, CompileReport, Observer, Placement, compile, config_hash,
-    plan_graph,
+    CompileError, CompileOptions, CompileReport, Observer, Placement, TrainingOptions, compile,
+    config_hash, plan_graph,
 };
 pub use manager::{Manager, PassError, PassReport, Report, optimise};
 pub use pass::{

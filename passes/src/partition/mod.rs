@@ -11,14 +11,18 @@
 //! reckoned with the first of its operands' atoms, and placed on the earliest of its operands' stages. Cotangents
 //! go straight to the stage that reads them.
 
+mod place;
+
 use std::collections::BTreeMap;
 
-use lxpod_ir::ops::{Op, Transfer};
-use lxpod_ir::{Graph, NodeId, Patch, Target, User, Value, Wire};
+use lxpod_ir::ops::Op;
+use lxpod_ir::{Graph, NodeId, Target, Value};
 use serde::{Deserialize, Serialize};
 
 use crate::cost::CostModel;
 use crate::phase::phases;
+pub use place::place_update;
+use place::{Routes, place};
 use crate::schedule::{Phase, Schedule};
 use crate::solve::partition::{
     Item, Limits, PartitionError, Problem, Shared, Value as Moved, solve,
@@ -68,7 +72,7 @@ pub fn partition(
     let solution = solve(&problem, &Limits::default())?;
     let device = |atom: usize| solution.device_of[atom] as u32;
     let stages = atoms.stages(graph, &device);
-    place(graph, &stages);
+    place(graph, &stages, Routes::Relayed);
     Ok(Partition {
         objective_cycles: solution.objective,
         lower_bound_cycles: solution.lower_bound,
@@ -282,119 +286,4 @@ fn workspace(graph: &Graph, id: NodeId) -> u64 {
         .map(|&value| graph.ty(value).bytes());
     let written = graph.node(id).types.iter().map(|ty| ty.bytes());
     read.chain(written).map(|bytes| bytes as u64).sum()
-}
-
-/// Writes the stages into the graph: atoms and their views first, then a copy of each source for
-/// each stage that reads it, then transfers.
-fn place(graph: &mut Graph, stages: &[Option<u32>]) {
-    let stage_of = |node: NodeId| stages[node.index()];
-    let mut patch = Patch::new();
-    let mut copies = SourceCopies::default();
-    for id in graph.topo() {
-        let Some(stage) = stage_of(id) else { continue };
-        patch.place(id, stage);
-        for (input, value) in graph.inputs(id).into_iter().enumerate() {
-            let home = stage_of(value.node);
-            let wire = match home {
-                None => copies.on_stage(graph, &mut patch, value, stage),
-                Some(home) if home != stage => {
-                    copies.transfer(graph, &mut patch, value, home, stage)
-                }
-                Some(_) => continue,
-            };
-            if wire != Wire::Old(value) {
-                patch.rewire(
-                    User {
-                        node: id,
-                        input: input as u16,
-                    },
-                    wire,
-                );
-            }
-        }
-    }
-    for output in graph.outputs() {
-        if stage_of(output.value.node).is_none() {
-            copies.on_stage(graph, &mut patch, output.value, 0);
-        }
-    }
-    patch.apply(graph).expect("placement keeps every type");
-    let unused: Vec<NodeId> = graph
-        .nodes()
-        .filter(|&id| graph.node(id).stage.is_none())
-        .collect();
-    let mut patch = Patch::new();
-    unused.into_iter().for_each(|id| patch.place(id, 0));
-    patch.apply(graph).expect("placement keeps every type");
-}
-
-/// Sources and transferred values already present on each stage.
-#[derive(Default)]
-struct SourceCopies {
-    wires: BTreeMap<(Value, u32), Wire>,
-    homes: BTreeMap<NodeId, u32>,
-}
-
-impl SourceCopies {
-    /// The source `value` on `stage`: the original for the first stage that asks, copies for others.
-    fn on_stage(&mut self, graph: &Graph, patch: &mut Patch, value: Value, stage: u32) -> Wire {
-        if let Some(&wire) = self.wires.get(&(value, stage)) {
-            return wire;
-        }
-        let inputs: Vec<Wire> = graph
-            .inputs(value.node)
-            .into_iter()
-            .map(|input| self.on_stage(graph, patch, input, stage))
-            .collect();
-        let wire = if *self.homes.entry(value.node).or_insert(stage) == stage {
-            patch.place(value.node, stage);
-            for (input, (&wire, old)) in inputs.iter().zip(graph.inputs(value.node)).enumerate() {
-                if wire != Wire::Old(old) {
-                    patch.rewire(
-                        User {
-                            node: value.node,
-                            input: input as u16,
-                        },
-                        wire,
-                    );
-                }
-            }
-            Wire::Old(value)
-        } else {
-            let node = graph.node(value.node);
-            let copy = patch
-                .add_typed(graph, value.node, node.op.clone(), &inputs, &node.types)
-                .expect("a copy of a node has its types");
-            patch.set_stage(copy, stage);
-            copy
-        };
-        self.wires.insert((value, stage), wire);
-        wire
-    }
-
-    /// The value in the memory of stage `to`: passed on from stage to stage to a later one, sent
-    /// straight to an earlier one.
-    fn transfer(
-        &mut self,
-        graph: &Graph,
-        patch: &mut Patch,
-        value: Value,
-        from: u32,
-        to: u32,
-    ) -> Wire {
-        if from == to {
-            return Wire::Old(value);
-        }
-        if let Some(&wire) = self.wires.get(&(value, to)) {
-            return wire;
-        }
-        let sender = if from < to { to - 1 } else { from };
-        let before = self.transfer(graph, patch, value, from, sender);
-        let wire = patch
-            .add(graph, value.node, Transfer { to }, &[before])
-            .expect("any value can be transferred");
-        patch.set_stage(wire, sender);
-        self.wires.insert((value, to), wire);
-        wire
-    }
 }
