@@ -52,7 +52,7 @@ fn at_full_extent_measured_equals_planned_on_every_tile() {
             let mut session = case.session(plan.clone(), SessionOptions::default());
             session.run(&case.samples()).expect("a run");
             for tile in session.ledger() {
-                let planned = &plan.programs[tile.tile % stages].memory;
+                let planned = &plan.tiles[tile.tile % stages].memory;
                 assert_eq!(
                     executed(&tile.memory),
                     executed(planned),
@@ -72,7 +72,7 @@ fn below_full_extent_measured_never_exceeds_planned() {
         let mut session = case.session(plan.clone(), SessionOptions::default());
         session.run(&case.samples()).expect("a run");
         for tile in session.ledger() {
-            let planned = executed(&plan.programs[tile.tile].memory);
+            let planned = executed(&plan.tiles[tile.tile].memory);
             for ((category, used), (_, planned)) in executed(&tile.memory).into_iter().zip(planned)
             {
                 assert!(
@@ -112,7 +112,7 @@ fn caught(result: Result<RunResult, Error>, how: &str) {
 
 /// An activation that lives for more than one step.
 fn long_lived(plan: &Plan) -> usize {
-    let buffers = &plan.programs[0].buffers;
+    let buffers = &plan.tiles[0].buffers;
     let long = |index: &usize| {
         buffers[*index].category == Category::Activations
             && buffers[*index].death > buffers[*index].birth + 2
@@ -124,7 +124,7 @@ fn long_lived(plan: &Plan) -> usize {
 fn guard_mode_catches_a_wrong_offset() {
     let result = planted(|plan| {
         let buffer = long_lived(plan);
-        let buffers = &mut plan.programs[0].buffers;
+        let buffers = &mut plan.tiles[0].buffers;
         let (birth, death) = (buffers[buffer].birth, buffers[buffer].death);
         let other = (0..buffers.len()).find(|&other| {
             other != buffer
@@ -141,7 +141,7 @@ fn guard_mode_catches_a_wrong_offset() {
 fn guard_mode_catches_an_early_free() {
     let result = planted(|plan| {
         let buffer = long_lived(plan);
-        plan.programs[0].buffers[buffer].death -= 1;
+        plan.tiles[0].buffers[buffer].death -= 1;
     });
     caught(result, "not alive");
 }
@@ -150,7 +150,7 @@ fn guard_mode_catches_an_early_free() {
 fn guard_mode_catches_an_overlong_write() {
     let result = planted(|plan| {
         let buffer = long_lived(plan);
-        plan.programs[0].buffers[buffer].bytes -= 64;
+        plan.tiles[0].buffers[buffer].bytes -= 64;
     });
     caught(result, "leaves buffer");
 }

@@ -30,7 +30,7 @@ fn base(stages: usize, precision: Precision) -> Plan {
 
 fn check_costs(plan: &Plan, what: &str) {
     let slowest = (0..plan.stages())
-        .map(|stage| plan.stage_cycles(stage).total())
+        .map(|stage| plan.tile_cycles(stage).total())
         .max();
     assert_eq!(slowest, Some(plan.partition.objective_cycles), "{what}");
     assert!(plan.partition.optimal, "{what}: {:?}", plan.partition);
@@ -57,7 +57,7 @@ fn the_objective_is_the_cycles_of_the_slowest_program() {
 #[test]
 fn activations_of_the_base_model_lie_without_gaps_in_the_best_order() {
     for stages in [1, 16] {
-        for program in &base(stages, Precision::Mixed).programs {
+        for tile in &base(stages, Precision::Mixed).tiles {
             let Memory {
                 activations,
                 max_live,
@@ -67,7 +67,7 @@ fn activations_of_the_base_model_lie_without_gaps_in_the_best_order() {
                 core_max,
                 core_capacity,
                 ..
-            } = program.memory;
+            } = tile.memory;
             assert!(
                 activations >= max_live && activations * 100 <= max_live * 102,
                 "{activations} {max_live}"
@@ -86,11 +86,11 @@ fn a_model_too_small_for_sixteen_stages_leaves_tiles_empty() {
     options.model.hidden_states = false;
     options.model.attentions = false;
     let plan = case.plan(&options);
-    assert_eq!(plan.programs.len(), 16);
+    assert_eq!(plan.tiles.len(), 16);
     assert!(
-        plan.programs
+        plan.tiles
             .iter()
-            .filter(|program| program.steps.is_empty())
+            .filter(|tile| tile.steps().next().is_none())
             .count()
             > 0
     );

@@ -298,6 +298,28 @@ impl Plan {
         self.schedule.stages()
     }
 
+    /// The stages that lie on a tile of a replica.
+    pub fn stages_of(&self, tile: usize) -> impl Iterator<Item = usize> + '_ {
+        (0..self.stages()).filter(move |&stage| self.schedule.tile_of(stage) == tile)
+    }
+
+    /// The phase of each node of a phase's graph.
+    pub fn phases(&self, phase: Phase) -> Vec<Phase> {
+        match phase {
+            Phase::Forward | Phase::Backward => phases(&self.graph),
+            Phase::Update => vec![Phase::Update; self.graph_of(phase).bound()],
+        }
+    }
+
+    /// Cycles in which a tile works on one micro-batch, forward and backward.
+    pub fn tile_cycles(&self, tile: usize) -> StageCycles {
+        let phases = [Phase::Forward, Phase::Backward];
+        let cycles = self.stages_of(tile).flat_map(|stage| {
+            phases.map(|phase| self.stage_cycles(stage, phase))
+        });
+        cycles.fold(StageCycles::default(), |sum, more| sum + more)
+    }
+
     /// The graph whose nodes the programs of a phase run.
     ///
     /// # Panics
@@ -366,6 +388,19 @@ pub struct StageCycles {
     pub receive: u64,
     /// Host buffers.
     pub host: u64,
+}
+
+impl std::ops::Add for StageCycles {
+    type Output = StageCycles;
+
+    fn add(self, more: StageCycles) -> StageCycles {
+        StageCycles {
+            steps: [self.steps, more.steps].into_iter().sum(),
+            send: self.send + more.send,
+            receive: self.receive + more.receive,
+            host: self.host + more.host,
+        }
+    }
 }
 
 impl StageCycles {

@@ -138,31 +138,37 @@ fn timeline(report: &Report<'_>) -> String {
 
 /// The planned bytes of each tile by category, against its capacity.
 fn memory(report: &Report<'_>) -> String {
-    const PARTS: [&str; 6] = [
+    const PARTS: [&str; 9] = [
         "weights",
+        "optimizer",
+        "accumulators",
+        "stash",
         "activations",
         "transfer",
         "host_io",
         "code",
         "reserved",
     ];
-    let programs = &report.plan().programs;
-    let most = programs
+    let tiles = &report.plan().tiles;
+    let most = tiles
         .iter()
-        .map(|program| program.memory.total.max(program.memory.capacity))
+        .map(|tile| tile.memory.total.max(tile.memory.capacity))
         .max();
     let scale = (WIDTH - MARGIN) / most.unwrap_or(1).max(1) as f64;
-    let height = ROW * programs.len() as f64;
+    let height = ROW * tiles.len() as f64;
     let mut text = format!(
         "<h2>Memory of the tiles</h2><p>{} <span class=\"soft\">(dashed: capacity)</span></p>\n\
          <svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">",
         legend(PARTS)
     );
     names(&mut text, &report.labels());
-    for (stage, program) in programs.iter().enumerate() {
-        let memory = &program.memory;
+    for (stage, tile) in tiles.iter().enumerate() {
+        let memory = &tile.memory;
         let sizes = [
             memory.weights,
+            memory.optimizer,
+            memory.accumulators,
+            memory.stash,
             memory.activations,
             memory.transfer,
             memory.host_io,
@@ -197,14 +203,14 @@ fn tiles(report: &Report<'_>) -> String {
                     <th>cycles</th><th>busy</th><th>total</th><th>capacity</th></tr>"
         .to_owned();
     for (stage, label) in report.labels().iter().enumerate() {
-        let memory = &report.plan().programs[stage].memory;
+        let memory = &report.plan().tiles[stage].memory;
         let parameters: u64 = report.stage_parameters(stage);
         let _ = write!(
             text,
             "<tr><td>{stage}</td><td class=\"left\">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
             escaped(label),
             count(parameters),
-            grouped(report.simulation().stage_cycles(stage).total()),
+            grouped(report.plan().tile_cycles(stage).total()),
             percent(report.simulation().utilisation(stage)),
             bytes(memory.total),
             bytes(memory.capacity),

@@ -7,6 +7,7 @@ use lxpod_ir::front::RowSpaces;
 use lxpod_ir::ops::Op;
 use lxpod_ir::{Graph, NodeId};
 use lxpod_passes::plan::Plan;
+use lxpod_passes::schedule::Phase;
 use serde_json::{Value, json};
 
 use super::options::Use;
@@ -37,13 +38,13 @@ pub(crate) struct StageSummary {
 }
 
 impl StageSummary {
-    fn of(plan: &Plan, stage: usize) -> StageSummary {
+    fn of(plan: &Plan, tile: usize) -> StageSummary {
         let graph = &plan.graph;
-        let steps: Vec<NodeId> = plan.programs[stage]
-            .steps
-            .iter()
-            .filter(|step| step.receiver(graph).is_none())
-            .map(|step| step.id(graph))
+        let steps = plan.tiles[tile].steps();
+        let steps = steps.filter(|(program, _)| program.phase != Phase::Update);
+        let steps: Vec<NodeId> = steps
+            .filter(|(_, step)| step.receiver(graph).is_none())
+            .map(|(_, step)| step.id(graph))
             .collect();
         let mut modules: Vec<String> = Vec::new();
         for &id in &steps {
@@ -55,7 +56,8 @@ impl StageSummary {
         StageSummary {
             ops: steps.len(),
             parameters: plan
-                .stage_nodes(stage)
+                .stages_of(tile)
+                .flat_map(|stage| plan.stage_nodes(stage))
                 .map(|id| parameter_elements(graph, id))
                 .sum(),
             flops: steps.iter().map(|&id| graph.cost(id).flops).sum(),
@@ -178,10 +180,10 @@ impl<'a> Report<'a> {
                 "ops": summary.ops,
                 "parameters": summary.parameters,
                 "flops": summary.flops,
-                "cycles": self.simulation.stage_cycles(stage).total(),
+                "cycles": self.plan.tile_cycles(stage).total(),
                 "utilisation": self.simulation.utilisation(stage),
                 "scopes": summary.modules,
-                "memory": self.plan.programs[stage].memory,
+                "memory": self.plan.tiles[stage].memory,
             })
         };
         (0..self.simulation.tiles()).map(tile).collect()
@@ -283,7 +285,7 @@ impl<'a> Report<'a> {
             .total()
             .max(1);
         for (stage, (summary, label)) in self.stages.iter().zip(self.labels()).enumerate() {
-            let cycles = self.simulation.stage_cycles(stage).total();
+            let cycles = self.plan.tile_cycles(stage).total();
             table.row([
                 stage.to_string(),
                 if summary.ops == 0 {
@@ -328,8 +330,8 @@ impl<'a> Report<'a> {
             "used",
             "fullest core",
         ]);
-        for (stage, program) in self.plan.programs.iter().enumerate() {
-            let memory = &program.memory;
+        for (stage, tile) in self.plan.tiles.iter().enumerate() {
+            let memory = &tile.memory;
             table.row([
                 stage.to_string(),
                 bytes(memory.weights),

@@ -274,7 +274,7 @@ fn ledger_verdict(plan: &Plan, ledger: &[TileLedger]) -> String {
         return "none: this backend has no tiles".to_owned();
     }
     for entry in ledger {
-        let planned = plan.programs[entry.tile % plan.stages()].memory.executed();
+        let planned = plan.tiles[entry.tile % plan.tiles.len()].memory.executed();
         for ((name, used), (_, planned)) in entry.memory.executed().into_iter().zip(planned) {
             if used > planned {
                 return format!(

@@ -9,6 +9,7 @@ use lxpod_ir::ops::{Op, Param};
 use lxpod_ir::random::{Rng, random_feeds};
 use lxpod_ir::{Binding, DType, Extents, Graph, Patch, Target, Tensor, Wire};
 use lxpod_passes::plan::{Plan, Provenance};
+use lxpod_passes::schedule::Schedule;
 use lxpod_passes::{Placement, plan_graph};
 use serde_json::Value;
 
@@ -180,10 +181,11 @@ fn plan(graph: &Graph) -> Result<Plan> {
     let placement = Placement {
         target: &target,
         replicas: 1,
-        stages: 1,
+        schedule: Schedule::inference(1),
+        accumulation: 1,
     };
     Ok(plan_graph(
-        graph,
+        (graph, None),
         provenance,
         placement,
         &mut Vec::new(),

@@ -1,7 +1,7 @@
 //! One tile of a plan: steps, buffers, and a map of its memory over time.
 
-use lxpod_ir::Value;
-use lxpod_passes::plan::{Buffer, Category, Plan, Program, Step};
+use lxpod_ir::{Graph, Value};
+use lxpod_passes::plan::{Buffer, Category, Plan, Program, Step, Tile};
 use serde_json::json;
 
 use crate::cli::error::{CliError, Result};
@@ -17,18 +17,18 @@ const MAP_ROWS: u64 = 24;
 const MARKS: &[u8] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
 
 pub(super) fn show(plan: &Plan, tile: usize, global: &Global) -> Result<()> {
-    let tiles = plan.replicas * plan.stages();
+    let tiles = plan.replicas * plan.tiles.len();
     if tile >= tiles {
         let message = format!("is {tile}; the plan has tiles 0 to {}", tiles - 1);
         return Err(CliError::option("--tile", message));
     }
-    let (replica, stage) = (tile / plan.stages(), tile % plan.stages());
-    let program = &plan.programs[stage];
+    let (replica, stage) = (tile / plan.tiles.len(), tile % plan.tiles.len());
+    let planned = &plan.tiles[stage];
     if global.json {
-        let steps = program.steps.iter().map(|step| step_document(plan, step));
+        let steps = planned.steps().map(|step| step_document(plan, step));
         return output::json(&json!({
-            "tile": tile, "replica": replica, "stage": stage, "memory": program.memory,
-            "steps": steps.collect::<Vec<_>>(), "buffers": program.buffers,
+            "tile": tile, "replica": replica, "stage": stage, "memory": planned.memory,
+            "steps": steps.collect::<Vec<_>>(), "buffers": planned.buffers,
         }));
     }
     let head = format!(
@@ -37,44 +37,49 @@ pub(super) fn show(plan: &Plan, tile: usize, global: &Global) -> Result<()> {
     );
     output::print(&format!(
         "{head}{}\n{}\n{}",
-        steps(plan, program),
-        buffers(plan, program),
-        map(program)
+        steps(plan, planned),
+        buffers(plan, planned),
+        map(planned)
     ))
 }
 
-fn step_document(plan: &Plan, step: &Step) -> serde_json::Value {
-    let node = plan.graph.node(step.id(&plan.graph));
+fn step_document(plan: &Plan, (program, step): (&Program, &Step)) -> serde_json::Value {
+    let graph = plan.graph_of(program.phase);
+    let node = graph.node(step.id(graph));
     json!({
+        "stage": program.stage,
+        "phase": program.phase,
         "node": step.node,
         "op": node.op.name(),
         "scope": node.scope.as_ref(),
-        "types": types(plan, step),
+        "types": types(graph, step),
         "cycles": step.cycles,
         "inputs": step.inputs,
         "outputs": step.outputs,
     })
 }
 
-fn types(plan: &Plan, step: &Step) -> Vec<String> {
-    let node = plan.graph.node(step.id(&plan.graph));
+fn types(graph: &Graph, step: &Step) -> Vec<String> {
+    let node = graph.node(step.id(graph));
     node.types
         .iter()
-        .map(|ty| ty.display(&plan.graph.spaces))
+        .map(|ty| ty.display(&graph.spaces))
         .collect()
 }
 
-fn steps(plan: &Plan, program: &Program) -> String {
+fn steps(plan: &Plan, tile: &Tile) -> String {
     let mut table = Table::new(&[
-        "step", "<op", "<scope", "<type", "compute", "exchange", "sync",
+        "step", "<phase", "<op", "<scope", "<type", "compute", "exchange", "sync",
     ]);
-    for (time, step) in program.steps.iter().enumerate() {
-        let node = plan.graph.node(step.id(&plan.graph));
+    for (time, (program, step)) in tile.steps().enumerate() {
+        let graph = plan.graph_of(program.phase);
+        let node = graph.node(step.id(graph));
         table.row([
             time.to_string(),
+            program.phase.name().to_owned(),
             node.op.name().to_owned(),
             node.scope.to_string(),
-            types(plan, step).join(", "),
+            types(graph, step).join(", "),
             grouped(step.cycles.compute),
             grouped(step.cycles.exchange),
             grouped(step.cycles.sync),
@@ -83,21 +88,26 @@ fn steps(plan: &Plan, program: &Program) -> String {
     table.render()
 }
 
-fn buffers(plan: &Plan, program: &Program) -> String {
+fn buffers(plan: &Plan, tile: &Tile) -> String {
     let mut table = Table::new(&[
         "buffer",
         "<category",
         "offset",
         "bytes",
+        "slots",
         "steps",
         "<type",
         "<of",
     ]);
-    for (index, buffer) in program.buffers.iter().enumerate() {
-        let Some(id) = plan.graph.at(buffer.node) else {
+    for (index, buffer) in tile.buffers.iter().enumerate() {
+        let graph = match &plan.update {
+            Some(update) if buffer.update => update,
+            _ => &plan.graph,
+        };
+        let Some(id) = graph.at(buffer.node) else {
             continue;
         };
-        let node = plan.graph.node(id);
+        let node = graph.node(id);
         let value = Value {
             node: id,
             output: u16::try_from(buffer.output).unwrap_or(0),
@@ -105,12 +115,13 @@ fn buffers(plan: &Plan, program: &Program) -> String {
         let shown = node
             .types
             .get(buffer.output)
-            .map(|_| plan.graph.ty(value).display(&plan.graph.spaces));
+            .map(|_| graph.ty(value).display(&graph.spaces));
         table.row([
             index.to_string(),
             category(buffer.category).to_owned(),
             grouped(buffer.offset),
             grouped(buffer.bytes),
+            buffer.slots.to_string(),
             format!("{}..{}", buffer.birth, buffer.death),
             shown.unwrap_or_default(),
             format!("{} {}", node.op.name(), scopes::module(&node.scope)),
@@ -122,16 +133,19 @@ fn buffers(plan: &Plan, program: &Program) -> String {
 fn category(category: Category) -> &'static str {
     match category {
         Category::Weights => "weights",
+        Category::Optimizer => "optimiser",
+        Category::Accumulators => "accumulators",
         Category::HostIo => "host I/O",
+        Category::Stash => "stash",
         Category::Transfer => "transfer",
         Category::Activations => "activations",
     }
 }
 
 /// The activations' region over steps: a letter for each buffer, a dot for free bytes.
-fn map(program: &Program) -> String {
+fn map(tile: &Tile) -> String {
     let activations = || {
-        program
+        tile
             .buffers
             .iter()
             .filter(|buffer| buffer.category == Category::Activations)
@@ -144,8 +158,9 @@ fn map(program: &Program) -> String {
         return "The tile holds no activations.\n".to_owned();
     };
     let per_row = (end - start).div_ceil(MAP_ROWS).max(1);
-    let per_column = program.steps.len().div_ceil(MAP_COLUMNS).max(1);
-    let columns = program.steps.len().div_ceil(per_column);
+    let steps = tile.steps().count();
+    let per_column = steps.div_ceil(MAP_COLUMNS).max(1);
+    let columns = steps.div_ceil(per_column);
     let mut text = format!(
         "{}: a column is {}, a row {}, a letter a buffer, a dot free bytes\n",
         styled(HEADING, "memory of activations over steps"),

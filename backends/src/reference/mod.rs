@@ -1,11 +1,15 @@
 //! The reference backend: runs a graph by the reference semantics of its ops, node by node. Slow,
 //! and the definition of what every other backend must compute.
 
+mod train;
+
 use std::collections::BTreeMap;
 
 use lxpod_ir::ops::Op;
 use lxpod_ir::{Binding, Extents, Graph, Scalar, Shape, Tensor, TensorType, interpret};
 use thiserror::Error;
+
+pub use train::ReferenceTrainer;
 
 use crate::{BackendError, Executable, Feed, Fetch, HostLedger, Outputs, StepTime, TileLedger};
 
