@@ -83,6 +83,7 @@ impl Builder {
             op: input.into(),
             types: Types::from_elem(TensorType::fixed(DType::F32, []), 3),
             scope: self.path.clone(),
+            forward: None,
             stage: None,
         };
         let node = self.graph.insert(node, &[]);

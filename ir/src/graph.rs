@@ -1,7 +1,7 @@
 //! The graph: nodes, values, and the one door to petgraph.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
 use petgraph::Direction;
@@ -53,6 +53,9 @@ pub struct Node {
     pub types: Types,
     /// The module of the model it belongs to, such as `lxmert.encoder.layer.0.output`.
     pub scope: Arc<str>,
+    /// The forward node whose derivative it is part of, or whose value it computes again; none for
+    /// forward nodes, and for sums that belong to no single one.
+    pub forward: Option<NodeId>,
     /// The pipeline stage it runs on; given by partition.
     pub stage: Option<u32>,
 }
@@ -149,6 +152,7 @@ impl Graph {
                 op,
                 types,
                 scope: scope.clone(),
+                forward: None,
                 stage: None,
             },
             inputs,
@@ -276,6 +280,12 @@ impl Graph {
         users
     }
 
+    /// Whether anything uses a value of the node: another node, or an output of the graph.
+    pub fn is_used(&self, id: NodeId) -> bool {
+        let mut outputs = self.outputs.iter();
+        self.successors(id).next().is_some() || outputs.any(|output| output.value.node == id)
+    }
+
     /// Whether nothing but `user` uses the value: neither another node nor an output of the graph.
     pub fn is_only_user(&self, value: Value, user: NodeId) -> bool {
         self.users(value).iter().all(|other| other.node == user) && !self.is_output(value)
@@ -384,6 +394,10 @@ impl Graph {
                 .collect();
             renamed[id.index()] = Some(compact.insert(self.node(id).clone(), &inputs));
         }
+        for id in compact.nodes().collect::<Vec<_>>() {
+            let forward = &mut compact.node_mut(id).forward;
+            *forward = forward.and_then(|old| renamed.get(old.index()).copied().flatten());
+        }
         for output in &self.outputs {
             if let Some(value) = rename(&renamed, output.value) {
                 compact.add_output(&output.name, value);
@@ -414,6 +428,19 @@ impl Graph {
             self.dag.remove_edge(edge);
         }
         self.connect(user, new);
+    }
+
+    /// Makes backward nodes that name a key as their forward node name its heir instead, or none. An
+    /// heir of a named node is a forward node itself.
+    pub(crate) fn pass_on(&mut self, heirs: &HashMap<NodeId, Option<NodeId>>) {
+        let heir = |id: NodeId| heirs.get(&self.node(id).forward?).map(|&heir| (id, heir));
+        let named: Vec<(NodeId, Option<NodeId>)> = self.nodes().filter_map(heir).collect();
+        for &(id, heir) in &named {
+            self.node_mut(id).forward = heir;
+        }
+        for heir in named.into_iter().filter_map(|(_, heir)| heir) {
+            self.node_mut(heir).forward = None;
+        }
     }
 
     /// Removes a node that nothing uses.

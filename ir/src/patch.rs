@@ -69,7 +69,8 @@ impl Patch {
             && self.leaving.is_empty()
     }
 
-    /// Adds a node in the scope and on the stage of `like`, and returns its first output.
+    /// Adds a node in the scope, on the stage and of the forward node of `like`, and returns its first
+    /// output.
     ///
     /// # Errors
     /// The op's type rule rejects the operands.
@@ -117,12 +118,14 @@ impl Patch {
             op: _,
             types: _,
             scope,
+            forward,
             stage,
         } = graph.node(like);
         let node = Node {
             op,
             types,
             scope: Arc::clone(scope),
+            forward: *forward,
             stage: *stage,
         };
         self.nodes.push(NewNode {
@@ -136,6 +139,13 @@ impl Patch {
     pub fn set_stage(&mut self, wire: Wire, stage: u32) {
         if let Wire::New(index, _) = wire {
             self.nodes[index].node.stage = Some(stage);
+        }
+    }
+
+    /// Makes the node of a new value part of the derivative of `forward`.
+    pub fn set_forward(&mut self, wire: Wire, forward: NodeId) {
+        if let Wire::New(index, _) = wire {
+            self.nodes[index].node.forward = Some(forward);
         }
     }
 
@@ -189,7 +199,8 @@ impl Patch {
         self.add_output(&Output::gradient_name(tensor), wire);
     }
 
-    /// Changes the graph.
+    /// Changes the graph. A forward node that is removed, or that replacements leave without users,
+    /// passes the backward nodes that name it on to what replaces it.
     ///
     /// # Errors
     /// A replacement has another type than what it replaces, replacements go in a circle, or
@@ -229,6 +240,15 @@ impl Patch {
         for (node, stage) in self.placed {
             graph.node_mut(node).stage = Some(stage);
         }
+        let left = |id: NodeId| self.removed.contains(&id) || !graph.is_used(id);
+        let heirs = changes.heirs.into_iter().filter(|&(old, _)| left(old));
+        let mut heirs: HashMap<NodeId, Option<NodeId>> = heirs
+            .map(|(old, wire)| (old, Some(resolve(&added, wire).node)))
+            .collect();
+        for &node in &self.removed {
+            heirs.entry(node).or_default();
+        }
+        graph.pass_on(&heirs);
         for node in self.removed {
             graph.remove(node);
         }
@@ -271,6 +291,7 @@ impl Patch {
             let new = follow(Wire::Old(old))?;
             let users = graph.users(old).into_iter();
             changes.operands.extend(users.map(|user| (user, new)));
+            changes.heirs.insert(old.node, new);
         }
         for &(user, wire) in &self.rewired {
             changes.operands.insert(user, follow(wire)?);
@@ -346,9 +367,11 @@ impl Patch {
     }
 }
 
-/// What operands and outputs become.
+/// What operands, outputs and nodes become.
 #[derive(Default)]
 struct Changes {
     operands: BTreeMap<User, Wire>,
     outputs: Vec<(usize, Wire)>,
+    /// What takes the place of nodes that lose users.
+    heirs: BTreeMap<NodeId, Wire>,
 }

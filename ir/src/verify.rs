@@ -10,6 +10,7 @@
 //! 6. *Stages*: either no node has a stage, or every node has one; a value is used on the stage
 //!    that computes it, or on the stage its `transfer` goes to. No stage feeds an earlier one.
 //! 7. *Numbers*: attributes are finite.
+//! 8. *Derivatives*: the forward node that a backward node names exists, and is no backward node.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -165,6 +166,7 @@ impl<'a> Verifier<'a> {
         self.stages(id);
         self.input_names(id);
         self.numbers(id);
+        self.forward(id);
     }
 
     fn types(&mut self, id: NodeId) {
@@ -284,6 +286,21 @@ impl<'a> Verifier<'a> {
             if hole {
                 self.report(id, &format!("attribute `{key}` is not finite"));
             }
+        }
+    }
+
+    fn forward(&mut self, id: NodeId) {
+        match self.graph.node(id).forward {
+            Some(forward) if !self.graph.contains(forward) => {
+                self.report(
+                    id,
+                    "is part of the derivative of a node that does not exist",
+                );
+            }
+            Some(forward) if self.graph.node(forward).forward.is_some() => {
+                self.report(id, "is part of the derivative of a backward node");
+            }
+            _ => {}
         }
     }
 

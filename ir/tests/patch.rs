@@ -137,3 +137,82 @@ fn another_type_is_refused() {
     });
     assert_eq!(error, "a patch replaces f32[2] by f16[2]");
 }
+
+/// `%1` is the forward node of `%2`, which reads `%0`.
+fn backward() -> Graph {
+    parse(
+        "graph @g {
+  %0 = input {name=x} : f32[2]
+  %1 = scale %0 {factor=2.0} : f32[2]
+  %2 = scale %0 {factor=4.0} : f32[2] of %1
+  return %1 as \"y\"
+  return %2 as \"z\"
+}",
+    )
+    .unwrap()
+}
+
+#[test]
+fn a_replaced_forward_node_is_named_no_more() {
+    let mut graph = backward();
+    let (x, old) = (value(&graph, 0), value(&graph, 1));
+    let mut patch = Patch::new();
+    let new = patch.add(&graph, old.node, Scale { factor: 8.0 }, &[x.into()]);
+    patch.replace(old, new.unwrap());
+    patch.apply(&mut graph).unwrap();
+    verify(&graph).unwrap();
+    let lines = body(&graph);
+    assert_eq!(lines[2], "%2 = scale %0 {factor=4.0} : f32[2] of %3");
+    assert_eq!(lines[3], "%3 = scale %0 {factor=8.0} : f32[2]");
+}
+
+#[test]
+fn a_forward_node_that_its_replacement_reads_is_still_named() {
+    let mut graph = backward();
+    let old = value(&graph, 1);
+    let mut patch = Patch::new();
+    let new = patch.add(&graph, old.node, Scale { factor: 8.0 }, &[old.into()]);
+    patch.replace(old, new.unwrap());
+    patch.apply(&mut graph).unwrap();
+    assert_eq!(graph.node(node(&graph, 2)).forward, Some(old.node));
+}
+
+#[test]
+fn what_replaces_a_backward_node_is_backward_and_what_replaces_a_named_one_forward() {
+    let mut graph = backward();
+    let [x, forward, old] = [0, 1, 2].map(|position| value(&graph, position));
+    let mut patch = Patch::new();
+    let new = patch.add(&graph, old.node, Scale { factor: 8.0 }, &[x.into()]);
+    patch.replace(old, new.unwrap());
+    patch.remove(old.node);
+    patch.apply(&mut graph).unwrap();
+    let new = value(&graph, 2);
+    assert_eq!(graph.node(new.node).forward, Some(forward.node));
+    let mut patch = Patch::new();
+    patch.replace(forward, new);
+    patch.remove(forward.node);
+    patch.apply(&mut graph).unwrap();
+    verify(&graph).unwrap();
+    assert_eq!(graph.node(new.node).forward, None);
+}
+
+#[test]
+fn compaction_renames_forward_nodes() {
+    let mut graph = backward();
+    let [x, forward] = [0, 1].map(|position| value(&graph, position));
+    let mut patch = Patch::new();
+    let op = Scale { factor: 8.0 };
+    let between = patch.add(&graph, x.node, op, &[x.into()]).unwrap();
+    let op = Scale { factor: 0.25 };
+    let new = patch.add(&graph, x.node, op, &[between]).unwrap();
+    patch.replace(forward, new);
+    patch.remove(forward.node);
+    patch.apply(&mut graph).unwrap();
+    let compact = graph.compacted();
+    assert_eq!(compact.to_string(), graph.to_string());
+    assert_ne!(node(&compact, 3), node(&graph, 3));
+    assert_eq!(
+        compact.node(node(&compact, 1)).forward,
+        Some(node(&compact, 3))
+    );
+}

@@ -51,6 +51,19 @@ fn odd_names_are_quoted() {
 }
 
 #[test]
+fn forward_nodes_are_named_by_their_first_value() {
+    let text = graph(
+        "  %0 = input {name=x} : f32[4]
+  %1 = scale %0 {factor=2.0} : f32[4] in \"a\" of %2
+  %2, %3, %4 = layer_norm_grad %0, %0, %0 {eps=0.1} : f32[4], f32[4], f32[4]
+  %5 = add %1, %0 : f32[4] of %2 on 3",
+    );
+    assert_eq!(print(&parse(&text).unwrap()), text);
+    let error = error_of(&graph("  %0 = input {name=x} : f32[4] of %7"));
+    assert!(error.contains("value `%7` is not defined"), "{error}");
+}
+
+#[test]
 fn floats_are_short_and_exact() {
     let text = graph(
         "  %0 = constant {data=[0.1, 3.141592653589793, -0.0, 1e+300]} : f32[4]\n  %1 = scale %0 {factor=0.33333334} : f32[4]",

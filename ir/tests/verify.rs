@@ -167,6 +167,26 @@ fn numbers() {
 }
 
 #[test]
+fn derivatives() {
+    check(
+        "  %0 = input {name=x} : f32[2]
+  %1 = scale %0 {factor=2.0} : f32[2] of %0
+  %2 = scale %1 {factor=2.0} : f32[2] of %1  ; error: is part of the derivative of a backward node",
+    );
+    let text = "graph @g {
+  %0 = input {name=x} : f32[2]
+  %1 = scale %0 {factor=2.0} : f32[2]
+  %2 = scale %0 {factor=4.0} : f32[2] of %1
+}";
+    let (mut graph, _) = parse_with_lines(text).unwrap();
+    let named = graph.topo()[1];
+    let mut patch = lxpod_ir::Patch::new();
+    patch.remove(named);
+    patch.apply(&mut graph).unwrap();
+    verify(&graph).expect("a removed node is no longer named");
+}
+
+#[test]
 fn malformed_row_spaces_are_reported() {
     use lxpod_ir::{Graph, Layout, RowSpace, Spaces};
     let mut spaces = Spaces::default();

@@ -47,7 +47,7 @@ fn run(graph: &Graph, _: &Options) -> Found {
             .find(|&other| graph.node(other).op == graph.node(id).op);
         first[id.index()] = Some(equal.unwrap_or(id));
         match equal {
-            Some(other) if walk::is_used(graph, id) && may_merge(graph, id) => {
+            Some(other) if graph.is_used(id) && may_merge(graph, id) => {
                 for value in walk::values(graph, id) {
                     patch.replace(
                         value,

@@ -187,7 +187,7 @@ impl Driver<'_> {
             match self.pass.run {
                 Run::Each(find) => {
                     for id in graph.topo() {
-                        if walk::is_used(graph, id) {
+                        if graph.is_used(id) {
                             self.apply(graph, find(graph, id, self.options))?;
                         }
                     }

@@ -66,7 +66,7 @@ fn alike(graph: &Graph, value: Value, input: u16, like: NodeId) -> Vec<NodeId> {
             && other.types[0].dtype == node.types[0].dtype
             && inputs.len() == count
             && graph.ty(inputs[0]).dtype == rows
-            && walk::is_used(graph, id)
+            && graph.is_used(id)
     };
     let users = graph.users(value);
     users

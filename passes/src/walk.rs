@@ -9,11 +9,6 @@ pub(crate) fn values(graph: &Graph, node: NodeId) -> impl Iterator<Item = Value>
     (0..graph.node(node).types.len() as u16).map(move |output| Value { node, output })
 }
 
-/// Whether anything uses an output of the node.
-pub(crate) fn is_used(graph: &Graph, node: NodeId) -> bool {
-    values(graph, node).any(|value| graph.is_output(value) || !graph.users(value).is_empty())
-}
-
 /// The one use of a value, if it has exactly one and does not leave the graph.
 pub(crate) fn sole_use(graph: &Graph, value: Value) -> Option<User> {
     match graph.users(value)[..] {

@@ -87,8 +87,7 @@ impl<'a> Vjp<'a> {
     /// The op's type rule rejects the operands.
     pub fn emit(&mut self, op: impl Into<Op>, inputs: &[Wire]) -> Result<Wire, String> {
         let declared = [(); 3].map(|()| TensorType::fixed(DType::F32, []));
-        self.patch
-            .add_typed(self.graph, self.node, op, inputs, &declared)
+        self.emit_typed(op, inputs, &declared)
     }
 
     /// Adds a node whose result has the rows and the shape of `like`.
@@ -101,9 +100,20 @@ impl<'a> Vjp<'a> {
         inputs: &[Wire],
         like: &TensorType,
     ) -> Result<Wire, String> {
-        let declared = [like.with_dtype(DType::F32)];
-        self.patch
-            .add_typed(self.graph, self.node, op, inputs, &declared)
+        self.emit_typed(op, inputs, &[like.with_dtype(DType::F32)])
+    }
+
+    fn emit_typed(
+        &mut self,
+        op: impl Into<Op>,
+        inputs: &[Wire],
+        declared: &[TensorType],
+    ) -> Result<Wire, String> {
+        let wire = self
+            .patch
+            .add_typed(self.graph, self.node, op, inputs, declared)?;
+        self.patch.set_forward(wire, self.node);
+        Ok(wire)
     }
 
     /// Gives an operand its cotangent.

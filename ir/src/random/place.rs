@@ -57,6 +57,7 @@ impl Cut {
             op: Transfer { to: stage }.into(),
             types: Types::from_elem(self.placed.ty(value).clone(), 1),
             scope: self.placed.node(value.node).scope.clone(),
+            forward: None,
             stage: Some(home),
         };
         let transfer = self.placed.insert(node, &[value]);

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! A node is one line: the names of its outputs, the op, the operands, the attributes, a type for
-//! each output, the scope and the stage. An attribute is JSON, or a bare word for a string. Names
+//! each output, the scope, the forward node of a backward one and the stage. An attribute is JSON, or a bare word for a string. Names
 //! that are no plain words stand in double quotes, as JSON strings do.
 //!
 //! Parsing builds the graph as it is written: operands may be defined further down, and types are

@@ -12,7 +12,7 @@ use super::{ParseError, ParsedLines};
 use crate::graph::{Node, User};
 use crate::ops::Op;
 use crate::rows::{Layout, RowSpace};
-use crate::{Graph, Spaces, Types, Value};
+use crate::{Graph, NodeId, Spaces, Types, Value};
 
 /// The most operands or outputs of one node.
 const MAX_SLOTS: usize = u16::MAX as usize;
@@ -38,6 +38,7 @@ pub fn parse_with_lines(source: &str) -> Result<(Graph, ParsedLines), ParseError
         graph: Graph::default(),
         values: HashMap::new(),
         uses: Vec::new(),
+        forwards: Vec::new(),
         returns: Vec::new(),
         scopes: HashMap::new(),
         lines: ParsedLines::default(),
@@ -55,6 +56,7 @@ struct Parser<'s> {
     graph: Graph,
     values: HashMap<&'s str, Value>,
     uses: Vec<(User, Use<'s>)>,
+    forwards: Vec<(NodeId, Use<'s>)>,
     returns: Vec<(String, Use<'s>)>,
     scopes: HashMap<String, Arc<str>>,
     lines: ParsedLines,
@@ -158,6 +160,10 @@ impl<'s> Parser<'s> {
             .map_err(|error| self.cursor.error(op_start..self.cursor.end(), error))?;
         let types = self.types(names.len())?;
         let scope = self.scope()?;
+        let forward = match self.cursor.eat_word("of") {
+            true => Some(self.cursor.value()?),
+            false => None,
+        };
         let stage = match self.cursor.eat_word("on") {
             true => Some(self.cursor.number("the stage")?),
             false => None,
@@ -166,9 +172,11 @@ impl<'s> Parser<'s> {
             op,
             types,
             scope,
+            forward: None,
             stage,
         };
         let id = self.graph.insert(node, &[]);
+        self.forwards.extend(forward.map(|value| (id, value)));
         self.lines.nodes.insert(id, start..self.cursor.end());
         for (output, (name, span)) in names.into_iter().enumerate() {
             let value = Value {
@@ -284,11 +292,15 @@ impl<'s> Parser<'s> {
         Ok(scope)
     }
 
-    /// Wires operands and outputs, once every value is known.
+    /// Wires operands, forward nodes and outputs, once every value is known.
     fn connect(&mut self) -> Result<(), ParseError> {
         for (user, operand) in std::mem::take(&mut self.uses) {
             let value = self.resolve(operand)?;
             self.graph.connect(user, value);
+        }
+        for (id, value) in std::mem::take(&mut self.forwards) {
+            let forward = self.resolve(value)?.node;
+            self.graph.node_mut(id).forward = Some(forward);
         }
         for (name, operand) in std::mem::take(&mut self.returns) {
             let value = self.resolve(operand)?;

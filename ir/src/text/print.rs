@@ -92,6 +92,13 @@ pub(crate) fn node_text(graph: &Graph, numbers: &Numbers, id: NodeId) -> String 
     if !node.scope.is_empty() {
         let _ = write!(text, " in {}", quoted(&node.scope));
     }
+    if let Some(forward) = node.forward {
+        let forward = Value {
+            node: forward,
+            output: 0,
+        };
+        let _ = write!(text, " of {}", numbers.name(forward));
+    }
     if let Some(stage) = node.stage {
         let _ = write!(text, " on {stage}");
     }
