@@ -17,6 +17,7 @@ mod constant;
 mod context;
 mod cross_entropy;
 mod cross_entropy_grad;
+mod dropout;
 mod gather_rows;
 mod layer_norm;
 mod layer_norm_grad;
@@ -52,10 +53,11 @@ pub use context::{Cost, Eval, Infer};
 pub use cross_entropy::CrossEntropy;
 pub(crate) use cross_entropy::IGNORED;
 pub use cross_entropy_grad::CrossEntropyGrad;
+pub use dropout::Dropout;
 pub use gather_rows::GatherRows;
 pub use layer_norm::LayerNorm;
 pub use layer_norm_grad::LayerNormGrad;
-pub use leaf::{Input, Param};
+pub use leaf::{Input, Param, State};
 pub use linear::Linear;
 pub use matmul::Matmul;
 pub use part::Part;
@@ -237,19 +239,24 @@ macro_rules! ops {
 ops! {
     Input, Param, Constant,
     GatherRows, Concat, Slice, Part, Cast, Transfer,
-    Add, Scale, Activate,
+    Add, Scale, Activate, Dropout,
     Linear, Attention, LayerNorm,
     CrossEntropy, Bce, SmoothL1,
     // what only gradients are made of
     Zeros, Matmul, WeightGrad, SumRows, ScatterAddRows,
     ActivateGrad, AttentionGrad, LayerNormGrad,
     CrossEntropyGrad, BceGrad, SmoothL1Grad,
+    // what only steps of training are made of
+    State,
 }
 
 impl Op {
     /// Whether the op has no operands and takes its value from outside or from itself.
     pub fn is_leaf(&self) -> bool {
-        matches!(self, Op::Input(_) | Op::Param(_) | Op::Constant(_))
+        matches!(
+            self,
+            Op::Input(_) | Op::Param(_) | Op::State(_) | Op::Constant(_)
+        )
     }
 
     /// Whether the op only names part of its operand's storage, so that it needs no work.
