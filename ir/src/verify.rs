@@ -5,10 +5,11 @@
 //! 3. *Types*: each node's output types are what its op's type rule says of its operands.
 //! 4. *Spaces*: a row space named by a type exists, and axis 0 is its capacity; every space is
 //!    well-formed ([`crate::Spaces::check`]).
-//! 5. *Names*: the inputs of one stage, its states and the outputs have unique names; outputs name existing
-//!    values.
+//! 5. *Names*: the inputs of one stage, its states, its stores, and the other outputs have unique
+//!    names; outputs name existing values.
 //! 6. *Stages*: either no node has a stage, or every node has one; a value is used on the stage
-//!    that computes it, or on the stage its `transfer` goes to. No stage feeds an earlier one.
+//!    that computes it, or on the stage its `transfer` goes to. No stage feeds itself, nor, in a
+//!    graph without gradients and stores, an earlier one.
 //! 7. *Numbers*: attributes are finite.
 //! 8. *Derivatives*: the forward node that a backward node names exists, and is no backward node.
 //! 9. *Stores*: the output `state:NAME` has the type of every `state` of that name, and there is one;
@@ -66,6 +67,10 @@ pub fn verify(graph: &Graph) -> Result<(), VerifyErrors> {
     let mut verifier = Verifier {
         graph,
         placed: graph.nodes().any(|id| graph.node(id).stage.is_some()),
+        trains: graph
+            .outputs()
+            .iter()
+            .any(|output| output.is_stored() || output.gradient_of().is_some()),
         circular: circular(graph),
         inputs: BTreeSet::new(),
         states: BTreeSet::new(),
@@ -108,6 +113,8 @@ struct Verifier<'a> {
     graph: &'a Graph,
     /// Whether any node has a stage.
     placed: bool,
+    /// Whether there are gradients or stores, so that values go back to earlier stages.
+    trains: bool,
     /// The nodes that depend on themselves.
     circular: BTreeSet<NodeId>,
     /// The names of inputs seen so far, by stage.
@@ -266,7 +273,7 @@ impl<'a> Verifier<'a> {
             }
         }
         if let Op::Transfer(transfer) = &node.op
-            && transfer.to <= stage
+            && (transfer.to == stage || (transfer.to < stage && !self.trains))
         {
             let message = format!("goes from stage {stage} back to {}", transfer.to);
             self.report(id, &message);
@@ -321,7 +328,12 @@ impl<'a> Verifier<'a> {
             if !exists {
                 self.report_graph(Some(position), format!("nothing behind output `{name}`"));
             }
-            if !names.insert(name) {
+            let home = |node| match &self.graph.node(node).op {
+                Op::Transfer(transfer) => Some(transfer.to),
+                _ => self.graph.node(node).stage,
+            };
+            let copy = (exists && output.is_stored()).then(|| home(node)).flatten();
+            if !names.insert((name, copy)) {
                 self.report_graph(Some(position), format!("a second output named `{name}`"));
             }
             if exists {
@@ -337,7 +349,7 @@ impl<'a> Verifier<'a> {
             Op::Param(param) => output.stored_param() == Some(&param.value.to_string()),
             _ => false,
         };
-        if output.stored_state().or(output.stored_param()).is_none() {
+        if !output.is_stored() {
             return;
         }
         let leaves = self.graph.nodes().map(|id| self.graph.node(id));

@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::cost;
 use crate::manager::{Manager, PassError, PassReport};
 use crate::partition::{Partition, Pipeline, partition, place_update};
-use crate::pass::{LossScale, Options, PIPELINE, Precision, STEP};
+use crate::pass::{LossScale, Options, PIPELINE, Precision, TRAINING as STEP};
 use crate::plan::{Plan, PlanError, Provenance, Work, lower};
 use crate::recompute::Recompute;
 use crate::schedule::{Rule, Schedule};
@@ -121,8 +121,6 @@ impl CompileOptions {
         Options {
             precision: self.precision,
             loss_scale: if mixed { LossScale::Input } else { LossScale::One },
-            training: self.training.is_some(),
-            recompute: self.training.as_ref().map_or(Recompute::None, |t| t.recompute),
         }
     }
 
@@ -330,13 +328,12 @@ fn checked(graph: &Graph) -> Result<Graph, PassError> {
 /// Bytes of the states beside each parameter, by binding.
 fn state_bytes(update: Option<&Graph>) -> BTreeMap<String, u64> {
     let mut bytes = BTreeMap::new();
-    for graph in update {
-        for node in graph.nodes().map(|id| graph.node(id)) {
-            if let Op::State(state) = &node.op
-                && let Some((_, binding)) = state.name.split_once(':')
-            {
-                *bytes.entry(binding.to_owned()).or_default() += node.types[0].bytes() as u64;
-            }
+    let nodes = update.map(|graph| graph.nodes().map(|id| graph.node(id)));
+    for node in nodes.into_iter().flatten() {
+        if let Op::State(state) = &node.op
+            && let Some((_, binding)) = state.name.split_once(':')
+        {
+            *bytes.entry(binding.to_owned()).or_default() += node.types[0].bytes() as u64;
         }
     }
     bytes

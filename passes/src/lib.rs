@@ -39,8 +39,10 @@ mod pass;
 pub mod phase;
 pub mod plan;
 pub mod precision;
+pub mod recompute;
 pub mod schedule;
 pub mod solve;
+pub mod update;
 mod walk;
 
 pub use compile::{

@@ -134,6 +134,11 @@ impl Schedule {
         self.tiles.saturating_mul(self.chunks)
     }
 
+    /// The tile that a stage lies on.
+    pub fn tile_of(&self, stage: usize) -> usize {
+        stage % self.tiles
+    }
+
     /// Checks that the rule can order that many micro-batches.
     ///
     /// # Errors

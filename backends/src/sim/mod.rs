@@ -110,7 +110,7 @@ pub struct Prediction {
 impl Simulation {
     /// Plays one step of `micro_batches` micro-batches of `samples` samples per replica.
     pub fn new(plan: &Plan, samples: usize, micro_batches: usize) -> Self {
-        let stages = (0..plan.stages()).map(|stage| plan.stage_cycles(stage));
+        let stages = (0..plan.stages()).map(|stage| plan.stage_cycles(stage, lxpod_passes::schedule::Phase::Forward));
         Simulation::play(
             stages.collect(),
             plan.schedule,

@@ -190,7 +190,7 @@ fn problem(graph: &Graph, atoms: &Atoms, pipeline: &Pipeline<'_>) -> Problem {
         ..
     } = *pipeline;
     let chunks = schedule.chunks as u64;
-    let item = |(atom, &id)| {
+    let item = |(atom, &id): (usize, &NodeId)| {
         let nodes = [id].into_iter().chain(atoms.riders[atom].iter().copied());
         let outputs = graph.outputs().iter().filter(|output| !output.is_stored());
         let outputs = outputs.map(|output| output.value);

@@ -31,7 +31,7 @@ pub(super) struct Values<'a> {
 
 impl<'a> Values<'a> {
     /// Of a micro-batch's graph.
-    pub fn of_micro_batch(graph: &'a Graph, schedule: &'a Schedule, accumulation: usize) -> Self {
+    pub(super) fn of_micro_batch(graph: &'a Graph, schedule: &'a Schedule, accumulation: usize) -> Self {
         // An inference plan takes any number of micro-batches; beyond a full pipeline nothing changes.
         let steady = 2 * schedule.stages();
         Values {
@@ -46,7 +46,7 @@ impl<'a> Values<'a> {
     }
 
     /// Of an update's graph: every transfer begins a round.
-    pub fn of_update(graph: &'a Graph, schedule: &'a Schedule) -> Self {
+    pub(super) fn of_update(graph: &'a Graph, schedule: &'a Schedule) -> Self {
         let mut rounds = vec![0; graph.bound()];
         for id in graph.topo() {
             let after = |value: &Value| {
@@ -67,17 +67,17 @@ impl<'a> Values<'a> {
     }
 
     /// The phase of a node.
-    pub fn phase(&self, id: NodeId) -> Phase {
+    pub(super) fn phase(&self, id: NodeId) -> Phase {
         self.phases[id.index()]
     }
 
     /// The round of a node; 0 outside updates.
-    pub fn round(&self, id: NodeId) -> usize {
+    pub(super) fn round(&self, id: NodeId) -> usize {
         self.rounds[id.index()]
     }
 
     /// The rounds there are.
-    pub fn last_round(&self) -> usize {
+    pub(super) fn last_round(&self) -> usize {
         self.rounds.iter().copied().max().unwrap_or(0)
     }
 
@@ -99,7 +99,7 @@ impl<'a> Values<'a> {
 
     /// Micro-batches of the value that are alive at once, and whether its bytes outlive the program
     /// that writes them.
-    pub fn slots(&self, value: Value) -> (u32, bool) {
+    pub(super) fn slots(&self, value: Value) -> (u32, bool) {
         let mut readers = Vec::new();
         self.readers(value, &mut readers);
         readers.sort_unstable();
@@ -122,7 +122,7 @@ impl<'a> Values<'a> {
     }
 
     /// What the bytes of a value are for.
-    pub fn category(&self, value: Value) -> Category {
+    pub(super) fn category(&self, value: Value) -> Category {
         let op = &self.graph.node(value.node).op;
         match op {
             Op::Param(_) | Op::Constant(_) => return Category::Weights,
@@ -153,12 +153,12 @@ impl<'a> Values<'a> {
     }
 
     /// The tile in whose memory a node's values lie.
-    pub fn tile(&self, id: NodeId) -> Option<usize> {
+    pub(super) fn tile(&self, id: NodeId) -> Option<usize> {
         home(self.graph, id).map(|stage| self.schedule.tile_of(stage as usize))
     }
 
     /// The leaf whose bytes a value replaces, if it is stored.
-    pub fn stored_over(&self, value: Value) -> Option<NodeId> {
+    pub(super) fn stored_over(&self, value: Value) -> Option<NodeId> {
         let mut stored = self.graph.outputs().iter().filter(|output| output.value == value);
         let output = stored.find(|output| output.is_stored())?;
         let stage = home(self.graph, value.node);
