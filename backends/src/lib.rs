@@ -79,7 +79,9 @@ pub struct HostLedger {
 pub struct StepTime {
     /// The stage.
     pub stage: usize,
-    /// The step's node in the plan's graph.
+    /// The phase.
+    pub phase: Phase,
+    /// The step's node, in the graph of the phase.
     pub node: NodeId,
     /// Wall time of the whole team, waiting included, over all micro-batches of the last run.
     pub time: Duration,

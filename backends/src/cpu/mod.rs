@@ -106,12 +106,11 @@ impl Cpu {
         };
         let team = Team::new(if options.guard { 1 } else { threads })
             .map_err(BackendError::Unsupported)?;
-        let rows: std::collections::BTreeMap<&str, usize> = plan
-            .provenance
-            .expected
-            .iter()
-            .map(|(name, shape)| (name.as_str(), shape.first().copied().unwrap_or(1)))
-            .collect();
+        let first_axis = |(name, shape): &(String, Vec<usize>)| {
+            (name.clone(), shape.first().copied().unwrap_or(1))
+        };
+        let expected = plan.provenance.expected.iter();
+        let rows: BTreeMap<String, usize> = expected.map(first_axis).collect();
         let tensor_rows = |name: &str| rows.get(name).copied().unwrap_or(0);
         let updated = plan.update.is_some();
         let wanted = |form| !updated || form == Form::Panels;
