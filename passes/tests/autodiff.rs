@@ -219,7 +219,7 @@ fn attention_that_drops_probabilities() {
         if read[1] {
             small.read(small.second(context));
         }
-        small.check(if read[0] { 3 } else { 2 });
+        small.check(3);
     }
 }
 
@@ -460,8 +460,9 @@ fn all_ops_appear() {
     for after in (0..200).filter_map(|seed| gradients(&random_loss_graph(seed, 40))) {
         seen.extend(after.nodes().map(|id| after.node(id).op.name()));
     }
-    let all: BTreeSet<&str> = Op::NAMES.iter().copied().collect();
-    assert_eq!(seen, all);
+    let of_steps = Op::NAMES.iter().position(|name| *name == "state");
+    let all = Op::NAMES[..of_steps.unwrap()].iter().copied();
+    assert_eq!(seen, all.collect::<BTreeSet<&str>>());
 }
 
 proptest! {

@@ -495,6 +495,9 @@ impl Resolver<'_> {
             Op::Bce(loss) => Kernel::Bce(loss.factor),
             Op::SmoothL1(_) => Kernel::SmoothL1,
             Op::Dropout(_) => return unsupported("dropout"),
+            Op::SumSquares(_) | Op::Clip(_) | Op::Sgd(_) | Op::Adam(_) | Op::Lamb(_) => {
+                return unsupported("updates");
+            }
             Op::Zeros(_)
             | Op::Matmul(_)
             | Op::WeightGrad(_)

@@ -6,12 +6,14 @@
 
 mod activate;
 mod activate_grad;
+mod adam;
 mod add;
 mod attention;
 mod attention_grad;
 mod bce;
 mod bce_grad;
 mod cast;
+mod clip;
 mod concat;
 mod constant;
 mod context;
@@ -19,6 +21,7 @@ mod cross_entropy;
 mod cross_entropy_grad;
 mod dropout;
 mod gather_rows;
+mod lamb;
 mod layer_norm;
 mod layer_norm_grad;
 mod leaf;
@@ -27,11 +30,14 @@ mod matmul;
 mod part;
 mod scale;
 mod scatter_add_rows;
+mod sgd;
 mod slice;
 mod smooth_l1;
 mod smooth_l1_grad;
 mod sum_rows;
+mod sum_squares;
 mod transfer;
+mod update;
 mod vjp;
 mod weight_grad;
 mod zeros;
@@ -41,12 +47,14 @@ use serde::{Deserialize, Serialize};
 
 pub use activate::{Activate, Activation};
 pub use activate_grad::ActivateGrad;
+pub use adam::Adam;
 pub use add::Add;
 pub use attention::Attention;
 pub use attention_grad::AttentionGrad;
 pub use bce::Bce;
 pub use bce_grad::BceGrad;
 pub use cast::Cast;
+pub use clip::Clip;
 pub use concat::Concat;
 pub use constant::Constant;
 pub use context::{Cost, Eval, Infer};
@@ -55,6 +63,7 @@ pub(crate) use cross_entropy::IGNORED;
 pub use cross_entropy_grad::CrossEntropyGrad;
 pub use dropout::Dropout;
 pub use gather_rows::GatherRows;
+pub use lamb::Lamb;
 pub use layer_norm::LayerNorm;
 pub use layer_norm_grad::LayerNormGrad;
 pub use leaf::{Input, Param, State};
@@ -63,10 +72,12 @@ pub use matmul::Matmul;
 pub use part::Part;
 pub use scale::Scale;
 pub use scatter_add_rows::ScatterAddRows;
+pub use sgd::Sgd;
 pub use slice::Slice;
 pub use smooth_l1::SmoothL1;
 pub use smooth_l1_grad::SmoothL1Grad;
 pub use sum_rows::SumRows;
+pub use sum_squares::SumSquares;
 pub use transfer::Transfer;
 pub use vjp::Vjp;
 pub use weight_grad::WeightGrad;
@@ -247,7 +258,7 @@ ops! {
     ActivateGrad, AttentionGrad, LayerNormGrad,
     CrossEntropyGrad, BceGrad, SmoothL1Grad,
     // what only steps of training are made of
-    State,
+    State, SumSquares, Clip, Sgd, Adam, Lamb,
 }
 
 impl Op {
