@@ -9,6 +9,7 @@ use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use petgraph::visit::EdgeRef;
 use smallvec::SmallVec;
 
+use crate::Binding;
 use crate::ops::{Cost, Infer, Op};
 use crate::rows::{Extents, Spaces};
 use crate::types::{TensorType, Types};
@@ -72,19 +73,19 @@ pub struct Output {
 /// The output that is differentiated.
 pub const LOSS: &str = "loss";
 
-/// What the names of outputs that are gradients begin with; the parameter's name follows.
+/// What the names of outputs that are gradients begin with; the parameter's binding follows.
 const GRADIENT: &str = "grad:";
 
 impl Output {
-    /// The checkpoint tensor whose gradient of [`LOSS`] this is. The name says it, so that text
+    /// The binding of the parameter whose gradient of [`LOSS`] this is. The name says it, so that text
     /// forms, plans and backends carry gradients as they carry other outputs.
     pub fn gradient_of(&self) -> Option<&str> {
         self.name.strip_prefix(GRADIENT)
     }
 
-    /// The name of the output that is the gradient of that checkpoint tensor.
-    pub(crate) fn gradient_name(tensor: &str) -> String {
-        format!("{GRADIENT}{tensor}")
+    /// The name of the output that is the gradient of the parameter of that binding.
+    pub(crate) fn gradient_name(parameter: &Binding) -> String {
+        format!("{GRADIENT}{parameter}")
     }
 }
 
