@@ -117,6 +117,7 @@ pub fn run<S: Scalar>(
             let tensor = bind(&leaf.value, &parameter)?;
             check_shape("parameter", &leaf.value.to_string(), tensor, &ty.shape)
         }
+        Op::State(leaf) => Err(format!("state `{}` was not given", leaf.name)),
         other => Err(format!("`{}` takes no value from outside", other.name())),
     };
     let values = interpret(graph, extents, feed).map_err(ReferenceError)?;

@@ -80,7 +80,7 @@ fn node_line(graph: &Graph, numbers: &Numbers, id: NodeId) -> String {
     );
     let style = match &node.op {
         Op::Input(_) => ", style=filled, fillcolor=gray85",
-        Op::Param(_) | Op::Constant(_) => ", style=filled, fillcolor=gray95",
+        Op::Param(_) | Op::State(_) | Op::Constant(_) => ", style=filled, fillcolor=gray95",
         Op::Transfer(_) => ", shape=cds",
         _ => "",
     };

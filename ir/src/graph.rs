@@ -9,7 +9,7 @@ use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use petgraph::visit::EdgeRef;
 use smallvec::SmallVec;
 
-use crate::Binding;
+use crate::binding::Binding;
 use crate::ops::{Cost, Infer, Op};
 use crate::rows::{Extents, Spaces};
 use crate::types::{TensorType, Types};
@@ -76,11 +76,37 @@ pub const LOSS: &str = "loss";
 /// What the names of outputs that are gradients begin with; the parameter's binding follows.
 const GRADIENT: &str = "grad:";
 
+/// What the names of outputs that states become begin with; the state's name follows.
+const STATE: &str = "state:";
+
+/// What the names of outputs that parameters become begin with; the binding follows.
+const PARAM: &str = "param:";
+
 impl Output {
     /// The binding of the parameter whose gradient of [`LOSS`] this is. The name says it, so that text
     /// forms, plans and backends carry gradients as they carry other outputs.
     pub fn gradient_of(&self) -> Option<&str> {
         self.name.strip_prefix(GRADIENT)
+    }
+
+    /// The state that this value becomes; see [`crate::ops::State`].
+    pub fn stored_state(&self) -> Option<&str> {
+        self.name.strip_prefix(STATE)
+    }
+
+    /// The binding of the parameter that this value becomes.
+    pub fn stored_param(&self) -> Option<&str> {
+        self.name.strip_prefix(PARAM)
+    }
+
+    /// The name of the output that stores a state.
+    pub fn state_name(state: &str) -> String {
+        format!("{STATE}{state}")
+    }
+
+    /// The name of the output that stores a parameter.
+    pub fn param_name(value: &Binding) -> String {
+        format!("{PARAM}{value}")
     }
 
     /// The name of the output that is the gradient of the parameter of that binding.

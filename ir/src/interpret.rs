@@ -6,7 +6,8 @@ use crate::tensor::{Data, Scalar, Tensor};
 use crate::{Graph, NodeId, TensorType};
 
 /// Evaluates every node in order and returns the outputs, in the order of [`Graph::outputs`].
-/// `feed` gives the values of inputs and parameters at their run-time extents.
+/// `feed` gives the values of inputs, parameters and states at their run-time extents; a state that
+/// is to read as zeros is fed zeros.
 ///
 /// # Errors
 /// An op rejects its operands' values, or a fed tensor has another shape or kind than its type; the message
@@ -24,7 +25,7 @@ pub fn interpret<S: Scalar>(
             scope => format!("{} in {scope}: {error}", node.op.name()),
         };
         values[id.index()] = match &node.op {
-            Op::Input(_) | Op::Param(_) => {
+            Op::Input(_) | Op::Param(_) | Op::State(_) => {
                 let tensor = feed(&node.op, &node.types[0])
                     .map_err(place)?
                     .round_to(node.types[0].dtype);

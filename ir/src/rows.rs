@@ -212,6 +212,18 @@ impl Spaces {
         }
     }
 
+    /// The entities that own every row of `id`, those of a union's parts included.
+    pub fn common_owner(&self, id: SpaceId) -> Option<SpaceId> {
+        match &self.get(id).layout {
+            Layout::Entities | Layout::Segments { .. } => self.owner(id),
+            Layout::Union(parts) => {
+                let mut owners = parts.iter().map(|&part| self.common_owner(part));
+                let first = owners.next()?;
+                first.filter(|_| owners.all(|owner| owner == first))
+            }
+        }
+    }
+
     /// The most rows of one segment of `id`.
     pub fn longest(&self, id: SpaceId) -> usize {
         match self.get(id).layout {
@@ -220,6 +232,17 @@ impl Spaces {
             Layout::Union(_) => self.get(id).capacity,
         }
     }
+}
+
+/// The rows of one entity, end to end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The entities or segments they are of, never a union.
+    pub space: SpaceId,
+    /// The entity that owns them.
+    pub entity: usize,
+    /// Where they lie.
+    pub rows: Range<usize>,
 }
 
 /// How many rows each space has in one run, and where its segments lie.
@@ -322,6 +345,28 @@ impl Extents {
     /// Segments of `space` in this run; a union's segments are its parts.
     pub fn segments(&self, space: SpaceId) -> usize {
         self.bounds[space.index()].len() - 1
+    }
+
+    /// Every segment of `space` in the order of its rows. Those of a union are those of its parts,
+    /// also where these are unions.
+    pub fn visit_segments(&self, spaces: &Spaces, space: SpaceId, visit: &mut dyn FnMut(Segment)) {
+        let Layout::Union(parts) = &spaces.get(space).layout else {
+            return (0..self.segments(space)).for_each(|entity| {
+                let rows = self.segment(space, entity);
+                visit(Segment {
+                    space,
+                    entity,
+                    rows,
+                });
+            });
+        };
+        for (part, &of) in parts.iter().enumerate() {
+            let first = self.segment(space, part).start;
+            self.visit_segments(spaces, of, &mut |segment| {
+                let rows = first + segment.rows.start..first + segment.rows.end;
+                visit(Segment { rows, ..segment });
+            });
+        }
     }
 
     /// The rows of one segment.

@@ -5,7 +5,7 @@ use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
 use half::{bf16, f16};
 
-use crate::{DType, Shape};
+use crate::{DType, Shape, random_bits};
 
 /// The numbers an `eval` computes with: `f32` to check kernels, `f64` to check gradients.
 pub trait Scalar:
@@ -29,6 +29,9 @@ pub trait Scalar:
     /// The value as stored in `dtype`. `f64` does not round, so that finite differences see the
     /// function and not its rounding.
     fn round_to(self, dtype: DType) -> Self;
+    /// The value as an f16 that `word` chooses among its two neighbours; see
+    /// [`crate::random_bits::round_stochastically`]. `f64` does not round.
+    fn round_stochastically(self, word: u32) -> Self;
     /// √x.
     fn sqrt(self) -> Self;
     /// eˣ.
@@ -60,6 +63,10 @@ impl Scalar for f32 {
         }
     }
 
+    fn round_stochastically(self, word: u32) -> Self {
+        random_bits::round_stochastically(self, word)
+    }
+
     fn sqrt(self) -> Self {
         self.sqrt()
     }
@@ -79,6 +86,10 @@ impl Scalar for f64 {
     }
 
     fn round_to(self, _: DType) -> Self {
+        self
+    }
+
+    fn round_stochastically(self, _: u32) -> Self {
         self
     }
 

@@ -5,12 +5,14 @@
 //! 3. *Types*: each node's output types are what its op's type rule says of its operands.
 //! 4. *Spaces*: a row space named by a type exists, and axis 0 is its capacity; every space is
 //!    well-formed ([`crate::Spaces::check`]).
-//! 5. *Names*: the inputs of one stage and the outputs have unique names; outputs name existing
+//! 5. *Names*: the inputs of one stage, its states and the outputs have unique names; outputs name existing
 //!    values.
 //! 6. *Stages*: either no node has a stage, or every node has one; a value is used on the stage
 //!    that computes it, or on the stage its `transfer` goes to. No stage feeds an earlier one.
 //! 7. *Numbers*: attributes are finite.
 //! 8. *Derivatives*: the forward node that a backward node names exists, and is no backward node.
+//! 9. *Stores*: the output `state:NAME` has the type of every `state` of that name, and there is one;
+//!    `param:BINDING` likewise.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -19,7 +21,7 @@ use serde_json::Value as Json;
 
 use crate::ops::{Infer, Op};
 use crate::text::{Numbers, node_text};
-use crate::{Graph, NodeId, TensorType, Value};
+use crate::{Graph, NodeId, Output, TensorType, Types, Value};
 
 /// One violation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +68,7 @@ pub fn verify(graph: &Graph) -> Result<(), VerifyErrors> {
         placed: graph.nodes().any(|id| graph.node(id).stage.is_some()),
         circular: circular(graph),
         inputs: BTreeSet::new(),
+        states: BTreeSet::new(),
         errors: Vec::new(),
     };
     verifier.row_spaces();
@@ -109,6 +112,8 @@ struct Verifier<'a> {
     circular: BTreeSet<NodeId>,
     /// The names of inputs seen so far, by stage.
     inputs: BTreeSet<(&'a str, Option<u32>)>,
+    /// Likewise, of states.
+    states: BTreeSet<(&'a str, Option<u32>)>,
     errors: Vec<VerifyError>,
 }
 
@@ -164,7 +169,7 @@ impl<'a> Verifier<'a> {
         self.types(id);
         self.spaces(id);
         self.stages(id);
-        self.input_names(id);
+        self.leaf_names(id);
         self.numbers(id);
         self.forward(id);
     }
@@ -268,22 +273,21 @@ impl<'a> Verifier<'a> {
         }
     }
 
-    fn input_names(&mut self, id: NodeId) {
+    fn leaf_names(&mut self, id: NodeId) {
         let node = self.graph.node(id);
-        if let Op::Input(input) = &node.op
-            && !self.inputs.insert((&input.name, node.stage))
-        {
-            self.report(id, &format!("a second input named `{}`", input.name));
+        let (names, name) = match &node.op {
+            Op::Input(input) => (&mut self.inputs, &input.name),
+            Op::State(state) => (&mut self.states, &state.name),
+            _ => return,
+        };
+        if !names.insert((name, node.stage)) {
+            self.report(id, &format!("a second {} named `{name}`", node.op.name()));
         }
     }
 
     fn numbers(&mut self, id: NodeId) {
         for (key, value) in self.graph.node(id).op.attributes() {
-            let hole = match &value {
-                Json::Array(items) => items.iter().any(Json::is_null),
-                value => value.is_null(),
-            };
-            if hole {
+            if has_hole(&value) {
                 self.report(id, &format!("attribute `{key}` is not finite"));
             }
         }
@@ -320,6 +324,47 @@ impl<'a> Verifier<'a> {
             if !names.insert(name) {
                 self.report_graph(Some(position), format!("a second output named `{name}`"));
             }
+            if exists {
+                self.store(position, output);
+            }
         }
+    }
+
+    /// Checks that a stored value can take the place of what it replaces.
+    fn store(&mut self, position: usize, output: &Output) {
+        let replaced = |op: &Op| match op {
+            Op::State(state) => output.stored_state() == Some(&state.name),
+            Op::Param(param) => output.stored_param() == Some(&param.value.to_string()),
+            _ => false,
+        };
+        if output.stored_state().or(output.stored_param()).is_none() {
+            return;
+        }
+        let leaves = self.graph.nodes().map(|id| self.graph.node(id));
+        let types = leaves
+            .filter(|node| replaced(&node.op))
+            .map(|node| &node.types);
+        let types: Vec<&Types> = types.collect();
+        let stored = self.graph.ty(output.value);
+        if types.is_empty() {
+            let message = format!(
+                "output `{}` stores what the graph does not have",
+                output.name
+            );
+            self.report_graph(Some(position), message);
+        } else if let Some(other) = types.iter().find(|types| types[..] != [stored.clone()]) {
+            let (stored, other) = (self.show(&[stored.clone()]), self.show(other));
+            let message = format!("output `{}` stores {stored} in {other}", output.name);
+            self.report_graph(Some(position), message);
+        }
+    }
+}
+
+/// Whether the value, or a part of it, is what numbers that are not finite become.
+fn has_hole(value: &Json) -> bool {
+    match value {
+        Json::Array(items) => items.iter().any(has_hole),
+        Json::Object(fields) => fields.values().any(has_hole),
+        value => value.is_null(),
     }
 }

@@ -255,3 +255,58 @@ fn hostile_extents_are_refused() {
     let long = Extents::new(spaces, |_, _| 2, |_, _, _| usize::MAX).unwrap_err();
     assert!(long.contains("`text` holds at most 4 rows"), "{long}");
 }
+
+#[test]
+fn sums_start_from_what_is_accumulated() {
+    let body = "  %d = input {name=box} : f32[box:2,1]
+  %x = input {name=x} : f32[box:2,2]
+  %i = input {name=i} : i32[box:2]
+  %a = input {name=a} : f32[1,2]
+  %t = input {name=t} : f32[3,2]
+  %w = weight_grad %d, %x, %a : f32[1,2]
+  %s = scatter_add_rows %x, %i, %t {padding=0} : f32[3,2]
+  return %w as \"w\"
+  return %s as \"s\"";
+    let outputs = run_with(body, &[2, 0]).unwrap();
+    let sum = |column: f64| 101.0 * column + 102.0 * (column + 2.0);
+    close(&outputs[0], &[1.0 + sum(1.0), 2.0 + sum(2.0)]);
+    close(&outputs[1], &[1.0, 2.0, 3.0, 4.0, 5.0 + 1.0, 6.0 + 2.0]);
+}
+
+/// The accumulator of `weight_grad` is added to the finished sum, that of `scatter_add_rows` is where
+/// the chain begins; in f32 they differ.
+#[test]
+fn accumulators_are_added_where_the_formula_says() {
+    let source = "graph @g {
+  %d = constant {data=[1.0, 1.0]} : f32[2,1]
+  %x = constant {data=[16777216.0, 1.0]} : f32[2,1]
+  %i = constant {data=[0.0, 0.0]} : i32[2]
+  %a = constant {data=[-16777216.0]} : f32[1,1]
+  %w = weight_grad %d, %x, %a : f32[1,1]
+  %s = scatter_add_rows %x, %i, %a : f32[1,1]
+  return %w as \"w\"
+  return %s as \"s\"
+}";
+    let graph = parse(source).unwrap();
+    verify(&graph).unwrap();
+    let extents = Extents::full(&graph.spaces);
+    let outputs = interpret::<f32>(&graph, &extents, |_, _| Err("no leaf".to_owned())).unwrap();
+    assert_eq!(outputs[0].reals(), [0.0]);
+    assert_eq!(outputs[1].reals(), [1.0]);
+}
+
+#[test]
+fn states_are_fed_by_name() {
+    let source = "graph @g {
+  %s = state {name=\"acc:w\"} : f32[2]
+  return %s as \"y\"
+}";
+    let graph = parse(source).unwrap();
+    let extents = Extents::full(&graph.spaces);
+    let feed = |op: &Op, _: &TensorType| match op {
+        Op::State(state) if state.name == "acc:w" => Ok(Tensor::real([2], vec![1f32, 2.0])),
+        op => Err(format!("asked for {op:?}")),
+    };
+    let outputs = interpret(&graph, &extents, feed).unwrap();
+    assert_eq!(outputs[0].reals(), [1.0, 2.0]);
+}

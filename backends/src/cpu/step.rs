@@ -385,6 +385,9 @@ impl Resolver<'_> {
         let unsupported = |what: &str| Err(BackendError::Unsupported(format!("{what} on the CPU")));
         Ok(match &self.graph().node(node).op {
             Op::Linear(linear) => Kernel::Linear(linear.activation),
+            Op::Attention(attention) if attention.dropout.is_some() => {
+                return unsupported("dropout");
+            }
             Op::Attention(attention) => match (types[0].rows, types[1].rows) {
                 (Some(query), Some(key)) => Kernel::Attention(attention.clone(), query, key),
                 _ => return unsupported("attention without row spaces"),
@@ -403,6 +406,10 @@ impl Resolver<'_> {
             Op::CrossEntropy(loss) => Kernel::CrossEntropy(loss.reduction),
             Op::Bce(loss) => Kernel::Bce(loss.factor),
             Op::SmoothL1(_) => Kernel::SmoothL1,
+            Op::Dropout(_) => return unsupported("dropout"),
+            Op::SumSquares(_) | Op::Clip(_) | Op::Sgd(_) | Op::Adam(_) | Op::Lamb(_) => {
+                return unsupported("updates");
+            }
             Op::Zeros(_)
             | Op::Matmul(_)
             | Op::WeightGrad(_)
@@ -414,7 +421,12 @@ impl Resolver<'_> {
             | Op::CrossEntropyGrad(_)
             | Op::BceGrad(_)
             | Op::SmoothL1Grad(_) => return unsupported("gradients"),
-            Op::Input(_) | Op::Param(_) | Op::Constant(_) | Op::Slice(_) | Op::Part(_) => {
+            Op::Input(_)
+            | Op::Param(_)
+            | Op::State(_)
+            | Op::Constant(_)
+            | Op::Slice(_)
+            | Op::Part(_) => {
                 return Err(BackendError::Internal(
                     "a step of a leaf or a view".to_owned(),
                 ));

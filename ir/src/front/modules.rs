@@ -140,6 +140,7 @@ impl AttentionBlock {
             heads: self.heads,
             scale: self.scale,
             probabilities,
+            dropout: None,
         };
         let attended = b.scoped(self.inner, |b| {
             let query = self.query.apply(b, x);

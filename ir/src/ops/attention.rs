@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AttentionGrad, Cost, Eval, Infer, OpDef, Operand, RowUse, Vjp, Zeros};
+use super::dropout::key;
+use super::{AttentionGrad, Cost, Dropout, Eval, Infer, OpDef, Operand, RowUse, Vjp, Zeros};
+use crate::random_bits::{RowState, part_salt};
 use crate::rows::SpaceId;
 use crate::tensor::{Scalar, Tensor};
 use crate::types::Types;
@@ -13,6 +15,10 @@ use crate::types::Types;
 /// score = q · k · scale + (1 − `mask[key]`) · f32::MIN, so that a segment whose keys are all masked
 /// attends to them uniformly, as Transformers does. The second output, if asked for, holds the
 /// probabilities \[query row, head, key within the segment\], zero beyond the segment's last key.
+///
+/// With `dropout`, probabilities are dropped as [`Dropout`] drops elements, and returned so. The row
+/// is the query's place in its segment, the column the key's, the salt that of the head's part, and
+/// `dropout_keys` has the keys of the entities that own the segments.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Attention {
@@ -23,6 +29,9 @@ pub struct Attention {
     /// Whether the probabilities are an output.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub probabilities: bool,
+    /// Which probabilities are dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<Dropout>,
 }
 
 impl Attention {
@@ -50,12 +59,14 @@ impl OpDef for Attention {
     const NAME: &'static str = "attention";
 
     fn operands(&self) -> &'static [Operand] {
-        &[
+        const OPERANDS: &[Operand] = &[
             Operand::Required("query"),
             Operand::Required("key"),
             Operand::Required("value"),
             Operand::Required("mask"),
-        ]
+            Operand::Required("dropout_keys"),
+        ];
+        &OPERANDS[..4 + usize::from(self.dropout.is_some())]
     }
 
     fn infer(&self, cx: &Infer<'_>) -> Result<Types, String> {
@@ -89,6 +100,9 @@ impl OpDef for Attention {
                 cx.show(key)
             ));
         }
+        if let (Some(dropout), Some(rows)) = (&self.dropout, query.rows) {
+            dropout.check(cx, rows, 4)?;
+        }
         let mut types = cx.like_first()?;
         if self.probabilities {
             let shape = [query.shape.rows(), self.heads, keys];
@@ -108,7 +122,11 @@ impl OpDef for Attention {
     }
 
     fn row_use(&self) -> RowUse {
-        RowUse::Query
+        match self.dropout {
+            None => RowUse::Query,
+            // where a query stands in its segment decides what is dropped
+            Some(_) => RowUse::Mixing,
+        }
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Result<(), String> {
@@ -128,6 +146,7 @@ impl OpDef for Attention {
         let op = AttentionGrad {
             heads: self.heads,
             scale: self.scale,
+            dropout: self.dropout.clone(),
         };
         let dquery = cx.emit(op, &read)?;
         for operand in 0..3 {
@@ -148,10 +167,13 @@ impl OpDef for Attention {
         let mut probabilities = vec![zero; rows * self.heads * longest];
         for segment in 0..cx.extents.segments(queries) {
             let span = cx.extents.segment(keys, segment);
-            for row in cx.extents.segment(queries, segment) {
+            for (place, row) in cx.extents.segment(queries, segment).enumerate() {
                 for head in 0..self.heads {
                     let operands = [0, 1, 3].map(|operand| cx.inputs[operand]);
-                    let weights = self.weights(operands, row, span.clone(), head);
+                    let mut weights = self.weights(operands, row, span.clone(), head);
+                    if let Some(keys) = cx.inputs.get(4) {
+                        self.drop(key(keys, segment), [head, place], &mut weights);
+                    }
                     let columns = head_columns(head, width / self.heads);
                     for (&weight, key) in weights.iter().zip(span.clone()) {
                         for column in columns.clone() {
@@ -210,6 +232,22 @@ impl Attention {
     }
 }
 
+impl Attention {
+    /// Drops what is to be dropped of the values of one head and query, one for each key of the
+    /// segment. `key` is that of the entity that owns the segment, `place` where in it the query is.
+    pub(super) fn drop<S: Scalar>(
+        &self,
+        key: [u32; 2],
+        [head, place]: [usize; 2],
+        values: &mut [S],
+    ) {
+        if let Some(dropout) = &self.dropout {
+            let salt = part_salt(dropout.salt, head as u64);
+            dropout.drop_row(RowState::new(key, salt, place as u32), values);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,6 +268,7 @@ mod tests {
             heads: 1,
             scale: 1.0,
             probabilities: true,
+            dropout: None,
         };
         let probabilities = TensorType::in_space(DType::F32, &spaces, text, &[1, 2]);
         let outputs = op

@@ -129,6 +129,19 @@ impl<'a> Infer<'a> {
         }
     }
 
+    /// Checks that operand `index`, the accumulator of `sums`, is a float of that shape, or absent.
+    pub fn starts_from(&self, index: usize, sums: &TensorType) -> Result<(), String> {
+        match self.inputs.get(index) {
+            Some(acc)
+                if !acc.dtype.is_float() || acc.rows != sums.rows || acc.shape != sums.shape =>
+            {
+                let (acc, sums) = (self.show(acc), self.show(sums));
+                Err(format!("acc {acc} does not accumulate {sums}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Checks that two operands agree in rows and shape.
     pub fn same(&self, a: usize, b: usize) -> Result<(), String> {
         let (first, second) = (&self.inputs[a], &self.inputs[b]);

@@ -1,4 +1,4 @@
-//! `input` and `param`: values from outside.
+//! `input`, `param` and `state`: values from outside.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,17 @@ pub struct Input {
 pub struct Param {
     /// How it is made.
     pub value: Binding,
+}
+
+/// A tensor that lives between runs: what the graph output `state:NAME` stored last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// The name, such as `acc:B`, `m:B`, `v:B` or `master:B` of a parameter with binding B.
+    pub name: String,
+    /// Whether it reads as zeros in the first micro-batch of a step.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reset: bool,
 }
 
 fn declared(cx: &Infer<'_>) -> Result<Types, String> {
@@ -66,5 +77,28 @@ impl OpDef for Param {
 
     fn eval<S: Scalar>(&self, _: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {
         Err(format!("parameter `{}` was not bound", self.value))
+    }
+}
+
+impl OpDef for State {
+    const NAME: &'static str = "state";
+
+    fn operands(&self) -> &'static [Operand] {
+        &[]
+    }
+
+    fn infer(&self, cx: &Infer<'_>) -> Result<Types, String> {
+        let types = declared(cx)?;
+        match types[0].rows {
+            None => Ok(types),
+            Some(_) => Err(format!(
+                "a state has no row space, unlike {}",
+                cx.show(&types[0])
+            )),
+        }
+    }
+
+    fn eval<S: Scalar>(&self, _: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {
+        Err(format!("state `{}` was not given", self.name))
     }
 }

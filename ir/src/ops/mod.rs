@@ -6,18 +6,22 @@
 
 mod activate;
 mod activate_grad;
+mod adam;
 mod add;
 mod attention;
 mod attention_grad;
 mod bce;
 mod bce_grad;
 mod cast;
+mod clip;
 mod concat;
 mod constant;
 mod context;
 mod cross_entropy;
 mod cross_entropy_grad;
+mod dropout;
 mod gather_rows;
+mod lamb;
 mod layer_norm;
 mod layer_norm_grad;
 mod leaf;
@@ -26,11 +30,14 @@ mod matmul;
 mod part;
 mod scale;
 mod scatter_add_rows;
+mod sgd;
 mod slice;
 mod smooth_l1;
 mod smooth_l1_grad;
 mod sum_rows;
+mod sum_squares;
 mod transfer;
+mod update;
 mod vjp;
 mod weight_grad;
 mod zeros;
@@ -40,31 +47,37 @@ use serde::{Deserialize, Serialize};
 
 pub use activate::{Activate, Activation};
 pub use activate_grad::ActivateGrad;
+pub use adam::Adam;
 pub use add::Add;
 pub use attention::Attention;
 pub use attention_grad::AttentionGrad;
 pub use bce::Bce;
 pub use bce_grad::BceGrad;
 pub use cast::Cast;
+pub use clip::Clip;
 pub use concat::Concat;
 pub use constant::Constant;
 pub use context::{Cost, Eval, Infer};
 pub use cross_entropy::CrossEntropy;
 pub(crate) use cross_entropy::IGNORED;
 pub use cross_entropy_grad::CrossEntropyGrad;
+pub use dropout::Dropout;
 pub use gather_rows::GatherRows;
+pub use lamb::Lamb;
 pub use layer_norm::LayerNorm;
 pub use layer_norm_grad::LayerNormGrad;
-pub use leaf::{Input, Param};
+pub use leaf::{Input, Param, State};
 pub use linear::Linear;
 pub use matmul::Matmul;
 pub use part::Part;
 pub use scale::Scale;
 pub use scatter_add_rows::ScatterAddRows;
+pub use sgd::Sgd;
 pub use slice::Slice;
 pub use smooth_l1::SmoothL1;
 pub use smooth_l1_grad::SmoothL1Grad;
 pub use sum_rows::SumRows;
+pub use sum_squares::SumSquares;
 pub use transfer::Transfer;
 pub use vjp::Vjp;
 pub use weight_grad::WeightGrad;
@@ -237,19 +250,24 @@ macro_rules! ops {
 ops! {
     Input, Param, Constant,
     GatherRows, Concat, Slice, Part, Cast, Transfer,
-    Add, Scale, Activate,
+    Add, Scale, Activate, Dropout,
     Linear, Attention, LayerNorm,
     CrossEntropy, Bce, SmoothL1,
     // what only gradients are made of
     Zeros, Matmul, WeightGrad, SumRows, ScatterAddRows,
     ActivateGrad, AttentionGrad, LayerNormGrad,
     CrossEntropyGrad, BceGrad, SmoothL1Grad,
+    // what only steps of training are made of
+    State, SumSquares, Clip, Sgd, Adam, Lamb,
 }
 
 impl Op {
     /// Whether the op has no operands and takes its value from outside or from itself.
     pub fn is_leaf(&self) -> bool {
-        matches!(self, Op::Input(_) | Op::Param(_) | Op::Constant(_))
+        matches!(
+            self,
+            Op::Input(_) | Op::Param(_) | Op::State(_) | Op::Constant(_)
+        )
     }
 
     /// Whether the op only names part of its operand's storage, so that it needs no work.

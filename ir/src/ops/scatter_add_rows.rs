@@ -8,11 +8,11 @@ use crate::types::Types;
 
 /// `y[i] = Σ x[r]` over the rows r with `index[r] = i`, r ascending: the cotangent of the data of
 /// [`super::GatherRows`]. Rows and row space of the result are declared; rows that no index names are
-/// zero.
+/// zero. With `acc`, of the result's shape, each sum starts from its element.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScatterAddRows {
-    /// The row that stays zero, whatever is added to it.
+    /// The row that nothing is added to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub padding: Option<i32>,
 }
@@ -21,7 +21,11 @@ impl OpDef for ScatterAddRows {
     const NAME: &'static str = "scatter_add_rows";
 
     fn operands(&self) -> &'static [Operand] {
-        &[Operand::Required("x"), Operand::Required("index")]
+        &[
+            Operand::Required("x"),
+            Operand::Required("index"),
+            Operand::Optional("acc"),
+        ]
     }
 
     fn infer(&self, cx: &Infer<'_>) -> Result<Types, String> {
@@ -41,6 +45,7 @@ impl OpDef for ScatterAddRows {
                 cx.show(sums)
             ));
         }
+        cx.starts_from(2, sums)?;
         Ok(Types::from_elem(sums.clone(), 1))
     }
 
@@ -51,7 +56,10 @@ impl OpDef for ScatterAddRows {
     fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {
         let (x, shape) = (cx.inputs[0], cx.shape(0));
         let (rows, width) = (shape.rows(), shape.row_elements());
-        let mut sums = vec![S::from_f64(0.0); shape.elements()];
+        let mut sums = match cx.inputs.get(2) {
+            Some(acc) => acc.reals().to_vec(),
+            None => vec![S::from_f64(0.0); shape.elements()],
+        };
         for (row, &index) in cx.inputs[1].ints().iter().enumerate() {
             let target = usize::try_from(index).ok().filter(|&target| target < rows);
             let target = target.ok_or_else(|| format!("index {index} is outside 0..{rows}"))?;

@@ -7,7 +7,8 @@ use crate::tensor::{Scalar, Tensor};
 use crate::types::Types;
 
 /// `dW[n, k] = Σᵣ dy[r, n] · x[r, k]`, r ascending over all rows: the cotangent of the weight of
-/// [`super::Linear`]. Both operands live in one row space; the result leaves it.
+/// [`super::Linear`]. Both operands live in one row space; the result leaves it. With `acc` the result
+/// is acc + dW: the finished sum is added, and only their sum is rounded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WeightGrad {}
@@ -16,7 +17,11 @@ impl OpDef for WeightGrad {
     const NAME: &'static str = "weight_grad";
 
     fn operands(&self) -> &'static [Operand] {
-        &[Operand::Required("dy"), Operand::Required("x")]
+        &[
+            Operand::Required("dy"),
+            Operand::Required("x"),
+            Operand::Optional("acc"),
+        ]
     }
 
     fn infer(&self, cx: &Infer<'_>) -> Result<Types, String> {
@@ -24,7 +29,9 @@ impl OpDef for WeightGrad {
         match (&*dy.shape, &*x.shape) {
             (&[rows, outputs], &[other, inner]) if rows == other && dy.rows == x.rows => {
                 let shape = [outputs, inner].into();
-                Ok(Types::from_elem(cx.output(0, None, shape, dy.dtype), 1))
+                let sums = cx.output(0, None, shape, dy.dtype);
+                cx.starts_from(2, &sums)?;
+                Ok(Types::from_elem(sums, 1))
             }
             _ => Err(format!(
                 "{} and {} are not matrices of the same rows",
@@ -54,6 +61,10 @@ impl OpDef for WeightGrad {
                     *sum += factor * x;
                 }
             }
+        }
+        if let Some(acc) = cx.inputs.get(2) {
+            let sums = values.iter_mut().zip(acc.reals());
+            sums.for_each(|(sum, &acc)| *sum = acc + *sum);
         }
         Ok(vec![Tensor::real(cx.shape(0), values)])
     }

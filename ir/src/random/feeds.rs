@@ -33,8 +33,8 @@ enum Kind {
     Label(usize),
 }
 
-/// Values for the inputs and parameters of a graph and of every graph that passes make of it. A
-/// value depends on the seed, the name of the input or checkpoint tensor, and the position in it.
+/// Values for the inputs, parameters and states of a graph and of every graph that passes make of it. A
+/// value depends on the seed, the name of the input, state or checkpoint tensor, and the position in it.
 #[derive(Clone, Debug)]
 pub struct Feeds {
     seed: u64,
@@ -105,7 +105,7 @@ fn meet(a: Kind, b: Kind) -> Kind {
 }
 
 impl Feeds {
-    /// The value of an input or parameter, for [`crate::interpret`].
+    /// The value of an input, parameter or state, for [`crate::interpret`].
     ///
     /// # Errors
     /// The op is no input of the graph, or its binding does not give the type.
@@ -113,6 +113,7 @@ impl Feeds {
         match op {
             Op::Input(input) => self.input(&input.name, ty),
             Op::Param(param) => self.param(&param.value, ty),
+            Op::State(state) => Ok(self.state(&state.name, ty)),
             op => Err(format!("`{}` takes its value from the graph", op.name())),
         }
     }
@@ -134,6 +135,20 @@ impl Feeds {
             let values = values.collect();
             Tensor::int(shape, values)
         })
+    }
+
+    /// Numbers from 0 to 1, since no second moment is negative.
+    fn state<S: Scalar>(&self, name: &str, ty: &TensorType) -> Tensor<S> {
+        let shape = ty.shape_at(&self.extents);
+        let base = Rng::keyed(self.seed, name);
+        let numbers = (0..shape.elements()).map(|at| base.at(at).unit().abs());
+        if ty.dtype.is_float() {
+            let values = numbers.map(S::from_f64).collect();
+            Tensor::real(shape, values)
+        } else {
+            let values = numbers.map(|number| number as i32).collect();
+            Tensor::int(shape, values)
+        }
     }
 
     fn param<S: Scalar>(&self, binding: &Binding, ty: &TensorType) -> Result<Tensor<S>, String> {

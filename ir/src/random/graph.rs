@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::Rng;
 use crate::ops::{
-    Activate, Activation, Add, Attention, Bce, Cast, Concat, Constant, CrossEntropy, GatherRows,
-    Input, LayerNorm, Linear, Op, Param, Part, Reduction, Scale, Slice, SmoothL1,
+    Activate, Activation, Add, Attention, Bce, Cast, Concat, Constant, CrossEntropy, Dropout,
+    GatherRows, Input, LayerNorm, Linear, Op, Param, Part, Reduction, Scale, Slice, SmoothL1,
 };
 use crate::rows::{Layout, SpaceId, Spaces};
 use crate::{Binding, DType, Graph, TensorType, Value};
@@ -212,7 +212,7 @@ impl Grower {
 
     /// One more node, if the random choices fit together.
     fn grow(&mut self) -> Option<Made> {
-        match self.rng.below(19) {
+        match self.rng.below(20) {
             0 => self.constant(),
             1 | 2 => self.gather_rows(),
             3 => self.concat_rows(),
@@ -228,6 +228,7 @@ impl Grower {
             15 => self.layer_norm(),
             16 => self.cross_entropy(),
             17 => self.dense_loss(),
+            18 => self.dropout(),
             _ => self.repeat(),
         }
     }
@@ -380,13 +381,46 @@ impl Grower {
         })?;
         let value = self.pick_like(&self.ty(key))?;
         let mask = self.mask(self.ty(key).rows?)?;
+        let mut operands = vec![query, key, value, mask];
+        let dropout = match self.rng.one_in(3) {
+            true => Some(self.dropping()?),
+            false => None,
+        };
+        if dropout.is_some() {
+            operands.push(self.keys(owner(&ty)?)?);
+        }
         let op = Attention {
             heads: 2,
             scale: 0.5,
             probabilities: self.rng.one_in(2),
+            dropout,
         };
-        let magnitude = value.magnitude.max(1.0);
-        self.add(op, &[query, key, value, mask], magnitude)
+        let magnitude = 2.0 * value.magnitude.max(1.0);
+        self.add(op, &operands, magnitude)
+    }
+
+    fn dropout(&mut self) -> Option<Made> {
+        let spaces = self.graph.spaces.clone();
+        let owner = |ty: &TensorType| ty.rows.and_then(|space| spaces.common_owner(space));
+        let x = self.pick(|ty| ty.dtype.is_float() && owner(ty).is_some())?;
+        let keys = self.keys(owner(&self.ty(x))?)?;
+        let op = self.dropping()?;
+        self.add(op, &[x, keys], 2.0 * x.magnitude)
+    }
+
+    fn dropping(&mut self) -> Option<Dropout> {
+        let rate = self.rng.pick(&[0.0, 0.1, 0.5])?;
+        let salt = self.rng.bits();
+        Some(Dropout { rate, salt })
+    }
+
+    /// Two words for each entity of the space.
+    fn keys(&mut self, space: SpaceId) -> Option<Made> {
+        let ty = TensorType::in_space(DType::I32, &self.graph.spaces, space, &[2]);
+        match self.pick(|old| *old == ty) {
+            Some(old) => Some(old),
+            None => self.input(ty),
+        }
     }
 
     /// An input with one number for each row of the space. Nothing but masks has that type.

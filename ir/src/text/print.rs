@@ -126,10 +126,7 @@ fn rows_text(space: &RowSpace, spaces: &Spaces) -> String {
 /// can be and still give the same op.
 pub(crate) fn attributes_text(op: &Op) -> String {
     let exact = op.attributes();
-    let short: Map<String, Json> = exact
-        .iter()
-        .map(|(key, value)| (key.clone(), shorten(value)))
-        .collect();
+    let short = shorten_fields(&exact);
     let same = short == exact
         || Op::from_attributes(op.name(), short.clone()).is_ok_and(|parsed| parsed == *op);
     let mut fields: Vec<(String, Json)> = if same { short } else { exact }.into_iter().collect();
@@ -149,8 +146,16 @@ fn shorten(value: &Json) -> Json {
     match value {
         Json::Number(number) if number.is_f64() => Json::Number(shorten_number(number)),
         Json::Array(items) => items.iter().map(shorten).collect(),
+        Json::Object(fields) => shorten_fields(fields).into(),
         _ => value.clone(),
     }
+}
+
+fn shorten_fields(fields: &Map<String, Json>) -> Map<String, Json> {
+    let fields = fields.iter();
+    fields
+        .map(|(key, value)| (key.clone(), shorten(value)))
+        .collect()
 }
 
 fn shorten_number(number: &Number) -> Number {

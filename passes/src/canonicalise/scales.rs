@@ -7,7 +7,7 @@ use super::{Rule, instead};
 use crate::pass::Found;
 use crate::walk;
 
-pub(super) const RULES: &[Rule] = &[scale_by_one, scale_of_scale];
+pub(super) const RULES: &[Rule] = &[scale_by_one, dropout_of_none, scale_of_scale];
 
 /// The rules that scale parameters.
 pub(super) const INTO_PARAMETERS: &[Rule] = &[absorbed_scale, absorbed_by_query];
@@ -24,6 +24,19 @@ fn scale_by_one(graph: &Graph, id: NodeId) -> Found {
     let one = factor_of(graph, id) == Some(1.0);
     if one && *graph.ty(graph.inputs(id)[0]) == graph.node(id).types[0] {
         let x = graph.inputs(id)[0];
+        instead(graph, id, |_| Ok(x.into()))
+    } else {
+        Ok(None)
+    }
+}
+
+/// dropout(x) = x at rate 0, where the type stays
+fn dropout_of_none(graph: &Graph, id: NodeId) -> Found {
+    let x = match &graph.node(id).op {
+        Op::Dropout(dropout) if dropout.rate == 0.0 => graph.inputs(id)[0],
+        _ => return Ok(None),
+    };
+    if *graph.ty(x) == graph.node(id).types[0] {
         instead(graph, id, |_| Ok(x.into()))
     } else {
         Ok(None)

@@ -35,6 +35,12 @@ const SOFTMAX_CYCLES: u64 = 3;
 const NORM_CYCLES: u64 = 3;
 /// Cycles per element and worker of a nonlinearity, 5 per 64-bit vector (popnn's GELU).
 const ACTIVATION_CYCLES: u64 = 2;
+/// Cycles per element and worker of dropout: load, random mask (`f16v4rmask`), scale and store of each
+/// 64-bit vector.
+const DROPOUT_CYCLES: u64 = 1;
+/// Cycles per element and worker of an optimiser: four loads, some 16 operations and a root on pairs of
+/// floats, three stores.
+const UPDATE_CYCLES: u64 = 12;
 
 /// One product of an M x K by a K x N matrix, `groups` of them side by side.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -281,6 +287,7 @@ impl CostModel for Mk2 {
             (
                 Op::Input(_)
                 | Op::Param(_)
+                | Op::State(_)
                 | Op::Constant(_)
                 | Op::Slice(_)
                 | Op::Part(_)
@@ -298,8 +305,15 @@ impl CostModel for Mk2 {
             (Op::LayerNormGrad(_), Some(ty)) => self.elementwise(ty, 2 * NORM_CYCLES, 5),
             (Op::LayerNorm(_), Some(ty)) => self.elementwise(ty, NORM_CYCLES, 3),
             (Op::Add(_) | Op::Scale(_), Some(ty)) => self.elementwise(ty, 1, 1),
+            (Op::Dropout(_), Some(ty)) => self.elementwise(ty, DROPOUT_CYCLES, 1),
             (Op::Activate(_) | Op::ActivateGrad(_), Some(ty)) => {
                 self.elementwise(ty, ACTIVATION_CYCLES, 1)
+            }
+            (Op::Sgd(_) | Op::Adam(_), Some(ty)) => self.elementwise(ty, UPDATE_CYCLES, 1),
+            // the norms want the directions of all cores, then each core steps
+            (Op::Lamb(_), Some(ty)) => self.elementwise(ty, UPDATE_CYCLES + 2, 3),
+            (Op::SumSquares(_) | Op::Clip(_), _) => {
+                self.elementwise(&graph.input_types(id)[0], 1, 2)
             }
             (Op::SumRows(_), _) => self.elementwise(&graph.input_types(id)[0], 1, 2),
             (

@@ -78,6 +78,7 @@ fn attend(make: &mut Make, x: Value, context: Stream, name: &str) -> Value {
         heads: 2,
         scale: 0.5,
         probabilities: false,
+        dropout: None,
     };
     let y = make.op(op, &[q, k, v, context.mask]);
     residual(make, y, x, &format!("{name}.output"))

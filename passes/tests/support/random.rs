@@ -125,6 +125,7 @@ impl Grow {
             heads: 2,
             scale: self.rng.pick(&FACTORS),
             probabilities: self.rng.below(4) == 0,
+            dropout: None,
         };
         Some(self.make.op(op, &[q, k, v, mask]))
     }
