@@ -8,9 +8,9 @@ use std::fs;
 use golden::pack::{Packed, Request, may_drop};
 use golden::{Array, Case, folder};
 use lxpod_backends::reference;
-use lxpod_ir::Tensor;
 use lxpod_ir::front::{AnswerLoss, Losses, Task};
-use lxpod_passes::{Manager, Options, Pass, Precision, TRAINING, find};
+use lxpod_ir::{Tensor, gradients_by_tensor};
+use lxpod_passes::{Manager, Mode, Options, Pass, Precision, TRAINING, find};
 
 /// The loss whose gradients the case has: cross-entropy, unless its name says otherwise.
 fn losses(case: &Case) -> Losses {
@@ -42,6 +42,7 @@ fn gradients(
     let mut packed = Packed::new(case, &request);
     packed.rewrite(|graph| {
         let options = Options {
+            mode: Mode::Training,
             precision: Precision::Fp32,
             ..Options::default()
         };
@@ -57,11 +58,14 @@ fn gradients(
     );
     let outputs = outputs.unwrap_or_else(|error| panic!("{}: {error}", case.name));
     let named = graph.outputs().iter().zip(outputs);
-    let gradients = named.filter_map(|(output, (_, tensor))| {
-        let parameter = output.gradient_of()?;
-        Some((parameter.to_owned(), tensor))
-    });
-    gradients.collect()
+    let named: Vec<_> = named
+        .map(|(output, (_, tensor))| (output, tensor))
+        .collect();
+    let gradients = named
+        .iter()
+        .filter_map(|(output, tensor)| Some((output.gradient_of()?, tensor)));
+    let shape = |name: &str| case.parameter(name).map(|(shape, _)| shape);
+    gradients_by_tensor(gradients, shape).unwrap_or_else(|error| panic!("{}: {error}", case.name))
 }
 
 /// The largest error of a tensor in units of what is allowed.

@@ -73,7 +73,7 @@ pub struct Output {
 /// The output that is differentiated.
 pub const LOSS: &str = "loss";
 
-/// What the names of outputs that are gradients begin with; the parameter's name follows.
+/// What the names of outputs that are gradients begin with; the parameter's binding follows.
 const GRADIENT: &str = "grad:";
 
 /// What the names of outputs that states become begin with; the state's name follows.
@@ -83,7 +83,7 @@ const STATE: &str = "state:";
 const PARAM: &str = "param:";
 
 impl Output {
-    /// The checkpoint tensor whose gradient of [`LOSS`] this is. The name says it, so that text
+    /// The binding of the parameter whose gradient of [`LOSS`] this is. The name says it, so that text
     /// forms, plans and backends carry gradients as they carry other outputs.
     pub fn gradient_of(&self) -> Option<&str> {
         self.name.strip_prefix(GRADIENT)
@@ -114,9 +114,9 @@ impl Output {
         format!("{PARAM}{value}")
     }
 
-    /// The name of the output that is the gradient of that checkpoint tensor.
-    pub(crate) fn gradient_name(tensor: &str) -> String {
-        format!("{GRADIENT}{tensor}")
+    /// The name of the output that is the gradient of the parameter of that binding.
+    pub(crate) fn gradient_name(parameter: &Binding) -> String {
+        format!("{GRADIENT}{parameter}")
     }
 }
 

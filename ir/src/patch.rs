@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use crate::graph::{Node, Output, User};
 use crate::ops::{Infer, Op};
-use crate::{Graph, NodeId, SpaceId, TensorType, Types, Value};
+use crate::{Binding, DType, Graph, NodeId, SpaceId, TensorType, Types, Value};
 
 /// A value as a patch sees it: one of the graph's, or one of the patch's own new nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +149,33 @@ impl Patch {
         }
     }
 
+    /// How many nodes the patch adds so far.
+    pub(crate) fn added(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Stores a new value as another float dtype, if its op leaves the choice; says whether it does.
+    pub(crate) fn store_as(&mut self, graph: &Graph, wire: Wire, dtype: DType) -> bool {
+        let Wire::New(index, output) = wire else {
+            return false;
+        };
+        let NewNode { node, inputs } = &self.nodes[index];
+        let mut declared = node.types.clone();
+        declared[usize::from(output)].dtype = dtype;
+        let operands = inputs.iter().map(|&wire| self.ty(graph, wire).clone());
+        let types = node.op.infer(&Infer {
+            inputs: &operands.collect::<Vec<_>>(),
+            declared: &declared,
+            spaces: &graph.spaces,
+            extents: None,
+        });
+        let fits = types.is_ok_and(|types| types == declared);
+        if fits {
+            self.nodes[index].node.types = declared;
+        }
+        fits
+    }
+
     /// Declares the union of row spaces, for a `concat` to come.
     pub fn declare_union(&mut self, parts: &[SpaceId]) {
         self.unions.push(parts.to_vec());
@@ -193,10 +220,10 @@ impl Patch {
         self.leaving.push((name.to_owned(), wire.into()));
     }
 
-    /// Lets a value leave the graph as the gradient of a checkpoint tensor; see
+    /// Lets a value leave the graph as the gradient of a parameter; see
     /// [`crate::Output::gradient_of`].
-    pub fn add_gradient(&mut self, tensor: &str, wire: impl Into<Wire>) {
-        self.add_output(&Output::gradient_name(tensor), wire);
+    pub fn add_gradient(&mut self, parameter: &Binding, wire: impl Into<Wire>) {
+        self.add_output(&Output::gradient_name(parameter), wire);
     }
 
     /// Changes the graph. A forward node that is removed, or that replacements leave without users,

@@ -76,6 +76,16 @@ impl TensorType {
         }
     }
 
+    /// The type of the value's cotangent, the derivative of the loss with respect to it: the value's
+    /// own, but f32 where the value is in no row space. There, as for a parameter, it is a sum over
+    /// rows.
+    pub fn cotangent(&self) -> Self {
+        match self.rows {
+            Some(_) => self.clone(),
+            None => self.with_dtype(DType::F32),
+        }
+    }
+
     /// The text form, `f16[text:160,768]`.
     pub fn display(&self, spaces: &Spaces) -> String {
         let mut axes: Vec<String> = self.shape.iter().map(usize::to_string).collect();

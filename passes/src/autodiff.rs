@@ -1,36 +1,39 @@
 //! `autodiff`: the gradient of the loss for each parameter.
 //!
 //! *What it does.* Where the graph has an output [`LOSS`], an f32 scalar, it adds the output
-//! `grad:NAME` for each checkpoint tensor that the loss depends on: the derivative of the loss with
-//! respect to it, f32, of its shape. It walks the nodes in reverse and asks each op for the cotangents
-//! of its operands (`OpDef::vjp`). Tensors that the loss does not depend on have no such output.
+//! `grad:BINDING` for each parameter that the loss depends on: the derivative of the loss with respect
+//! to it, f32, of its shape. It walks the nodes in reverse and asks each op for the cotangents of its
+//! operands (`OpDef::vjp`). Parameters that the loss does not depend on have no such output.
 //!
-//! *Why it helps.* Training is then a graph like any other: the same passes, precision, partition and
-//! memory plan serve it.
+//! *Why it helps.* Training is then a graph like any other: the same passes, partition and memory
+//! plan serve it.
 //!
-//! *What it needs.* `narrow` before it, so that the gradient too leaves out what nobody reads, and
-//! `canonicalise` and `fold`, which change bindings: a gradient is led back through the binding to
-//! the tensors in it. It runs before what fuses, which then sees who else reads a value.
+//! *What it needs.* Everything that merges, narrows and chooses dtypes before it: the backward half is
+//! then as merged as the forward half, and a cotangent is stored as its value is. What fuses hides
+//! values that derivatives read, and stays away.
 //!
 //! *What it promises.* No bit of another output changes. A value that several nodes read, a parameter of
 //! a shared module among them, has one cotangent: the sum of theirs, in the order of the reverse walk,
-//! last reader first; a tensor in several parameters likewise. One patch.
+//! last reader first. Only where the readers are pieces (columns, or parts of a union) that cover the
+//! value without overlap is there nothing to add: the cotangent is theirs end to end. Each new node
+//! names the forward node it is derived from, but for sums, which have no single one. One patch.
 //!
 //! ```text
 //!                                             %3 = linear %0, %1 : f32[text:160,8]
 //! %3 = linear %0, %1 : f32[text:160,8]        %4 = bce %3, %2 {factor=1.0} : f32[]
 //! %4 = bce %3, %2 {factor=1.0} : f32[]   →    %5 = constant {data=[1.0]} : f32[]
-//! return %4 as "loss"                         %6 = bce_grad %5, %3, %2 {factor=1.0} : f32[text:160,8]
-//!                                             %7 = weight_grad %6, %0 : f32[8,8]
+//! return %4 as "loss"                         %6 = bce_grad %5, %3, %2 {factor=1.0} : f32[text:160,8] of %4
+//!                                             %7 = weight_grad %6, %0 : f32[8,8] of %3
 //!                                             return %4 as "loss"
 //!                                             return %7 as "grad:w"
 //! ```
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use fixedbitset::FixedBitSet;
-use lxpod_ir::ops::{Add, Concat, Constant, Input, Op, Param, Scale, Slice, Vjp, Zeros};
-use lxpod_ir::{Binding, DType, Graph, LOSS, NodeId, Patch, Shape, TensorType, Value, Wire};
+use lxpod_ir::ops::{Add, Concat, Constant, Input, Op, Vjp, Zeros};
+use lxpod_ir::{Binding, DType, Graph, LOSS, Layout, NodeId, Patch, TensorType, Value, Wire};
 use rustc_hash::FxHashMap;
 
 use crate::pass::{Found, LossScale, Options, Pass, Run};
@@ -61,7 +64,7 @@ fn run(graph: &Graph, options: &Options) -> Found {
         depends: dependents_of_parameters(graph),
         patch: Patch::new(),
         cotangents: FxHashMap::default(),
-        gradients: Gradients::new(graph),
+        gradients: BTreeMap::new(),
     };
     sweep.seed(loss, options.loss_scale)?;
     for id in graph.topo().into_iter().rev() {
@@ -72,8 +75,8 @@ fn run(graph: &Graph, options: &Options) -> Found {
         gradients,
         ..
     } = sweep;
-    for (name, gradient) in gradients.by_tensor {
-        patch.add_gradient(&name, gradient);
+    for (binding, gradient) in gradients.into_values() {
+        patch.add_gradient(binding, gradient);
     }
     Ok((!patch.is_empty()).then_some(patch))
 }
@@ -99,10 +102,11 @@ struct Sweep<'a> {
     depends: FixedBitSet,
     patch: Patch,
     cotangents: FxHashMap<Value, Wire>,
-    gradients: Gradients,
+    /// Of parameters, by the text of their bindings.
+    gradients: BTreeMap<String, (&'a Binding, Wire)>,
 }
 
-impl Sweep<'_> {
+impl<'a> Sweep<'a> {
     /// The cotangent of the loss itself.
     fn seed(&mut self, loss: Value, scale: LossScale) -> Result<(), String> {
         let op: Op = match scale {
@@ -121,132 +125,135 @@ impl Sweep<'_> {
 
     /// Leads the cotangents of a node's results on to its operands.
     fn node(&mut self, id: NodeId) -> Result<(), String> {
-        let results =
-            walk::values(self.graph, id).map(|value| self.cotangents.get(&value).copied());
-        let results: Vec<Option<Wire>> = results.collect();
-        if !self.depends.contains(id.index()) || results.iter().all(Option::is_none) {
+        if !self.depends.contains(id.index()) {
             return Ok(());
         }
-        if let (Op::Param(param), Some(cotangent)) = (&self.graph.node(id).op, results[0]) {
-            let gradients = &mut self.gradients;
-            return gradients.lead_back(self.graph, &mut self.patch, id, &param.value, cotangent);
+        let mut results = Vec::new();
+        for value in walk::values(self.graph, id) {
+            self.join(value)?;
+            results.push(self.cotangents.get(&value).copied());
+        }
+        if results.iter().all(Option::is_none) {
+            return Ok(());
+        }
+        let (op, operands) = (&self.graph.node(id).op, self.graph.inputs(id));
+        if let (Op::Param(param), Some(cotangent)) = (op, results[0]) {
+            return self.parameter(id, &param.value, cotangent);
+        }
+        if place(self.graph, id).is_some() && covering(self.graph, operands[0]).is_some() {
+            return Ok(());
         }
         let given = Vjp::new(self.graph, &mut self.patch, id, &results).run()?;
-        for (operand, value) in self.graph.inputs(id).into_iter().enumerate() {
+        for (operand, value) in operands.into_iter().enumerate() {
             if !self.depends.contains(value.node.index()) {
                 continue;
             }
             let Some(cotangent) = given[operand] else {
-                let name = self.graph.node(id).op.name();
+                let name = op.name();
                 return Err(format!(
                     "operand {operand} of `{name}` depends on a parameter and has no derivative"
                 ));
             };
             let sum = match self.cotangents.get(&value) {
-                Some(&sum) => add(self.graph, &mut self.patch, value.node, sum, cotangent)?,
+                Some(&sum) => self.add(value.node, sum, cotangent)?,
                 None => cotangent,
             };
             self.cotangents.insert(value, sum);
         }
         Ok(())
     }
-}
 
-fn add(graph: &Graph, patch: &mut Patch, like: NodeId, a: Wire, b: Wire) -> Result<Wire, String> {
-    patch.add(graph, like, Add {}, &[a, b])
-}
-
-/// The gradients of checkpoint tensors.
-struct Gradients {
-    /// The shapes of tensors that a parameter is as a whole, since a binding names tensors only.
-    shapes: BTreeMap<String, Shape>,
-    by_tensor: BTreeMap<String, Wire>,
-}
-
-impl Gradients {
-    fn new(graph: &Graph) -> Self {
-        let whole = graph.nodes().filter_map(|id| {
-            let node = graph.node(id);
-            match &node.op {
-                Op::Param(Param {
-                    value: Binding::Tensor(name),
-                }) => Some((name.clone(), node.types[0].shape.clone())),
-                _ => None,
-            }
-        });
-        Gradients {
-            shapes: whole.collect(),
-            by_tensor: BTreeMap::new(),
+    /// Puts the cotangents of the pieces that cover a value end to end.
+    fn join(&mut self, value: Value) -> Result<(), String> {
+        let Some((axis, pieces)) = covering(self.graph, value) else {
+            return Ok(());
+        };
+        if pieces
+            .iter()
+            .all(|piece| !self.cotangents.contains_key(piece))
+        {
+            return Ok(());
         }
+        let mut parts = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            parts.push(match self.cotangents.get(&piece) {
+                Some(&cotangent) => cotangent,
+                None => {
+                    let ty = [self.graph.ty(piece).cotangent()];
+                    self.derive(value.node, Zeros {}, &[], &ty)?
+                }
+            });
+        }
+        let whole = self.derive(value.node, Concat { axis }, &parts, &[])?;
+        self.cotangents.insert(value, whole);
+        Ok(())
     }
 
-    /// Adds the cotangent of a binding's value to those of the tensors in it.
-    fn lead_back(
+    /// Adds a node that is part of the derivative of `forward`.
+    fn derive(
         &mut self,
-        graph: &Graph,
-        patch: &mut Patch,
-        param: NodeId,
-        binding: &Binding,
+        forward: NodeId,
+        op: impl Into<Op>,
+        inputs: &[Wire],
+        declared: &[TensorType],
+    ) -> Result<Wire, String> {
+        let patch = &mut self.patch;
+        let wire = patch.add_typed(self.graph, forward, op, inputs, declared)?;
+        patch.set_forward(wire, forward);
+        Ok(wire)
+    }
+
+    fn parameter(
+        &mut self,
+        id: NodeId,
+        binding: &'a Binding,
         cotangent: Wire,
     ) -> Result<(), String> {
-        match binding {
-            Binding::Tensor(name) => {
-                let sum = match self.by_tensor.get(name) {
-                    Some(&sum) => add(graph, patch, param, sum, cotangent)?,
-                    None => cotangent,
-                };
-                self.by_tensor.insert(name.clone(), sum);
-                Ok(())
-            }
-            &Binding::Scale(factor, ref inner) => {
-                let scaled = patch.add(graph, param, Scale { factor }, &[cotangent])?;
-                self.lead_back(graph, patch, param, inner, scaled)
-            }
-            Binding::Concat(parts) => {
-                let (axis, mut start) = (0, 0);
-                for part in parts {
-                    let end = start + self.rows(part)?;
-                    let slice = Slice { axis, start, end };
-                    let rows = patch.add(graph, param, slice, &[cotangent])?;
-                    self.lead_back(graph, patch, param, part, rows)?;
-                    start = end;
-                }
-                Ok(())
-            }
-            &Binding::Rows(start, end, ref inner) => {
-                let after = self.rows(inner)? - end;
-                let whole = padded(graph, patch, param, cotangent, [start, after])?;
-                self.lead_back(graph, patch, param, inner, whole)
-            }
-        }
+        let name = binding.to_string();
+        let sum = match self.gradients.get(&name) {
+            Some(&(_, sum)) => self.add(id, sum, cotangent)?,
+            None => cotangent,
+        };
+        self.gradients.insert(name, (binding, sum));
+        Ok(())
     }
 
-    fn rows(&self, binding: &Binding) -> Result<usize, String> {
-        let shape = binding.shape(&|name| self.shapes.get(name).cloned());
-        Ok(shape?.rows())
+    fn add(&mut self, like: NodeId, a: Wire, b: Wire) -> Result<Wire, String> {
+        self.patch.add(self.graph, like, Add {}, &[a, b])
     }
 }
 
-/// A value with so many rows of zeros before and after it.
-fn padded(
-    graph: &Graph,
-    patch: &mut Patch,
-    like: NodeId,
-    value: Wire,
-    [before, after]: [usize; 2],
-) -> Result<Wire, String> {
-    let shape = patch.ty(graph, value).shape.clone();
-    let mut zeros = |rows: usize| {
-        let ty = TensorType::fixed(DType::F32, shape.with_rows(rows));
-        patch.add_typed(graph, like, Zeros {}, &[], &[ty])
+/// A view of a piece of its operand: along which axis, and which elements or parts of it.
+fn place(graph: &Graph, id: NodeId) -> Option<(usize, Range<usize>)> {
+    match &graph.node(id).op {
+        Op::Slice(slice) => Some((slice.axis, slice.start..slice.end)),
+        Op::Part(part) => Some((0, part.index..part.index + 1)),
+        _ => None,
+    }
+}
+
+/// The readers of a value, in order, if they are views of pieces along one axis that cover it without
+/// overlap.
+fn covering(graph: &Graph, value: Value) -> Option<(usize, Vec<Value>)> {
+    let users = graph.users(value);
+    let placed = |id: NodeId| place(graph, id).map(|(axis, range)| (axis, range, graph.value(id)));
+    let pieces = users.iter().map(|user| placed(user.node));
+    let mut pieces = pieces.collect::<Option<Vec<_>>>()?;
+    pieces.sort_by_key(|(_, range, _)| range.start);
+    let axis = pieces.first()?.0;
+    let mut covered = 0;
+    for (other, range, _) in &pieces {
+        if *other != axis || range.start != covered {
+            return None;
+        }
+        covered = range.end;
+    }
+    let ty = graph.ty(value);
+    let layout = ty.rows.map(|space| &graph.spaces.get(space).layout);
+    let extent = match (axis, layout) {
+        (0, Some(Layout::Union(parts))) => parts.len(),
+        _ => ty.shape[axis],
     };
-    let mut parts = Vec::new();
-    if before > 0 {
-        parts.push(zeros(before)?);
-    }
-    parts.push(value);
-    if after > 0 {
-        parts.push(zeros(after)?);
-    }
-    patch.add(graph, like, Concat { axis: 0 }, &parts)
+    let pieces = pieces.into_iter().map(|(_, _, piece)| piece);
+    (covered == extent).then(|| (axis, pieces.collect()))
 }

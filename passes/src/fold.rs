@@ -4,7 +4,8 @@
 //! - An op whose operands are all constants becomes a constant, by the op's reference semantics in
 //!   f32, if the result has at most 4,096 elements.
 //! - `scale` in f32 by a power of two, `concat` and `slice` along axis 0 of parameters become part
-//!   of a parameter's binding, which is evaluated when a plan is loaded.
+//!   of a parameter's binding, which is evaluated when a plan is loaded. In training no `scale` does, so
+//!   that a parameter holds rows of checkpoint tensors as they are, and can be written back.
 //!
 //! *Why it helps.* Nothing of it is left at run time. Merged query, key and value weights become one
 //! resident buffer; the 1/8 of LXMERT's attention and the 1/2 of its visual embedding disappear.
@@ -24,7 +25,7 @@
 use lxpod_ir::ops::{Concat, Constant, Eval, Op, Param, Scale, Slice};
 use lxpod_ir::{Binding, DType, Data, Extents, Graph, NodeId, Patch, Tensor, Value};
 
-use crate::pass::{Found, Options, Pass, Run};
+use crate::pass::{Found, Mode, Options, Pass, Run};
 
 /// See the module.
 pub const PASS: Pass = Pass {
@@ -36,14 +37,14 @@ pub const PASS: Pass = Pass {
 /// The most elements of a constant made here: constants are stored in the plan.
 const MOST_ELEMENTS: usize = 4096;
 
-fn run(graph: &Graph, id: NodeId, _: &Options) -> Found {
+fn run(graph: &Graph, id: NodeId, options: &Options) -> Found {
     let node = graph.node(id);
     if node.op.is_leaf() || node.types.len() != 1 || matches!(node.op, Op::Transfer(_)) {
         return Ok(None);
     }
     let folded: Option<Op> = match constant(graph, id) {
         Some(constant) => Some(constant.into()),
-        None => binding(graph, id).map(|value| Param { value }.into()),
+        None => binding(graph, id, options.mode).map(|value| Param { value }.into()),
     };
     let Some(leaf) = folded else { return Ok(None) };
     let mut patch = Patch::new();
@@ -90,7 +91,7 @@ fn constant(graph: &Graph, id: NodeId) -> Option<Constant> {
 
 /// The binding of a node over parameters, if a binding can say it and the parameters have no other
 /// users.
-fn binding(graph: &Graph, id: NodeId) -> Option<Binding> {
+fn binding(graph: &Graph, id: NodeId, mode: Mode) -> Option<Binding> {
     let inputs = graph.inputs(id);
     let dtype = graph.node(id).types[0].dtype;
     let mut parts = Vec::with_capacity(inputs.len());
@@ -104,7 +105,9 @@ fn binding(graph: &Graph, id: NodeId) -> Option<Binding> {
         parts.push(param.value.clone());
     }
     match (&graph.node(id).op, parts.pop()?) {
-        (Op::Scale(Scale { factor }), inner) if dtype == DType::F32 => scaled(*factor, inner),
+        (Op::Scale(Scale { factor }), inner) if dtype == DType::F32 && mode == Mode::Inference => {
+            scaled(*factor, inner)
+        }
         (
             &Op::Slice(Slice {
                 axis: 0,

@@ -18,8 +18,12 @@
 //! dce
 //! ```
 //!
-//! [`optimise`] runs this list. [`TRAINING`] has `autodiff` in it, behind the second `dce`, which adds
-//! the gradient of the loss for each parameter.
+//! [`optimise`] runs this list. [`TRAINING`] leaves out what fuses, and goes on:
+//!
+//! ```text
+//! autodiff       the gradient of the loss for each parameter
+//! canonicalise, cse, dce
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod autodiff;
@@ -51,6 +55,6 @@ pub use compile::{
 };
 pub use manager::{Manager, PassError, PassReport, Report, optimise};
 pub use pass::{
-    Found, LossScale, Options, PASSES, PIPELINE, Pass, Precision, Run, TRAINING, UnknownPass, find,
-    names,
+    Found, LossScale, Mode, Options, PASSES, PIPELINE, Pass, Precision, Run, TRAINING, UnknownPass,
+    find, names,
 };

@@ -38,10 +38,23 @@ pub enum Run {
 /// What the user decides about the compilation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
+    /// What the graph is for.
+    pub mode: Mode,
     /// How values are stored.
     pub precision: Precision,
     /// What multiplies the loss before it is differentiated.
     pub loss_scale: LossScale,
+}
+
+/// What a graph is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// To be run.
+    #[default]
+    Inference,
+    /// To be differentiated: parameters stay what a checkpoint stores, so that they can be written back.
+    Training,
 }
 
 /// What multiplies the loss before it is differentiated, so that gradients stored in f16 do not
@@ -102,61 +115,75 @@ pub static PASSES: &[&Pass] = &[
     &cse::PASS,
     &dce::PASS,
     &narrow::PASS,
-    &autodiff::PASS,
     &fuse_epilogue::PASS,
     &merge_linear::PASS,
     &fuse_norm::PASS,
     &precision::PASS,
+    &autodiff::PASS,
+];
+
+/// The passes of both modes in order, each with the mode it is left to if it does not serve both.
+///
+/// Epilogues are fused before linears are merged, so that two linears merge only if the same
+/// activation follows both. In training nothing is fused, since gradients read the inner values; they
+/// are added to the finished forward half.
+const STEPS: &[(&Pass, Option<Mode>)] = &[
+    (&canonicalise::PASS, None),
+    (&fold::PASS, None),
+    (&cse::PASS, None),
+    (&dce::PASS, None),
+    (&narrow::PASS, None),
+    (&cse::PASS, None),
+    (&dce::PASS, None),
+    (&fuse_epilogue::PASS, Some(Mode::Inference)),
+    (&merge_linear::PASS, None),
+    (&fuse_norm::PASS, Some(Mode::Inference)),
+    (&fold::PASS, None),
+    (&cse::PASS, None),
+    (&dce::PASS, None),
+    (&precision::PASS, None),
+    (&dce::PASS, None),
+    (&autodiff::PASS, Some(Mode::Training)),
+    (&canonicalise::PASS, Some(Mode::Training)),
+    (&cse::PASS, Some(Mode::Training)),
+    (&dce::PASS, Some(Mode::Training)),
 ];
 
 /// The passes of [`crate::optimise`], in order.
-///
-/// Epilogues are fused before linears are merged, so that two linears merge only if the same
-/// activation follows both.
-pub static PIPELINE: &[&Pass] = &[
-    &canonicalise::PASS,
-    &fold::PASS,
-    &cse::PASS,
-    &dce::PASS,
-    &narrow::PASS,
-    &cse::PASS,
-    &dce::PASS,
-    &fuse_epilogue::PASS,
-    &merge_linear::PASS,
-    &fuse_norm::PASS,
-    &fold::PASS,
-    &cse::PASS,
-    &dce::PASS,
-    &precision::PASS,
-    &dce::PASS,
-];
+pub static PIPELINE: &[&Pass] = &steps::<{ count(Mode::Inference) }>(Mode::Inference);
 
-/// The passes of a graph that is to be trained, in order: [`PIPELINE`] with the gradients.
-///
-/// They are added after what leaves values out and before what fuses them, so that a value that a
-/// gradient reads stays.
-pub static TRAINING: &[&Pass] = &[
-    &canonicalise::PASS,
-    &fold::PASS,
-    &cse::PASS,
-    &dce::PASS,
-    &narrow::PASS,
-    &cse::PASS,
-    &dce::PASS,
-    &autodiff::PASS,
-    &canonicalise::PASS,
-    &fold::PASS,
-    &cse::PASS,
-    &dce::PASS,
-    &fuse_epilogue::PASS,
-    &merge_linear::PASS,
-    &fuse_norm::PASS,
-    &fold::PASS,
-    &cse::PASS,
-    &dce::PASS,
-    &precision::PASS,
-    &dce::PASS,
-];
+/// The passes of a graph that is to be trained, in order.
+pub static TRAINING: &[&Pass] = &steps::<{ count(Mode::Training) }>(Mode::Training);
+
+const fn serves(step: usize, mode: Mode) -> bool {
+    match STEPS[step].1 {
+        Some(only) => only as u8 == mode as u8,
+        None => true,
+    }
+}
+
+const fn count(mode: Mode) -> usize {
+    let (mut step, mut found) = (0, 0);
+    while step < STEPS.len() {
+        found += serves(step, mode) as usize;
+        step += 1;
+    }
+    found
+}
+
+/// The steps that serve a mode, of which there are `N`.
+const fn steps<const N: usize>(mode: Mode) -> [&'static Pass; N] {
+    let mut found = [STEPS[0].0; N];
+    let (mut step, mut next) = (0, 0);
+    while step < STEPS.len() {
+        if serves(step, mode) {
+            found[next] = STEPS[step].0;
+            next += 1;
+        }
+        step += 1;
+    }
+    found
+}
 
 /// A name that no pass has. The user's input is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

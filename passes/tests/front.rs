@@ -9,6 +9,7 @@ use lxpod_passes::{LossScale, Options, Precision, Report, optimise};
 use support::{World, count, named, same_bits, ty};
 
 const FP32: Options = Options {
+    mode: lxpod_passes::Mode::Inference,
     precision: Precision::Fp32,
     loss_scale: LossScale::One,
 };

@@ -9,9 +9,9 @@ use lxpod_backends::{
     BackendError, Executable, Feed, HostLedger, Outputs, SourceError, StepTime, TileLedger,
 };
 use lxpod_ir::front::{Built, ModelOptions, PretrainingLoss, build};
-use lxpod_ir::{Extents, Graph, LOSS};
+use lxpod_ir::{Extents, Graph, LOSS, Shape, gradients_by_tensor};
 use lxpod_passes::plan::Plan;
-use lxpod_passes::{CompileError, Manager, Options as PassOptions, Precision, TRAINING};
+use lxpod_passes::{CompileError, Manager, Mode, Options as PassOptions, Precision, TRAINING};
 
 use crate::checkpoint::{Report, Weights};
 use crate::error::{Error, Result};
@@ -96,6 +96,8 @@ pub struct Session {
     packed: PackedWeights,
     /// The last run's outputs, whose memory the next run uses.
     results: Vec<Outputs>,
+    /// The checkpoint's tensors and their shapes.
+    expected: Vec<(String, Vec<usize>)>,
 }
 
 impl Session {
@@ -133,6 +135,7 @@ impl Session {
                 .map_err(|error| Box::new(error) as SourceError)
         };
         let graph = plan.graph.clone();
+        let expected = plan.provenance.expected.clone();
         let executable: Box<dyn Executable> = match options.backend {
             BackendKind::Cpu => {
                 let options = CpuOptions {
@@ -141,16 +144,14 @@ impl Session {
                 };
                 Box::new(Cpu::load(plan, &fetch, &packed, options)?)
             }
-            BackendKind::Reference => {
-                let expected = &plan.provenance.expected;
-                Box::new(Reference::load(plan.graph, expected, &fetch)?)
-            }
+            BackendKind::Reference => Box::new(Reference::load(plan.graph, &expected, &fetch)?),
         };
         Ok(Session {
             graph,
             executable,
             packed,
             results: Vec::new(),
+            expected,
         })
     }
 
@@ -175,6 +176,7 @@ impl Session {
             });
         }
         let options = PassOptions {
+            mode: Mode::Training,
             precision,
             ..PassOptions::default()
         };
@@ -191,6 +193,7 @@ impl Session {
             executable: Box::new(executable),
             packed: PackedWeights::default(),
             results: Vec::new(),
+            expected,
         };
         Ok((session, report))
     }
@@ -217,16 +220,9 @@ impl Session {
         self.executable.run(&feeds, &mut self.results)?;
         let results: Vec<(Range<usize>, &Outputs)> =
             micro_batches.into_iter().zip(&self.results).collect();
-        let (mut outputs, mut gradients) = (Vec::new(), Vec::new());
+        let mut outputs = Vec::new();
         for (index, output) in self.graph.outputs().iter().enumerate() {
-            if let Some(parameter) = output.gradient_of() {
-                let tensor = &self.results[0][index];
-                gradients.push(NamedTensor {
-                    name: parameter.to_owned(),
-                    shape: tensor.shape.to_vec(),
-                    values: tensor.reals().to_vec(),
-                });
-            } else if packer.is_known(index) {
+            if output.gradient_of().is_none() && packer.is_known(index) {
                 let (shape, values) = packer.unpack(index, &results);
                 outputs.push(NamedTensor {
                     name: output.name.clone(),
@@ -238,9 +234,32 @@ impl Session {
         add_pretraining_loss(&mut outputs, results.len());
         Ok(RunResult {
             outputs,
-            gradients,
+            gradients: self.gradients()?,
             duration: start.elapsed(),
         })
+    }
+
+    /// The gradients of the last run's first micro-batch, by checkpoint tensor.
+    fn gradients(&self) -> Result<Vec<NamedTensor>> {
+        let values = self
+            .graph
+            .outputs()
+            .iter()
+            .zip(self.results.iter().flatten());
+        let given = values.filter_map(|(output, tensor)| Some((output.gradient_of()?, tensor)));
+        let shape = |name: &str| {
+            let mut expected = self.expected.iter();
+            let found = expected.find(|(other, _)| other == name);
+            found.map(|(_, shape)| Shape::new(shape))
+        };
+        let gradients = gradients_by_tensor(given, shape)
+            .map_err(|error| Error::Backend(BackendError::Internal(error)))?;
+        let named = gradients.into_iter().map(|(name, tensor)| NamedTensor {
+            name,
+            shape: tensor.shape.to_vec(),
+            values: tensor.reals().to_vec(),
+        });
+        Ok(named.collect())
     }
 
     /// How many rows each micro-batch of these samples computes.

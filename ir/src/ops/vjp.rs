@@ -2,14 +2,14 @@
 
 use smallvec::SmallVec;
 
-use super::Op;
+use super::{Cast, Op};
 use crate::{DType, Graph, NodeId, Patch, TensorType, Value, Wire};
 
 /// One node with the cotangents of its results, the derivatives of a scalar with respect to them. The
 /// op emits the nodes that compute the cotangents of its operands: a vector-Jacobian product.
 ///
-/// A cotangent has the shape and the row space of its value, and is stored in f32. What an op emits
-/// for an operand that needs no cotangent is dead code, which passes remove.
+/// A cotangent has the type that [`TensorType::cotangent`] says. What an op emits for an operand that
+/// needs no cotangent is dead code, which passes remove.
 #[derive(Debug)]
 pub struct Vjp<'a> {
     graph: &'a Graph,
@@ -18,6 +18,8 @@ pub struct Vjp<'a> {
     inputs: SmallVec<[Value; 4]>,
     results: &'a [Option<Wire>],
     given: Vec<Option<Wire>>,
+    /// The number of the first node that the op emits.
+    first: usize,
 }
 
 impl<'a> Vjp<'a> {
@@ -31,6 +33,7 @@ impl<'a> Vjp<'a> {
     ) -> Self {
         let inputs = graph.inputs(node);
         Vjp {
+            first: patch.added(),
             graph,
             patch,
             node,
@@ -40,7 +43,9 @@ impl<'a> Vjp<'a> {
         }
     }
 
-    /// Asks the node's op for the cotangents of its operands: one for each operand that has one.
+    /// Asks the node's op for the cotangents of its operands: one for each operand that has one. One
+    /// that is stored otherwise than its operand's cotangent is, is stored so in the first place, or
+    /// cast.
     ///
     /// # Errors
     /// The op has no derivative, or emits nodes that do not fit. Our bug, or a graph that nothing
@@ -49,7 +54,27 @@ impl<'a> Vjp<'a> {
         let op = &self.graph.node(self.node).op;
         op.vjp(&mut self)
             .map_err(|error| format!("{}: {error}", op.name()))?;
+        let mut settled = Vec::new();
+        for operand in 0..self.given.len() {
+            if let Some(wire) = self.given[operand] {
+                let own = matches!(wire, Wire::New(index, _) if index >= self.first);
+                let wire = self.stored(operand, wire, own && !settled.contains(&wire))?;
+                settled.push(wire);
+                self.given[operand] = Some(wire);
+            }
+        }
         Ok(self.given)
+    }
+
+    /// A cotangent, stored as the cotangent of `operand` is. `free` says that nothing else relies on how
+    /// it is stored.
+    fn stored(&mut self, operand: usize, wire: Wire, free: bool) -> Result<Wire, String> {
+        let to = self.operand_type(operand).cotangent().dtype;
+        let as_it_is = self.patch.ty(self.graph, wire).dtype == to;
+        if as_it_is || (free && self.patch.store_as(self.graph, wire, to)) {
+            return Ok(wire);
+        }
+        self.emit(Cast { to }, &[wire])
     }
 
     /// The operands.
@@ -90,7 +115,7 @@ impl<'a> Vjp<'a> {
         self.emit_typed(op, inputs, &declared)
     }
 
-    /// Adds a node whose result has the rows and the shape of `like`.
+    /// Adds a node whose result is the cotangent of a value of type `like`.
     ///
     /// # Errors
     /// The op's type rule rejects them.
@@ -100,7 +125,7 @@ impl<'a> Vjp<'a> {
         inputs: &[Wire],
         like: &TensorType,
     ) -> Result<Wire, String> {
-        self.emit_typed(op, inputs, &[like.with_dtype(DType::F32)])
+        self.emit_typed(op, inputs, &[like.cotangent()])
     }
 
     fn emit_typed(

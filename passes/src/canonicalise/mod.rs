@@ -7,7 +7,7 @@ mod views;
 
 use lxpod_ir::{Graph, NodeId, Patch};
 
-use crate::pass::{Found, Options, Pass, Run};
+use crate::pass::{Found, Mode, Options, Pass, Run};
 
 /// See the module.
 pub const PASS: Pass = Pass {
@@ -19,11 +19,15 @@ pub const PASS: Pass = Pass {
 /// A local law: what a node is to be replaced by.
 type Rule = fn(&Graph, NodeId) -> Found;
 
-/// Every rule, by topic; the first that applies is taken.
+/// Every rule that serves both modes, by topic; the first that applies is taken.
 const RULES: [&[Rule]; 4] = [views::RULES, rows::RULES, casts::RULES, scales::RULES];
 
-fn run(graph: &Graph, id: NodeId, _: &Options) -> Found {
-    for rule in RULES.concat() {
+fn run(graph: &Graph, id: NodeId, options: &Options) -> Found {
+    let mut rules = RULES.concat();
+    if options.mode == Mode::Inference {
+        rules.extend(scales::INTO_PARAMETERS);
+    }
+    for rule in rules {
         let found = rule(graph, id)?;
         if found.is_some() {
             return Ok(found);

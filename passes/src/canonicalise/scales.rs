@@ -7,13 +7,10 @@ use super::{Rule, instead};
 use crate::pass::Found;
 use crate::walk;
 
-pub(super) const RULES: &[Rule] = &[
-    scale_by_one,
-    dropout_of_none,
-    scale_of_scale,
-    absorbed_scale,
-    absorbed_by_query,
-];
+pub(super) const RULES: &[Rule] = &[scale_by_one, dropout_of_none, scale_of_scale];
+
+/// The rules that scale parameters.
+pub(super) const INTO_PARAMETERS: &[Rule] = &[absorbed_scale, absorbed_by_query];
 
 fn factor_of(graph: &Graph, id: NodeId) -> Option<f32> {
     match graph.node(id).op {

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use lxpod_ir::ops::Op;
 use lxpod_ir::random::{Feeds, Rng, random_extents, random_feeds};
-use lxpod_ir::{Extents, Graph, LOSS, Scalar, Spaces, Tensor, TensorType, interpret};
+use lxpod_ir::{
+    Extents, Graph, LOSS, Scalar, Shape, Spaces, Tensor, TensorType, gradients_by_tensor, interpret,
+};
 use lxpod_passes::{Manager, Options, PassError, find};
 
 /// The graph with its gradients.
@@ -22,7 +24,7 @@ pub(crate) struct Point {
     feeds: Feeds,
     seed: u64,
     /// Of tensors that a parameter is as a whole.
-    rows: BTreeMap<String, usize>,
+    shapes: BTreeMap<String, Shape>,
 }
 
 /// A change of one tensor: by element.
@@ -34,13 +36,13 @@ impl Point {
         let feeds = random_feeds(graph, &extents, seed);
         let whole = graph.nodes().filter_map(|id| match &graph.node(id).op {
             Op::Param(param) => {
-                let rows = graph.node(id).types[0].shape.rows();
-                Some((param.value.to_string(), rows))
+                let shape = graph.node(id).types[0].shape.clone();
+                Some((param.value.to_string(), shape))
             }
             _ => None,
         });
         Point {
-            rows: whole.collect(),
+            shapes: whole.collect(),
             extents,
             feeds,
             seed,
@@ -69,7 +71,7 @@ impl Point {
             return self.input(spaces, op, ty);
         };
         let width = ty.shape.row_elements();
-        let rows = |name: &str| self.rows.get(name).copied().unwrap_or(0);
+        let rows = |name: &str| self.shapes.get(name).map_or(0, |shape| shape.rows());
         let mut values = Vec::with_capacity(ty.shape.elements());
         for piece in param.value.pieces(0, ty.shape.rows(), &rows) {
             let factor = S::from_f64(piece.factor.into());
@@ -134,6 +136,18 @@ impl Point {
         self.run(graph, None).into_values().collect()
     }
 
+    /// The gradients among the outputs of [`Point::run`], by checkpoint tensor.
+    fn gradients(
+        &self,
+        graph: &Graph,
+        outputs: &BTreeMap<String, Tensor<f64>>,
+    ) -> BTreeMap<String, Tensor<f64>> {
+        let of_parameters = graph.outputs().iter();
+        let given = of_parameters
+            .filter_map(|output| Some((output.gradient_of()?, &outputs[&output.name])));
+        gradients_by_tensor(given, |name| self.shapes.get(name).cloned()).unwrap()
+    }
+
     fn loss(&self, graph: &Graph, moved: Move<'_>) -> f64 {
         self.run::<f64>(graph, Some(moved))[LOSS].reals()[0]
     }
@@ -159,11 +173,8 @@ pub(crate) fn compare(graph: &Graph, after: &Graph, seed: u64, each: bool) -> us
     let outputs = point.run::<f64>(after, None);
     let loss = outputs.get(LOSS).map_or(0.0, |loss| loss.reals()[0]);
     let mut compared = 0;
-    for output in after.outputs() {
-        let Some(name) = output.gradient_of() else {
-            continue;
-        };
-        let gradient = outputs[&output.name].reals();
+    for (name, gradient) in &point.gradients(after, &outputs) {
+        let gradient = gradient.reals();
         if each {
             for (index, &slope) in gradient.iter().enumerate() {
                 let only = |at: usize| f64::from(u8::from(at == index));
