@@ -4,6 +4,7 @@
 //! ([`Trace::record`]) or read from a file of tensors ([`Trace::read`]).
 
 mod dump;
+mod names;
 mod record;
 
 use std::ops::Range;

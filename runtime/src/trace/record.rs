@@ -1,22 +1,20 @@
 //! Recording a run: a plan is run with the value of every op among its outputs.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use lxpod_backends::Outputs;
 use lxpod_backends::cpu::PackedWeights;
-use lxpod_ir::ops::Op;
-use lxpod_ir::{DType, Extents, Graph, Layout, SpaceId, Tensor, Value};
+use lxpod_ir::{DType, Extents, Graph, Tensor, Value};
 use lxpod_passes::cost;
 use lxpod_passes::plan::{Plan, lower};
 
+use super::names::{Part, name_parts, op_values};
 use super::{Trace, Traced};
 use crate::checkpoint::Weights;
 use crate::error::Result;
 use crate::pack::Packer;
 use crate::samples::Samples;
 use crate::session::{NamedTensor, SessionOptions, executable, unpack_outputs};
-use crate::sharing::RowKind;
 use crate::tensors::Dtype;
 
 /// The most memory that a tile and its cores may have.
@@ -53,7 +51,11 @@ impl Trace {
             results: &results,
         };
         let mut ranked = recorder.outputs();
-        for ((index, &value), parts) in values.iter().enumerate().zip(recorder.parts(&values)) {
+        for ((index, &value), parts) in values
+            .iter()
+            .enumerate()
+            .zip(name_parts(graph, &packer, &values))
+        {
             let index = graph.outputs().len() + index;
             for part in parts {
                 let rank = (recorder.rank(value), 0);
@@ -66,24 +68,6 @@ impl Trace {
             ordered: true,
         })
     }
-}
-
-/// The float values that ops compute, in topological order. Views and transfers hold their operands'
-/// bits; what depends on labels that are not there has no meaning.
-fn op_values(graph: &Graph, packer: &Packer<'_>) -> Vec<Value> {
-    let mut values = Vec::new();
-    for node in graph.topo() {
-        let op = &graph.node(node).op;
-        if op.is_leaf() || op.is_view() || matches!(op, Op::Transfer(_)) {
-            continue;
-        }
-        let outputs = 0..graph.node(node).types.len() as u16;
-        let own = outputs.map(|output| Value { node, output });
-        values.extend(
-            own.filter(|&value| graph.ty(value).dtype.is_float() && packer.is_known(value)),
-        );
-    }
-    values
 }
 
 /// The plan with these values among its outputs, behind its own.
@@ -100,16 +84,6 @@ fn observing(plan: &Plan, values: &[Value]) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Rows of a value: those of one space, which may be one part of a union.
-struct Part {
-    /// The name of the traced tensor.
-    name: String,
-    /// What its rows are, if it has any.
-    kind: Option<RowKind>,
-    /// The spaces whose rows precede its own in the value.
-    after: Vec<SpaceId>,
-}
-
 /// Turns the results of a run into traced tensors.
 struct Recorder<'a> {
     graph: &'a Graph,
@@ -120,49 +94,6 @@ struct Recorder<'a> {
 }
 
 impl Recorder<'_> {
-    /// The parts of each value, named.
-    fn parts(&self, values: &[Value]) -> Vec<Vec<Part>> {
-        let levels = levels(self.graph);
-        let mut order: Vec<usize> = (0..values.len()).collect();
-        order.sort_by_key(|&index| (levels[values[index].node.index()], index));
-        let mut counts = BTreeMap::new();
-        let mut parts: Vec<Vec<Part>> = values.iter().map(|_| Vec::new()).collect();
-        for index in order {
-            parts[index] = self.parts_of(values[index], &mut counts);
-        }
-        parts
-    }
-
-    /// The parts of one value; `counts` holds how many there were of each scope, op and kind of rows.
-    fn parts_of(&self, value: Value, counts: &mut BTreeMap<String, usize>) -> Vec<Part> {
-        let node = self.graph.node(value.node);
-        let spaces: Vec<Option<SpaceId>> = match self.graph.ty(value).rows {
-            None => vec![None],
-            Some(space) => match &self.graph.spaces.get(space).layout {
-                Layout::Union(parts) => parts.iter().copied().map(Some).collect(),
-                Layout::Entities | Layout::Segments { .. } => vec![Some(space)],
-            },
-        };
-        let mut parts: Vec<Part> = Vec::new();
-        for (index, &space) in spaces.iter().enumerate() {
-            let kind = space.and_then(|space| self.packer.kind(space));
-            let output = match value.output {
-                0 => String::new(),
-                output => format!(":{output}"),
-            };
-            let suffix = output + suffix(kind);
-            let stem = format!("{}/{}", node.scope, node.op.name());
-            let count = counts.entry(format!("{stem}{suffix}")).or_default();
-            parts.push(Part {
-                name: format!("{stem}.{count}{suffix}"),
-                kind,
-                after: spaces[..index].iter().copied().flatten().collect(),
-            });
-            *count += 1;
-        }
-        parts
-    }
-
     /// The outputs in Transformers' shapes, with their places in the order of computation.
     fn outputs(&self) -> Vec<((usize, usize), Traced)> {
         let named = unpack_outputs(self.packer, self.graph, self.results);
@@ -262,36 +193,10 @@ fn push_row(tensor: &Tensor<f32>, row: usize, shape: &[usize], values: &mut Vec<
     }
 }
 
-/// What the rows of a traced tensor are, at the end of its name.
-fn suffix(kind: Option<RowKind>) -> &'static str {
-    match kind {
-        None => "",
-        Some(kind) if kind.is_text() => "@text",
-        Some(kind) if kind.is_boxes() => "@box",
-        Some(_) => "@sample",
-    }
-}
-
 fn stored(dtype: DType) -> Dtype {
     match dtype {
         DType::F16 => Dtype::F16,
         DType::BF16 => Dtype::BF16,
         DType::F32 | DType::I32 | DType::Bool => Dtype::F32,
     }
-}
-
-/// How many ops are on the longest way to each node, not counting transfers and casts: an order of a
-/// scope's ops that neither the split into stages nor the precision changes.
-fn levels(graph: &Graph) -> Vec<usize> {
-    let mut levels = vec![0; graph.bound()];
-    for id in graph.topo() {
-        let operands = graph.inputs(id);
-        let deepest = operands
-            .iter()
-            .map(|value| levels[value.node.index()])
-            .max();
-        let own = usize::from(!matches!(graph.node(id).op, Op::Transfer(_) | Op::Cast(_)));
-        levels[id.index()] = deepest.map_or(0, |deepest| deepest + own);
-    }
-    levels
 }

@@ -45,7 +45,7 @@ impl Side {
         };
         Side::try_parse_from(words).map_err(|error| {
             let shown = error.to_string();
-            let problem = shown.split("\n\nUsage:").next().unwrap_or(&shown);
+            let problem = shown.split("\n\n").next().unwrap_or(&shown);
             let problem = problem.trim_start_matches("error: ").trim_end();
             CliError::Usage(format!(
                 "{name}: {problem}\n  help: give a plan, a model, or a .safetensors file, and options of `lxpod run`, in one pair of quotes"
