@@ -2,6 +2,8 @@
 
 #[path = "cli/bench.rs"]
 mod bench;
+#[path = "cli/compare.rs"]
+mod compare;
 #[path = "cli/failures.rs"]
 mod failures;
 #[path = "cli/gradients.rs"]
@@ -371,7 +373,9 @@ fn the_version_names_the_kernels_if_asked() {
 
 #[test]
 fn every_command_has_examples() {
-    for command in ["compile", "run", "simulate", "bench", "opt", "inspect"] {
+    for command in [
+        "compile", "run", "compare", "simulate", "bench", "opt", "inspect",
+    ] {
         assert!(
             lxpod([command, "--help"]).succeeds().contains("Examples:"),
             "{command}"

@@ -6,12 +6,15 @@
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
+pub mod compare;
 pub mod error;
 mod model;
 mod pack;
 mod samples;
 mod session;
+mod sharing;
 pub mod tensors;
+pub mod trace;
 
 pub use error::{Error, Fault, Result};
 pub use model::{BUILT_IN, Model};

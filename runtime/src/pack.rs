@@ -10,28 +10,11 @@ use std::ops::Range;
 use lxpod_backends::{Feed, Outputs};
 use lxpod_ir::front::RowSpaces;
 use lxpod_ir::ops::{Op, Reduction};
-use lxpod_ir::{Extents, Graph, Layout, SpaceId, Tensor, TensorType};
+use lxpod_ir::{Extents, Graph, Layout, SpaceId, Tensor, TensorType, Value};
 
 use crate::error::{Error, Result};
 use crate::samples::{Axes, Content, FIELDS, IGNORED_LABEL, Samples, Values};
-
-/// Which of a micro-batch's samples share what, and how long each text and image is.
-struct Sharing {
-    /// The samples of the micro-batch.
-    samples: Range<usize>,
-    /// The question of each sample, numbered within the micro-batch.
-    question_of: Vec<usize>,
-    /// The first sample that asks each question.
-    questions: Vec<usize>,
-    /// The image of each sample, numbered within the micro-batch.
-    image_of: Vec<usize>,
-    /// The user's number of each image.
-    images: Vec<usize>,
-    /// Rows of each question.
-    text_rows: Vec<usize>,
-    /// Rows of each image.
-    box_rows: Vec<usize>,
-}
+use crate::sharing::{RowKind, Sharing, first_rows};
 
 /// Packs and unpacks the micro-batches of one plan.
 pub(crate) struct Packer<'a> {
@@ -88,6 +71,12 @@ impl<'a> Packer<'a> {
             .collect()
     }
 
+    /// The feed of each micro-batch.
+    pub(crate) fn feeds(&self) -> Result<Vec<Feed>> {
+        let micro_batches = self.micro_batches().into_iter();
+        micro_batches.map(|samples| self.pack(samples)).collect()
+    }
+
     /// The feed of one micro-batch.
     pub(crate) fn pack(&self, samples: Range<usize>) -> Result<Feed> {
         let sharing = self.share(samples);
@@ -109,105 +98,25 @@ impl<'a> Packer<'a> {
     }
 
     fn share(&self, samples: Range<usize>) -> Sharing {
-        let mut sharing = Sharing {
-            question_of: Vec::new(),
-            questions: Vec::new(),
-            image_of: Vec::new(),
-            images: Vec::new(),
-            text_rows: Vec::new(),
-            box_rows: Vec::new(),
-            samples: samples.clone(),
-        };
-        for sample in samples {
-            let same = sharing
-                .questions
-                .iter()
-                .position(|&other| self.same_question(other, sample));
-            sharing
-                .question_of
-                .push(same.unwrap_or(sharing.questions.len()));
-            if same.is_none() {
-                sharing.questions.push(sample);
-                sharing
-                    .text_rows
-                    .push(self.length("attention_mask", sample, self.samples.tokens));
-            }
-            let image = self.samples.images[sample];
-            let same = sharing.images.iter().position(|&other| other == image);
-            sharing.image_of.push(same.unwrap_or(sharing.images.len()));
-            if same.is_none() {
-                sharing.images.push(image);
-                sharing.box_rows.push(self.length(
-                    "visual_attention_mask",
-                    image,
-                    self.samples.boxes,
-                ));
-            }
-        }
-        sharing
+        Sharing::find(self.samples, samples, self.dense)
     }
 
-    fn same_question(&self, a: usize, b: usize) -> bool {
-        let tokens = self.samples.tokens;
-        ["input_ids", "token_type_ids", "attention_mask"]
-            .into_iter()
-            .all(|name| {
-                let row = |sample: usize| sample * tokens..(sample + 1) * tokens;
-                match self.samples.values.get(name) {
-                    Some(Values::Ints(values)) => values[row(a)] == values[row(b)],
-                    Some(Values::Floats(values)) => {
-                        let bits = |sample| {
-                            values[row(sample)]
-                                .iter()
-                                .map(|value: &f32| value.to_bits())
-                        };
-                        bits(a).eq(bits(b))
-                    }
-                    None => true,
-                }
-            })
+    /// What the rows of a space are; `None` for a union.
+    pub(crate) fn kind(&self, space: SpaceId) -> Option<RowKind> {
+        RowKind::of(space, &self.spaces)
     }
 
-    /// Rows to compute of one text or image: up to the last kept one, or all where the mask is not
-    /// of zeros and ones, or keeps nothing, or every row is asked for.
-    fn length(&self, mask: &str, entity: usize, full: usize) -> usize {
-        let Some(Values::Floats(mask)) = self.samples.values.get(mask) else {
-            return full;
-        };
-        let mask = &mask[entity * full..(entity + 1) * full];
-        let binary = mask.iter().all(|&value| value == 0.0 || value == 1.0);
-        match mask.iter().rposition(|&value| value == 1.0) {
-            Some(last) if binary && !self.dense => last + 1,
-            _ => full,
-        }
+    /// The rows of a space's value that belong to each sample.
+    pub(crate) fn sample_rows(&self, kind: RowKind, samples: Range<usize>) -> Vec<Range<usize>> {
+        self.share(samples).sample_rows(kind)
     }
 
     fn extents(&self, sharing: &Sharing) -> Result<Extents> {
-        let spaces = &self.spaces;
-        let entities = |space: SpaceId| {
-            if space == spaces.sample {
-                sharing.samples.len()
-            } else if space == spaces.question {
-                sharing.questions.len()
-            } else {
-                sharing.images.len()
-            }
-        };
-        let length = |space: SpaceId, entity: usize| {
-            if space == spaces.text {
-                sharing.text_rows[entity]
-            } else if space == spaces.boxes {
-                sharing.box_rows[entity]
-            } else if space == spaces.sample_text {
-                sharing.text_rows[sharing.question_of[entity]]
-            } else {
-                sharing.box_rows[sharing.image_of[entity]]
-            }
-        };
+        let kind = |space| self.kind(space).unwrap_or(RowKind::Sample);
         Extents::new(
             &self.graph.spaces,
-            |space, _| entities(space),
-            |space, entity, _| length(space, entity),
+            |space, _| sharing.segments(kind(space)),
+            |space, segment, _| sharing.length(kind(space), segment),
         )
         .map_err(Error::internal)
     }
@@ -230,7 +139,7 @@ impl<'a> Packer<'a> {
         let field = FIELDS.iter().find(|field| field.name == name);
         let field = field
             .ok_or_else(|| Error::internal(format!("a graph with the unknown input `{name}`")))?;
-        let picked = rows.of(field.axes, ty.rows, &self.spaces);
+        let picked = rows.of(field.axes, ty.rows.and_then(|space| self.kind(space)));
         let shape = ty.shape.with_rows(picked.len());
         let width = shape.row_elements();
         Ok(match (self.samples.values.get(name), field.content) {
@@ -253,9 +162,9 @@ impl<'a> Packer<'a> {
         })
     }
 
-    /// Whether the output depends only on what the user gave.
-    pub(crate) fn is_known(&self, output: usize) -> bool {
-        let mut stack = vec![self.graph.outputs()[output].value.node];
+    /// Whether the value depends only on what the user gave.
+    pub(crate) fn is_known(&self, value: Value) -> bool {
+        let mut stack = vec![value.node];
         let mut seen = vec![false; self.graph.bound()];
         while let Some(id) = stack.pop() {
             if std::mem::replace(&mut seen[id.index()], true) {
@@ -278,28 +187,18 @@ impl<'a> Packer<'a> {
         output: usize,
         results: &[(Range<usize>, &Outputs)],
     ) -> (Vec<usize>, Vec<f32>) {
-        let ty = self.graph.ty(self.graph.outputs()[output].value);
-        let Some(space) = ty.rows else {
+        let value = self.graph.outputs()[output].value;
+        let ty = self.graph.ty(value);
+        let Some(kind) = ty.rows.and_then(|space| self.kind(space)) else {
             return (Vec::new(), vec![self.mean(output, results)]);
         };
         let mut values = Vec::new();
         for (samples, outputs) in results {
-            let sharing = self.share(samples.clone());
-            let first_rows = first_rows(&self.segment_lengths(space, &sharing));
-            for sample in 0..samples.len() {
-                let owner = self.graph.spaces.owner(space);
-                let entity = if owner == Some(self.spaces.sample) {
-                    sample
-                } else if owner == Some(self.spaces.question) {
-                    sharing.question_of[sample]
-                } else {
-                    sharing.image_of[sample]
-                };
-                let rows = first_rows[entity]..first_rows[entity + 1];
-                self.unpack_segment(output, &outputs[output], rows, &mut values);
+            for rows in self.sample_rows(kind, samples.clone()) {
+                self.unpack_segment(value, &outputs[output], rows, &mut values);
             }
         }
-        (self.unpacked_shape(output, ty, space), values)
+        (self.unpacked_shape(value, ty, kind), values)
     }
 
     /// A scalar output over all micro-batches: the mean of theirs, each weighing what it averages.
@@ -341,38 +240,15 @@ impl<'a> Packer<'a> {
             .count()
     }
 
-    fn segment_lengths(&self, space: SpaceId, sharing: &Sharing) -> Vec<usize> {
-        let spaces = &self.spaces;
-        if space == spaces.text {
-            sharing.text_rows.clone()
-        } else if space == spaces.boxes {
-            sharing.box_rows.clone()
-        } else if space == spaces.sample_text {
-            sharing
-                .question_of
-                .iter()
-                .map(|&question| sharing.text_rows[question])
-                .collect()
-        } else if space == spaces.sample_box {
-            sharing
-                .image_of
-                .iter()
-                .map(|&image| sharing.box_rows[image])
-                .collect()
-        } else {
-            vec![1; sharing.samples.len()]
-        }
-    }
-
     /// Appends one segment; \[row, head, key\] becomes \[head, row, key\], keys cut to the user's.
     fn unpack_segment(
         &self,
-        output: usize,
+        value: Value,
         tensor: &Tensor<f32>,
         rows: Range<usize>,
         values: &mut Vec<f32>,
     ) {
-        let (Some(keys), &[_, heads, capacity]) = (self.keys(output), &*tensor.shape) else {
+        let (Some(keys), &[_, heads, capacity]) = (self.keys(value), &*tensor.shape) else {
             return rows.for_each(|row| values.extend_from_slice(tensor.row(row)));
         };
         for head in 0..heads {
@@ -382,36 +258,35 @@ impl<'a> Packer<'a> {
         }
     }
 
-    /// The user's number of keys, if the output holds attention probabilities.
-    fn keys(&self, output: usize) -> Option<usize> {
-        let mut node = self.graph.outputs()[output].value.node;
+    /// The user's number of keys, if the value holds attention probabilities.
+    pub(crate) fn keys(&self, value: Value) -> Option<usize> {
+        if self.graph.ty(value).shape.len() != 3 {
+            return None;
+        }
+        let mut node = value.node;
         while let Op::Transfer(_) | Op::Cast(_) = self.graph.node(node).op {
             node = self.graph.inputs(node)[0].node;
         }
         let Op::Attention(_) = self.graph.node(node).op else {
             return None;
         };
-        let space = self.graph.input_types(node)[1].rows?;
-        let texts = space == self.spaces.text || space == self.spaces.sample_text;
-        Some(if texts {
-            self.samples.tokens
-        } else {
-            self.samples.boxes
-        })
+        let kind = self.kind(self.graph.input_types(node)[1].rows?)?;
+        self.longest(kind)
     }
 
-    fn unpacked_shape(&self, output: usize, ty: &TensorType, space: SpaceId) -> Vec<usize> {
+    /// The user's rows of each sample, padding included, where a sample has several.
+    pub(crate) fn longest(&self, kind: RowKind) -> Option<usize> {
+        if kind.is_text() {
+            Some(self.samples.tokens)
+        } else {
+            kind.is_boxes().then_some(self.samples.boxes)
+        }
+    }
+
+    fn unpacked_shape(&self, value: Value, ty: &TensorType, kind: RowKind) -> Vec<usize> {
         let mut shape = vec![self.samples.batch];
-        let rows = match self.graph.spaces.get(space).layout {
-            Layout::Segments { .. }
-                if space == self.spaces.text || space == self.spaces.sample_text =>
-            {
-                Some(self.samples.tokens)
-            }
-            Layout::Segments { .. } => Some(self.samples.boxes),
-            Layout::Entities | Layout::Union(_) => None,
-        };
-        match (self.keys(output), &ty.shape[1..]) {
+        let rows = self.longest(kind);
+        match (self.keys(value), &ty.shape[1..]) {
             (Some(keys), &[heads, _]) => {
                 shape.push(heads);
                 shape.extend(rows);
@@ -477,26 +352,16 @@ impl Rows {
         rows
     }
 
-    /// The user's rows for an input counted by `axes` in a space.
-    fn of(&self, axes: Axes, space: Option<SpaceId>, spaces: &RowSpaces) -> &[usize] {
+    /// The user's rows for an input counted by `axes` in a space of that kind.
+    fn of(&self, axes: Axes, kind: Option<RowKind>) -> &[usize] {
         match axes {
             Axes::Sample => &self.sample,
             Axes::Image => &self.image,
             Axes::Box => &self.sample_box_user,
-            Axes::Text if space == Some(spaces.text) => &self.text,
+            Axes::Text if kind == Some(RowKind::Text) => &self.text,
             Axes::Text => &self.sample_text_user,
         }
     }
-}
-
-/// The first row of each segment, then the number of rows.
-fn first_rows(lengths: &[usize]) -> Vec<usize> {
-    let mut first = vec![0];
-    first.extend(lengths.iter().scan(0, |sum, &length| {
-        *sum += length;
-        Some(*sum)
-    }));
-    first
 }
 
 /// `start..start + length` of each segment, end to end.

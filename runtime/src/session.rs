@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use lxpod_backends::cpu::{Cpu, CpuOptions, PackedWeights};
 use lxpod_backends::reference::Reference;
 use lxpod_backends::{
-    BackendError, Executable, Feed, HostLedger, Outputs, SourceError, StepTime, TileLedger,
+    BackendError, Executable, HostLedger, Outputs, SourceError, StepTime, TileLedger,
 };
 use lxpod_ir::front::{Built, ModelOptions, PretrainingLoss, build};
 use lxpod_ir::{Extents, Graph, LOSS, Shape, gradients_by_tensor};
@@ -129,23 +129,9 @@ impl Session {
         options: SessionOptions,
         packed: PackedWeights,
     ) -> Result<Session> {
-        let fetch = |name: &str, rows: Range<usize>, out: &mut [f32]| {
-            weights
-                .read_rows(name, rows, out)
-                .map_err(|error| Box::new(error) as SourceError)
-        };
         let graph = plan.graph.clone();
         let expected = plan.provenance.expected.clone();
-        let executable: Box<dyn Executable> = match options.backend {
-            BackendKind::Cpu => {
-                let options = CpuOptions {
-                    threads: options.threads,
-                    guard: options.guard,
-                };
-                Box::new(Cpu::load(plan, &fetch, &packed, options)?)
-            }
-            BackendKind::Reference => Box::new(Reference::load(plan.graph, &expected, &fetch)?),
-        };
+        let executable = executable(plan, weights, options, &packed)?;
         Ok(Session {
             graph,
             executable,
@@ -205,12 +191,7 @@ impl Session {
     pub fn run(&mut self, samples: &Samples) -> Result<RunResult> {
         let start = Instant::now();
         let packer = Packer::new(&self.graph, samples)?;
-        let micro_batches = packer.micro_batches();
-        let feeds: Vec<Feed> = micro_batches
-            .iter()
-            .cloned()
-            .map(|range| packer.pack(range))
-            .collect::<Result<_>>()?;
+        let feeds = packer.feeds()?;
         let mut named = self.graph.outputs().iter();
         if feeds.len() > 1 && named.any(|output| output.gradient_of().is_some()) {
             return Err(Error::Backend(BackendError::Unsupported(
@@ -218,20 +199,7 @@ impl Session {
             )));
         }
         self.executable.run(&feeds, &mut self.results)?;
-        let results: Vec<(Range<usize>, &Outputs)> =
-            micro_batches.into_iter().zip(&self.results).collect();
-        let mut outputs = Vec::new();
-        for (index, output) in self.graph.outputs().iter().enumerate() {
-            if output.gradient_of().is_none() && packer.is_known(index) {
-                let (shape, values) = packer.unpack(index, &results);
-                outputs.push(NamedTensor {
-                    name: output.name.clone(),
-                    shape,
-                    values,
-                });
-            }
-        }
-        add_pretraining_loss(&mut outputs, results.len());
+        let outputs = unpack_outputs(&packer, &self.graph, &self.results);
         Ok(RunResult {
             outputs,
             gradients: self.gradients()?,
@@ -293,6 +261,56 @@ impl Session {
     pub fn description(&self) -> String {
         self.executable.description()
     }
+}
+
+/// Loads a plan's weights into a backend.
+pub(crate) fn executable(
+    plan: Plan,
+    weights: &dyn Weights,
+    options: SessionOptions,
+    packed: &PackedWeights,
+) -> Result<Box<dyn Executable>> {
+    let fetch = |name: &str, rows: Range<usize>, out: &mut [f32]| {
+        let read = weights.read_rows(name, rows, out);
+        read.map_err(|error| Box::new(error) as SourceError)
+    };
+    Ok(match options.backend {
+        BackendKind::Cpu => {
+            let options = CpuOptions {
+                threads: options.threads,
+                guard: options.guard,
+            };
+            Box::new(Cpu::load(plan, &fetch, packed, options)?)
+        }
+        BackendKind::Reference => {
+            let expected = &plan.provenance.expected;
+            Box::new(Reference::load(plan.graph, expected, &fetch)?)
+        }
+    })
+}
+
+/// The outputs of all micro-batches, as [`RunResult::outputs`]; `results` begin with the outputs of
+/// `graph`.
+pub(crate) fn unpack_outputs(
+    packer: &Packer<'_>,
+    graph: &Graph,
+    results: &[Outputs],
+) -> Vec<NamedTensor> {
+    let results: Vec<(Range<usize>, &Outputs)> =
+        packer.micro_batches().into_iter().zip(results).collect();
+    let mut outputs = Vec::new();
+    for (index, output) in graph.outputs().iter().enumerate() {
+        if output.gradient_of().is_none() && packer.is_known(output.value) {
+            let (shape, values) = packer.unpack(index, &results);
+            outputs.push(NamedTensor {
+                name: output.name.clone(),
+                shape,
+                values,
+            });
+        }
+    }
+    add_pretraining_loss(&mut outputs, results.len());
+    outputs
 }
 
 /// Adds `loss`, the sum of the parts whose labels were given, where a plan holds more parts than

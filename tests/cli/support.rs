@@ -51,6 +51,15 @@ impl Finished {
             .unwrap_or_else(|error| panic!("{}: {error}: {shown}", self.shown))
     }
 
+    /// Standard output, if it ended with that code and no message.
+    pub(crate) fn exits(&self, code: i32) -> String {
+        let message = String::from_utf8_lossy(&self.output.stderr);
+        let ended = self.output.status.code();
+        assert_eq!(ended, Some(code), "{}: {message}", self.shown);
+        assert!(message.is_empty(), "{}: {message}", self.shown);
+        String::from_utf8(self.output.stdout.clone()).expect("UTF-8")
+    }
+
     /// Checks the exit code, that nothing was printed as a result, and that the message has these words.
     pub(crate) fn fails(&self, code: i32, words: &[&str]) {
         let message = String::from_utf8_lossy(&self.output.stderr);

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use lxpod_ir::front::{LxmertConfig, Task};
 use lxpod_passes::plan::Plan;
+use lxpod_runtime::checkpoint::Weights;
 use lxpod_runtime::{BUILT_IN, Model, Samples, Session, SessionOptions, read_tensors};
 
 use super::Global;
@@ -36,6 +37,17 @@ pub(crate) enum Inputs<'a> {
     Made(&'a MadeUp),
 }
 
+/// A plan, its weights and its samples.
+pub(crate) struct Prepared {
+    pub(crate) plan: Plan,
+    pub(crate) weights: Box<dyn Weights>,
+    pub(crate) samples: Samples,
+    /// Absent if the plan came from a file.
+    compile_seconds: Option<f64>,
+    /// When the plan was there.
+    planned: Instant,
+}
+
 /// A session and its samples.
 pub(crate) struct Loaded {
     pub(crate) plan: Plan,
@@ -50,6 +62,25 @@ pub(crate) struct Loaded {
 impl Request<'_> {
     /// Opens, compiles and loads.
     pub(crate) fn load(&self, global: &Global) -> Result<Loaded> {
+        let Prepared {
+            plan,
+            weights,
+            samples,
+            compile_seconds,
+            planned,
+        } = self.prepare(global)?;
+        let session = Session::new(plan.clone(), weights.as_ref(), self.session)?;
+        Ok(Loaded {
+            plan,
+            session,
+            samples,
+            compile_seconds,
+            load_seconds: planned.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Opens and compiles.
+    pub(crate) fn prepare(&self, global: &Global) -> Result<Prepared> {
         match Subject::of(self.subject)? {
             Subject::Plan(path) => {
                 let plan = read_plan(&path)?;
@@ -60,7 +91,7 @@ impl Request<'_> {
                     .and_then(|task| task.parse().ok());
                 let task = task.unwrap_or_else(|| self.options.task_of(&model));
                 let limits = limits(&plan);
-                self.finish(
+                Self::finish(
                     &model,
                     plan,
                     None,
@@ -84,7 +115,7 @@ impl Request<'_> {
                 let resolved = self.options.compile_options(built)?;
                 let (plan, report) = compile_model(&model, &resolved, global, &mut |_, _| {})?;
                 let seconds = Some(report.duration.as_secs_f64());
-                self.finish(&model, plan, seconds, |_| Ok(samples), global)
+                Self::finish(&model, plan, seconds, |_| Ok(samples), global)
             }
             Subject::Graph(path) | Subject::Tensors(path) => Err(CliError::Usage(format!(
                 "{}: is neither a model nor a plan; name a folder, lxmert-base, or a FILE.plan",
@@ -94,27 +125,23 @@ impl Request<'_> {
     }
 
     fn finish(
-        &self,
         model: &Model,
         plan: Plan,
         compile_seconds: Option<f64>,
         samples: impl FnOnce(&LxmertConfig) -> Result<Samples>,
         global: &Global,
-    ) -> Result<Loaded> {
-        let start = Instant::now();
+    ) -> Result<Prepared> {
+        let planned = Instant::now();
         let (weights, report) = model.weights(&plan)?;
         for note in &report.notes {
             global.note(note);
         }
-        let samples = samples(&model.config)?;
-        let session = Session::new(plan.clone(), weights.as_ref(), self.session)?;
-        let load_seconds = start.elapsed().as_secs_f64();
-        Ok(Loaded {
+        Ok(Prepared {
+            samples: samples(&model.config)?,
             plan,
-            session,
-            samples,
+            weights,
             compile_seconds,
-            load_seconds,
+            planned,
         })
     }
 

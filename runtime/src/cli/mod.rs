@@ -4,6 +4,7 @@
 //! holds one JSON document and nothing else.
 
 mod bench;
+mod compare;
 mod compile;
 mod emit;
 mod error;
@@ -41,7 +42,7 @@ use error::{CliError, Result};
     disable_version_flag = true,
     arg_required_else_help = true,
     max_term_width = 110,
-    after_help = "Exit codes: 2 your input, 3 not supported, 74 input/output failed, 70 a defect of lxpod.\n\n\
+    after_help = "Exit codes: 1 compare found a difference, 2 your input, 3 not supported, 74 input/output failed, 70 a defect of lxpod.\n\n\
                   Examples:\n  \
                   lxpod compile lxmert-base -o lxmert.plan\n  \
                   lxpod simulate lxmert.plan --gradient-accumulation 64 --report lxmert.html\n  \
@@ -99,6 +100,7 @@ impl Global {
 enum Command {
     Compile(Box<compile::Compile>),
     Run(Box<run::Run>),
+    Compare(compare::Compare),
     Simulate(Box<simulate::Simulate>),
     Inspect(inspect::Inspect),
     Bench(Box<bench::Bench>),
@@ -106,8 +108,9 @@ enum Command {
 }
 
 impl Command {
-    fn run(self, global: &Global) -> Result<()> {
+    fn run(self, global: &Global) -> Result<ExitCode> {
         match self {
+            Command::Compare(command) => return command.run(global),
             Command::Compile(command) => command.run(global),
             Command::Run(command) => command.run(global),
             Command::Bench(command) => command.run(global),
@@ -115,6 +118,7 @@ impl Command {
             Command::Inspect(command) => command.run(global),
             Command::Opt(command) => command.run(global),
         }
+        .map(|()| ExitCode::SUCCESS)
     }
 }
 
@@ -137,7 +141,8 @@ pub(crate) fn main() -> ExitCode {
         return ExitCode::from(Fault::Internal.exit_code());
     };
     match result {
-        Ok(()) | Err(CliError::ClosedPipe) => ExitCode::SUCCESS,
+        Ok(code) => code,
+        Err(CliError::ClosedPipe) => ExitCode::SUCCESS,
         Err(error) => {
             output::diagnose(&match &error {
                 CliError::Shown(message) => message.clone(),
@@ -148,14 +153,14 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-fn dispatch(cli: Cli) -> Result<()> {
+fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Some(command) if !cli.version => command.run(&cli.global),
         None if !cli.version => {
             output::diagnose(&Cli::command().render_help().to_string());
             Err(CliError::Usage("a command is needed".to_owned()))
         }
-        _ => version(&cli.global),
+        _ => version(&cli.global).map(|()| ExitCode::SUCCESS),
     }
 }
 

@@ -69,9 +69,18 @@ pub(crate) struct Run {
 
 /// What runs a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Backend {
+pub(crate) enum Backend {
     Cpu,
     Reference,
+}
+
+impl From<Backend> for BackendKind {
+    fn from(backend: Backend) -> Self {
+        match backend {
+            Backend::Cpu => BackendKind::Cpu,
+            Backend::Reference => BackendKind::Reference,
+        }
+    }
 }
 
 impl Run {
@@ -87,10 +96,7 @@ impl Run {
             inputs: Inputs::File(&self.inputs),
             options: &self.options,
             session: SessionOptions {
-                backend: match self.backend {
-                    Backend::Cpu => BackendKind::Cpu,
-                    Backend::Reference => BackendKind::Reference,
-                },
+                backend: self.backend.into(),
                 threads: global.threads.unwrap_or(0),
                 guard: self.guard,
             },

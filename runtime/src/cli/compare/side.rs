@@ -1,0 +1,125 @@
+//! One of the two things compared.
+
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use lxpod_runtime::SessionOptions;
+use lxpod_runtime::trace::Trace;
+
+use super::super::Global;
+use super::super::error::{CliError, Result};
+use super::super::load::{Inputs, Request};
+use super::super::options::PlanOptions;
+use super::super::run::Backend;
+use super::super::source::Subject;
+
+/// A plan or a model with its options, or a file of tensors.
+#[derive(Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+pub(super) struct Side {
+    #[arg(value_name = "MODEL|FILE.plan|FILE.safetensors")]
+    subject: PathBuf,
+
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+
+    #[arg(long, value_enum, default_value = "cpu")]
+    backend: Backend,
+
+    #[command(flatten)]
+    options: PlanOptions,
+}
+
+impl Side {
+    /// Parses the argument `name`: a path as it stands, or words as a shell would split them.
+    ///
+    /// # Errors
+    /// Names the argument and the word.
+    pub(super) fn parse(name: &str, text: &str) -> Result<Side> {
+        let words = if Path::new(text).exists() {
+            vec![text.to_owned()]
+        } else {
+            words(text).ok_or_else(|| {
+                CliError::Usage(format!("{name}: a quote in {text:?} is not closed"))
+            })?
+        };
+        Side::try_parse_from(words).map_err(|error| {
+            let shown = error.to_string();
+            let problem = shown.split("\n\n").next().unwrap_or(&shown);
+            let problem = problem.trim_start_matches("error: ").trim_end();
+            CliError::Usage(format!(
+                "{name}: {problem}\n  help: give a plan, a model, or a .safetensors file, and options of `lxpod run`, in one pair of quotes"
+            ))
+        })
+    }
+
+    /// Its values, run on the samples of the file `inputs` unless it is a file of tensors.
+    pub(super) fn trace(&self, inputs: Option<&Path>, global: &Global) -> Result<Trace> {
+        if let Subject::Tensors(path) = Subject::of(&self.subject)? {
+            return Ok(Trace::read(&path)?);
+        }
+        let Some(inputs) = inputs else {
+            let message = "is needed to run a plan or a model; name a file of samples";
+            return Err(CliError::option("--inputs", message));
+        };
+        self.options.usage()?;
+        let session = SessionOptions {
+            backend: self.backend.into(),
+            threads: global.threads.unwrap_or(0),
+            guard: false,
+        };
+        let request = Request {
+            subject: &self.subject,
+            model: self.model.as_deref(),
+            inputs: Inputs::File(inputs),
+            options: &self.options,
+            session,
+        };
+        let prepared = request.prepare(global)?;
+        let weights = prepared.weights.as_ref();
+        let (plan, samples) = (&prepared.plan, &prepared.samples);
+        Ok(Trace::record(plan, weights, session, samples)?)
+    }
+}
+
+/// The words of a line: separated by white space, except inside single or double quotes, which are
+/// dropped. `None` if a quote is not closed.
+fn words(text: &str) -> Option<Vec<String>> {
+    let mut words: Vec<String> = Vec::new();
+    let mut quote = None;
+    let mut inside = false;
+    for letter in text.chars() {
+        match quote {
+            Some(open) if letter == open => quote = None,
+            None if letter.is_whitespace() => inside = false,
+            _ => {
+                if !inside {
+                    words.push(String::new());
+                    inside = true;
+                }
+                if quote.is_none() && matches!(letter, '"' | '\'') {
+                    quote = Some(letter);
+                } else if let Some(word) = words.last_mut() {
+                    word.push(letter);
+                }
+            }
+        }
+    }
+    quote.is_none().then_some(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::words;
+
+    #[test]
+    fn words_are_split_as_a_shell_does() {
+        let split = |text| words(text).unwrap_or_default();
+        assert_eq!(split("  a --b  c\t"), ["a", "--b", "c"]);
+        assert_eq!(
+            split("'my model' --x=\"it's\" ''"),
+            ["my model", "--x=it's", ""]
+        );
+        assert_eq!(words("a 'b"), None);
+    }
+}
