@@ -107,3 +107,20 @@ pub trait Executable: Send {
     /// What the backend runs on, for reports: kernel table and threads.
     fn description(&self) -> String;
 }
+
+/// A plan with an update: its parameters and states change from step to step.
+pub trait Trainable: Executable {
+    /// One optimiser step: every feed is one micro-batch, run through the schedule in order with gradients accumulated,
+    /// then the update, fed with scalars by input name. `outputs` gets each micro-batch's outputs, `update` the update's (in graph order).
+    fn step(
+        &mut self,
+        feeds: &[Feed],
+        hyper: &BTreeMap<String, f32>,
+        outputs: &mut Vec<Outputs>,
+        update: &mut Outputs,
+    ) -> Result<(), BackendError>;
+    /// The persistent tensors by name: `param:BINDING` and `state:NAME` (states that reset are not persistent), widened to f32.
+    fn persistent(&self) -> Vec<(String, Tensor<f32>)>;
+    /// Puts a persistent tensor back.
+    fn restore(&mut self, name: &str, tensor: &Tensor<f32>) -> Result<(), BackendError>;
+}

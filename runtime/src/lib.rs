@@ -12,6 +12,7 @@ mod pack;
 mod samples;
 mod session;
 pub mod tensors;
+pub mod train;
 
 pub use error::{Error, Fault, Result};
 pub use model::{BUILT_IN, Model};
