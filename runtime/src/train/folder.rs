@@ -19,6 +19,10 @@ use crate::tensors::{TensorSpec, TensorWriter};
 const SUMS: &str = "SHA256SUMS";
 /// What a checkpoint's name begins with.
 const PREFIX: &str = "checkpoint-";
+/// What the name of a folder ends with that is being written.
+const PARTIAL: &str = ".lxpod-partial";
+/// The name of a folder that is being removed.
+const RETIRED: &str = ".lxpod-retired";
 /// The most bytes of checksums that are read.
 const MAX_SUMS: u64 = 1 << 16;
 
@@ -33,7 +37,8 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Opens a folder, which is made if need be.
+    /// Opens a folder, which is made if need be, and clears away what a run that was killed left
+    /// half-done.
     ///
     /// # Errors
     /// [`Error::MissingFile`] where a file is in the way, [`Error::Io`].
@@ -46,26 +51,26 @@ impl RunFolder {
     /// # Errors
     /// As [`RunFolder::open`].
     pub fn with_gate(path: &Path, gate: Gate) -> Result<RunFolder> {
-        let made = gate(path).and_then(|()| fs::create_dir_all(path));
-        match made {
-            Ok(()) => Ok(RunFolder {
-                path: path.into(),
-                gate,
-            }),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory
-                ) =>
-            {
-                Err(Error::missing(
-                    path,
-                    "is a file, or lies in one",
-                    "name a folder",
-                ))
+        let run = RunFolder {
+            path: path.into(),
+            gate,
+        };
+        let made = (run.gate)(path).and_then(|()| fs::create_dir_all(path));
+        match made.as_ref().map_err(io::Error::kind) {
+            Ok(()) => {}
+            Err(io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory) => {
+                let help = "name a folder";
+                return Err(Error::missing(path, "is a file, or lies in one", help));
             }
-            Err(error) => Err(writing(path, error)),
+            Err(_) => made.map_err(|error| writing(path, error))?,
         }
+        for name in files(path)? {
+            let partial = name.starts_with('.') && name.ends_with(PARTIAL);
+            if partial || name == RETIRED {
+                run.remove(&path.join(name))?;
+            }
+        }
+        Ok(run)
     }
 
     /// The folder.
@@ -85,7 +90,7 @@ impl RunFolder {
         write: impl FnOnce(&Staging<'_>) -> Result<()>,
     ) -> Result<PathBuf> {
         let complete = self.path.join(format!("{PREFIX}{step}"));
-        let partial = self.path.join(format!(".{PREFIX}{step}.partial"));
+        let partial = self.path.join(format!(".{PREFIX}{step}{PARTIAL}"));
         self.stage(&partial, |staging| {
             write(staging)?;
             staging.file(SUMS, sums(&partial)?.as_bytes())?;
@@ -107,7 +112,7 @@ impl RunFolder {
     /// # Errors
     /// As [`RunFolder::save`].
     pub fn publish(&self, write: impl FnOnce(&Staging<'_>) -> Result<()>) -> Result<()> {
-        let partial = self.path.join(".final.partial");
+        let partial = self.path.join(format!(".final{PARTIAL}"));
         self.stage(&partial, |staging| {
             write(staging)?;
             staging.flush()?;
@@ -139,7 +144,7 @@ impl RunFolder {
         if !checkpoint.exists() {
             return Ok(());
         }
-        let retired = self.path.join(".retired");
+        let retired = self.path.join(RETIRED);
         self.remove(&retired)?;
         self.rename(checkpoint, &retired)?;
         self.remove(&retired)

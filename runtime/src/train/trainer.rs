@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use lxpod_backends::{Outputs, Trainable};
-use lxpod_ir::{LOSS, Tensor};
+use lxpod_backends::{BackendError, Feed, Outputs, Trainable};
+use lxpod_ir::{LOSS, Shape, Tensor};
 use lxpod_passes::autodiff::LOSS_SCALE;
 use serde_json::{Map, Value};
 
 use super::batches::Feeds;
 use super::export::Export;
 use super::folder::RunFolder;
-use super::loss_scale::{Histogram, LossScaler};
+use super::loss_scale::{Histogram, LossScaler, LossScaling};
 use super::recipe::Recipe;
 use super::state::{self, Evaluated, LOG_FILE, Log, Progress};
 use crate::error::{Error, Result};
@@ -135,9 +135,11 @@ impl Trainer {
         saving: Saving,
     ) -> Result<Trainer> {
         recipe.check()?;
-        learner.check()?;
+        learner.check(&recipe)?;
         let record = serde_json::to_value(&recipe).map_err(|e| Error::internal(e.to_string()))?;
-        options.insert("recipe".to_owned(), record);
+        for (name, value) in record.as_object().into_iter().flatten() {
+            options.insert(format!("recipe.{name}"), value.clone());
+        }
         options.insert("steps".to_owned(), feeds.steps().into());
         options.insert("micro_batches".to_owned(), feeds.micro_batches().into());
         let scaler = learner.scaled.then(|| LossScaler::new(recipe.loss_scaling));
@@ -374,7 +376,13 @@ impl Trainer {
 impl Learner {
     /// # Errors
     /// An output that the loop reads is missing.
-    fn check(&self) -> Result<()> {
+    fn check(&self, recipe: &Recipe) -> Result<()> {
+        let tracked = |name: &String| name.starts_with(Histogram::PREFIX);
+        let by_histogram = self.scaled && recipe.loss_scaling == LossScaling::Histogram;
+        if by_histogram && !self.update.iter().any(tracked) {
+            let what = "--loss-scaling histogram with an update that counts no gradients; use auto";
+            return Err(BackendError::Unsupported(what.to_owned()).into());
+        }
         let has = |names: &[String], name: &str| names.iter().any(|other| other == name);
         let needed = [
             (&self.outputs, LOSS),
@@ -388,9 +396,9 @@ impl Learner {
     }
 
     /// Sets the loss scale of micro-batches.
-    fn scale(&self, feeds: &mut [lxpod_backends::Feed], loss_scale: f32) {
+    fn scale(&self, feeds: &mut [Feed], loss_scale: f32) {
         for feed in feeds.iter_mut().filter(|_| self.scaled) {
-            let scalar = Tensor::real(lxpod_ir::Shape::new(&[]), vec![loss_scale]);
+            let scalar = Tensor::real(Shape::new(&[]), vec![loss_scale]);
             feed.inputs.insert(LOSS_SCALE.to_owned(), scalar);
         }
     }
