@@ -15,6 +15,7 @@ mod session;
 mod sharing;
 pub mod tensors;
 pub mod trace;
+pub mod train;
 
 pub use error::{Error, Fault, Result};
 pub use model::{BUILT_IN, Model};

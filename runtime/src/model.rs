@@ -56,6 +56,14 @@ impl Model {
         })
     }
 
+    /// Where the model's files are; none for [`BUILT_IN`].
+    pub fn folder(&self) -> Option<&Path> {
+        match &self.source {
+            Source::Seeded(_) => None,
+            Source::Folder(folder) => Some(folder),
+        }
+    }
+
     /// The weights, checked against the tensors the plan expects, and notes for the user: what the
     /// checkpoint holds besides.
     ///
@@ -79,7 +87,7 @@ impl Model {
     ///
     /// # Errors
     /// The checkpoint does not fit.
-    pub(crate) fn weights_of(
+    pub fn weights_of(
         &self,
         expected: &[(String, Vec<usize>)],
     ) -> Result<(Box<dyn Weights>, Report)> {

@@ -11,6 +11,7 @@ use lxpod_backends::{Feed, Outputs};
 use lxpod_ir::front::RowSpaces;
 use lxpod_ir::ops::{Op, Reduction};
 use lxpod_ir::{Extents, Graph, Layout, SpaceId, Tensor, TensorType, Value};
+use lxpod_passes::autodiff::LOSS_SCALE;
 
 use crate::error::{Error, Result};
 use crate::samples::{Axes, Content, FIELDS, IGNORED_LABEL, Samples, Values};
@@ -77,14 +78,16 @@ impl<'a> Packer<'a> {
         micro_batches.map(|samples| self.pack(samples)).collect()
     }
 
-    /// The feed of one micro-batch.
+    /// The feed of one micro-batch, without [`LOSS_SCALE`], which is no property of samples.
     pub(crate) fn pack(&self, samples: Range<usize>) -> Result<Feed> {
         let sharing = self.share(samples);
         let extents = self.extents(&sharing)?;
         let rows = Rows::new(self, &sharing);
         let mut inputs = BTreeMap::new();
         for id in self.graph.nodes() {
-            if let Op::Input(input) = &self.graph.node(id).op {
+            if let Op::Input(input) = &self.graph.node(id).op
+                && input.name != LOSS_SCALE
+            {
                 let ty = &self.graph.node(id).types[0];
                 inputs.insert(input.name.clone(), self.input(&input.name, ty, &rows)?);
             }

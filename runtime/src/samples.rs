@@ -273,7 +273,8 @@ impl Samples {
     }
 }
 
-fn reads(task: Task, name: &str) -> bool {
+/// Whether a task reads a field.
+pub(crate) fn reads(task: Task, name: &str) -> bool {
     match name {
         "labels" | "soft_labels" => task == Task::Qa,
         "lm_labels" | "matched_label" | "ans" | "obj_labels" | "obj_conf" | "attr_labels"

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use super::{FrontError, LxmertConfig};
 use crate::MAX_ROWS;
 
@@ -58,7 +60,10 @@ impl FromStr for Task {
 }
 
 /// The loss of question answering.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
 pub enum AnswerLoss {
     /// The mean cross-entropy with `labels`, -100 ignored.
     #[default]

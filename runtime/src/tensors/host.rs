@@ -119,6 +119,19 @@ impl HostTensor {
         &self.shape
     }
 
+    /// The only entry of axis 0, as a tensor without that axis.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when axis 0 has another extent than 1.
+    pub(crate) fn into_entry(mut self) -> Result<Self> {
+        if self.shape.first() != Some(&1) {
+            let Self { name, shape, .. } = &self;
+            return Err(Error::internal(format!("one entry of `{name}` {shape:?}")));
+        }
+        self.shape.remove(0);
+        Ok(self)
+    }
+
     /// The elements, row-major.
     pub fn data(&self) -> &HostData {
         &self.data
