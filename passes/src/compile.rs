@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::cost;
 use crate::manager::{Manager, PassError, PassReport};
 use crate::partition::{Partition, Pipeline, partition, place_update};
-use crate::pass::{LossScale, Options, PIPELINE, Precision, TRAINING as STEP};
+use crate::pass::{LossScale, Mode, Options, PIPELINE, Precision, TRAINING as STEP};
 use crate::plan::{Plan, PlanError, Provenance, Work, lower};
 use crate::recompute::Recompute;
 use crate::schedule::{Rule, Schedule};
@@ -119,6 +119,7 @@ impl CompileOptions {
     fn passes(&self) -> Options {
         let mixed = self.precision == Precision::Mixed;
         Options {
+            mode: if self.training.is_some() { Mode::Training } else { Mode::Inference },
             precision: self.precision,
             loss_scale: if mixed { LossScale::Input } else { LossScale::One },
         }
