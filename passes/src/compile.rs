@@ -135,6 +135,7 @@ impl CompileOptions {
             hidden_states,
             attentions,
             losses,
+            dropout,
         } = &self.model;
         let training = self.training.as_ref();
         let mut record = serde_json::json!({
@@ -146,6 +147,7 @@ impl CompileOptions {
             "hidden_states": hidden_states,
             "attentions": attentions,
             "losses": losses != &Losses::None,
+            "dropout": dropout,
             "replicas": self.replicas,
             "stages": stages,
             "precision": self.precision.name(),
