@@ -154,6 +154,11 @@ impl Schedule {
         self.training && self.rule == Rule::PopArt
     }
 
+    /// The tile that a stage lies on.
+    pub fn tile_of(&self, stage: usize) -> usize {
+        stage % self.tiles
+    }
+
     /// Checks that the rule can order that many micro-batches.
     ///
     /// # Errors
