@@ -6,7 +6,7 @@ use lxpod_backends::Outputs;
 use lxpod_backends::cpu::PackedWeights;
 use lxpod_ir::{DType, Extents, Graph, Tensor, Value};
 use lxpod_passes::cost;
-use lxpod_passes::plan::{Plan, lower};
+use lxpod_passes::plan::{Plan, Work, lower};
 
 use super::names::{Part, name_parts, op_values};
 use super::{Trace, Traced};
@@ -80,7 +80,13 @@ fn observing(plan: &Plan, values: &[Value]) -> Result<Plan> {
     let [tile, core] = MOST_MEMORY;
     plan.target.tile.core_memory = core.min(tile / plan.target.tile.cores.max(1));
     let cost = cost::model(&plan.target);
-    plan.programs = lower(&plan.graph, &plan.target, cost.as_ref(), plan.stages())?;
+    let work = Work {
+        graph: &plan.graph,
+        update: plan.update.as_ref(),
+        schedule: &plan.schedule,
+        accumulation: plan.accumulation,
+    };
+    plan.tiles = lower(work, &plan.target, cost.as_ref())?;
     Ok(plan)
 }
 
