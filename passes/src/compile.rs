@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use lxpod_ir::front::{FrontError, Losses, LxmertConfig, ModelOptions, build};
 use lxpod_ir::ops::Op;
-use lxpod_ir::{Graph, Target, verify};
+use lxpod_ir::{DType, Graph, Target, verify};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -13,9 +13,8 @@ use thiserror::Error;
 use crate::cost;
 use crate::manager::{Manager, PassError, PassReport};
 use crate::partition::{Partition, Pipeline, partition, place_update};
-use crate::pass::{LossScale, Mode, Options, PIPELINE, Precision, TRAINING as STEP};
+use crate::pass::{LossScale, MICRO_BATCH, Mode, Options, PIPELINE, Pass, Precision, Recompute, TRAINING};
 use crate::plan::{Plan, PlanError, Provenance, Work, lower};
-use crate::recompute::Recompute;
 use crate::schedule::{Rule, Schedule};
 use crate::update::{UpdateOptions, update_graph};
 
@@ -47,6 +46,8 @@ pub struct TrainingOptions {
     pub accumulation: usize,
     /// Which values are computed again for the backward half.
     pub recompute: Recompute,
+    /// How sums of gradients are stored: f32 or f16.
+    pub accumulator: DType,
     /// The optimiser.
     pub update: UpdateOptions,
 }
@@ -118,10 +119,13 @@ impl CompileOptions {
     /// What passes are told.
     fn passes(&self) -> Options {
         let mixed = self.precision == Precision::Mixed;
+        let training = self.training.as_ref();
         Options {
-            mode: if self.training.is_some() { Mode::Training } else { Mode::Inference },
+            mode: training.map_or(Mode::Inference, |_| Mode::Training),
             precision: self.precision,
             loss_scale: if mixed { LossScale::Input } else { LossScale::One },
+            recompute: training.map_or(Recompute::None, |training| training.recompute),
+            accumulator: training.map_or(DType::F32, |training| training.accumulator),
         }
     }
 
@@ -214,11 +218,17 @@ pub fn compile(
     manager = manager
         .print_after("all", &mut *observe)
         .expect("`all` is no pass's name");
-    let pipeline = if options.training.is_some() { STEP } else { PIPELINE };
+    let (pipeline, more) = match options.training {
+        Some(_) => (TRAINING, MICRO_BATCH),
+        None => (PIPELINE, &[] as &[&Pass]),
+    };
     let mut passes = manager.run(pipeline, &mut graph)?.passes;
+    passes.extend(manager.run(more, &mut graph)?.passes);
     drop(manager);
-    let update = options.training.as_ref();
-    let update = update.map(|training| update_graph(&graph, &training.update));
+    let update = options.training.as_ref().map(|training| {
+        update_graph(&graph, &built.expected, &training.update).map_err(PlanError::Unsupported)
+    });
+    let update = update.transpose()?;
     let provenance = {
         let config = config.to_json();
         Provenance {
@@ -236,8 +246,7 @@ pub fn compile(
         schedule,
         accumulation,
     };
-    let work = (graph, update.transpose()?);
-    let plan = plan_graph(work, provenance, placement, &mut passes, observe)?;
+    let plan = plan_graph((graph, update), provenance, placement, &mut passes, observe)?;
     Ok((
         plan,
         CompileReport {

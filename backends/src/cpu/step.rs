@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use lxpod_ir::ops::{Attention, Op, Reduction};
 use lxpod_ir::{DType, Extents, Graph, NodeId, SpaceId, Value};
+use lxpod_passes::accumulate::ACCUMULATOR;
 use lxpod_passes::plan::{Place, Plan, Program};
 use lxpod_passes::schedule::Phase;
 
@@ -416,7 +417,7 @@ impl Resolver<'_> {
         match &self.graph.node(root.node).op {
             Op::Input(_) => Role::HostIo,
             Op::Param(_) => Role::Weight,
-            Op::State(state) if state.reset => Role::Accumulator,
+            Op::State(state) if state.name.starts_with(ACCUMULATOR) => Role::Accumulator,
             Op::State(_) => Role::Optimizer,
             _ if stored.is_some() => stored.unwrap_or(Role::Weight),
             _ if self.leaves(root) => Role::HostIo,
@@ -428,13 +429,8 @@ impl Resolver<'_> {
 
     /// What a stored output is stored over.
     fn stored_role(&self, output: &lxpod_ir::Output) -> Option<Role> {
-        let name = output.stored_state();
-        let reset = self.graph.nodes().any(|id| match &self.graph.node(id).op {
-            Op::State(state) => Some(state.name.as_str()) == name && state.reset,
-            _ => false,
-        });
-        match name {
-            Some(_) if reset => Some(Role::Accumulator),
+        match output.stored_state() {
+            Some(name) if name.starts_with(ACCUMULATOR) => Some(Role::Accumulator),
             Some(_) => Some(Role::Optimizer),
             None => output.stored_param().map(|_| Role::Weight),
         }

@@ -8,6 +8,7 @@ use rustc_hash::FxHashMap;
 
 use super::Category;
 use super::lower::home;
+use crate::accumulate::ACCUMULATOR;
 use crate::phase::phases;
 use crate::schedule::{Phase, Schedule};
 
@@ -126,7 +127,9 @@ impl<'a> Values<'a> {
         let op = &self.graph.node(value.node).op;
         match op {
             Op::Param(_) | Op::Constant(_) => return Category::Weights,
-            Op::State(state) if state.reset => return Category::Accumulators,
+            Op::State(state) if state.name.starts_with(ACCUMULATOR) => {
+                return Category::Accumulators;
+            }
             Op::State(_) => return Category::Optimizer,
             Op::Input(_) => return Category::HostIo,
             _ if self.leaves(value) => return Category::HostIo,
