@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
-use lxpod_ir::{Extents, NodeId, Tensor};
+use lxpod_ir::ops::Op;
+use lxpod_ir::{Extents, Graph, NodeId, Tensor};
 use lxpod_passes::plan::Memory;
 use lxpod_passes::schedule::Phase;
 use serde::{Deserialize, Serialize};
@@ -137,4 +138,26 @@ pub trait Trainable: Executable {
     /// # Errors
     /// There is none of that name, or it has another shape.
     fn restore(&mut self, name: &str, tensor: &Tensor<f32>) -> Result<(), BackendError>;
+}
+
+/// The feed of an update's graph: a scalar for each input, of the input's kind.
+///
+/// # Errors
+/// An input has no scalar.
+fn update_feed(update: &Graph, hyper: &BTreeMap<String, f32>) -> Result<Feed, BackendError> {
+    let mut inputs = BTreeMap::new();
+    for node in update.nodes().map(|id| update.node(id)) {
+        let Op::Input(input) = &node.op else {
+            continue;
+        };
+        let missing = || BackendError::Data(format!("input `{}` is missing", input.name));
+        let value = *hyper.get(&input.name).ok_or_else(missing)?;
+        let scalar = match node.types[0].dtype.is_float() {
+            true => Tensor::real([], vec![value]),
+            false => Tensor::int([], vec![value as i32]),
+        };
+        inputs.insert(input.name.clone(), scalar);
+    }
+    let extents = Extents::full(&update.spaces);
+    Ok(Feed { extents, inputs })
 }

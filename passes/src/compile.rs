@@ -16,7 +16,7 @@ use crate::partition::{Partition, Pipeline, partition, place_update};
 use crate::pass::{LossScale, MICRO_BATCH, Mode, Options, PIPELINE, Pass, Precision, Recompute, TRAINING};
 use crate::plan::{Plan, PlanError, Provenance, Work, lower};
 use crate::schedule::{Rule, Schedule};
-use crate::update::{UpdateOptions, update_graph};
+use crate::update::{Optimizer, UpdateOptions, update_graph};
 
 /// What to compile for.
 #[derive(Clone, Debug)]
@@ -50,6 +50,32 @@ pub struct TrainingOptions {
     pub accumulator: DType,
     /// The optimiser.
     pub update: UpdateOptions,
+}
+
+impl Default for TrainingOptions {
+    /// gpipe over one micro-batch; AdamW without decay, everything in f32.
+    fn default() -> Self {
+        TrainingOptions {
+            rule: Rule::GPipe,
+            chunks: 2,
+            accumulation: 1,
+            recompute: Recompute::None,
+            accumulator: DType::F32,
+            update: UpdateOptions {
+                optimizer: Optimizer::Adam {
+                    betas: [0.9, 0.999],
+                    eps: 1e-8,
+                },
+                decay: 0.0,
+                decay_everything: false,
+                max_norm: None,
+                moments: [DType::F32; 2],
+                masters: true,
+                stochastic: false,
+                frozen: Vec::new(),
+            },
+        }
+    }
 }
 
 impl CompileOptions {

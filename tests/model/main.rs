@@ -5,3 +5,4 @@ mod golden;
 mod ledger;
 mod planning;
 mod support;
+mod train;

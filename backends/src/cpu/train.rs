@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use lxpod_ir::{Extents, Tensor};
+use lxpod_ir::Tensor;
 use lxpod_passes::plan::{Category, Plan};
 use lxpod_passes::schedule::Phase;
 
@@ -14,7 +14,7 @@ use super::store::Resident;
 use super::team::Worker;
 use super::visit::{Cell, Visit};
 use super::{Cpu, Play, check_feed, first_failure, lock, shape_outputs};
-use crate::{BackendError, Feed, Outputs, Trainable};
+use crate::{BackendError, Feed, Outputs, Trainable, update_feed};
 
 /// Bytes of an accumulator that a worker clears or sums at a time.
 const BLOCK: u64 = 1 << 18;
@@ -187,11 +187,7 @@ impl Trainable for Cpu {
         let Some(graph) = &self.plan.update else {
             return Err(BackendError::Unsupported("training with an inference plan".to_owned()));
         };
-        let scalar = |(name, &value): (&String, &f32)| (name.clone(), Tensor::real([], vec![value]));
-        let feed = Feed {
-            extents: Extents::full(&graph.spaces),
-            inputs: hyper.iter().map(scalar).collect(),
-        };
+        let feed = update_feed(graph, hyper)?;
         check_feed(graph, &feed)?;
         shape_outputs(graph, &feed.extents, update);
         let results: Vec<Cell> = update.iter_mut().map(Cell::new).collect();

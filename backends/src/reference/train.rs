@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use lxpod_ir::ops::{Op, Param, State};
-use lxpod_ir::{Extents, Graph, Tensor, TensorType, interpret};
+use lxpod_ir::{Graph, Tensor, TensorType, interpret};
 
 use super::bind;
 use crate::{
     BackendError, Executable, Feed, Fetch, HostLedger, Outputs, StepTime, TileLedger, Trainable,
+    update_feed,
 };
 
 /// What a state that holds a parameter in full precision is called before the binding's text.
@@ -150,11 +151,7 @@ impl Trainable for ReferenceTrainer {
         update: &mut Outputs,
     ) -> Result<(), BackendError> {
         self.run(feeds, outputs)?;
-        let scalar = |(name, &value): (&String, &f32)| (name.clone(), Tensor::real([], vec![value]));
-        let feed = Feed {
-            extents: Extents::full(&self.update.spaces),
-            inputs: hyper.iter().map(scalar).collect(),
-        };
+        let feed = update_feed(&self.update, hyper)?;
         *update = self.run_graph(true, &feed, false)?;
         Ok(())
     }

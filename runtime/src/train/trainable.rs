@@ -1,0 +1,129 @@
+//! From a model to a plan with an update.
+
+use std::ops::Range;
+
+use lxpod_backends::cpu::{Cpu, CpuOptions, PackedWeights};
+use lxpod_backends::reference::ReferenceTrainer;
+use lxpod_backends::{BackendError, SourceError, Trainable};
+use lxpod_ir::ops::Op;
+use lxpod_ir::{Graph, Output};
+use lxpod_passes::autodiff::LOSS_SCALE;
+use lxpod_passes::plan::Plan;
+use lxpod_passes::{CompileOptions, Optimizer, Precision, UpdateOptions, compile};
+
+use super::recipe::{Decay, Recipe};
+use super::trainer::Learner;
+use crate::checkpoint::Weights;
+use crate::error::Result;
+use crate::model::Model;
+use crate::session::{BackendKind, SessionOptions};
+
+/// What to compile for training, and how to run it.
+#[derive(Clone, Debug)]
+pub struct TrainableOptions {
+    /// The model, its losses included, where it is placed, and the schedule of a step. The recipe
+    /// decides the update.
+    pub compile: CompileOptions,
+    /// The optimiser.
+    pub recipe: Recipe,
+    /// What the names of tensors begin with that stay as they are.
+    pub frozen: Vec<String>,
+    /// Backend and threads.
+    pub session: SessionOptions,
+}
+
+/// Compiles a plan with an update, loads it with `weights`, and returns it with the graph of one
+/// micro-batch.
+///
+/// # Errors
+/// The options do not fit the model or the target, or the weights cannot be read.
+pub fn trainable(
+    model: &Model,
+    options: &TrainableOptions,
+    weights: &dyn Weights,
+) -> Result<(Learner, Graph)> {
+    let mut wanted = options.compile.clone();
+    let training = wanted.training.get_or_insert_default();
+    training.update = options.recipe.update(wanted.precision, &options.frozen);
+    let (plan, _) = compile(&model.config, &model.name, &wanted, &mut |_, _| {})?;
+    let graph = plan.graph.clone();
+    Ok((Learner::load(plan, weights, options.session)?, graph))
+}
+
+impl Recipe {
+    /// The update of a plan in that precision.
+    pub fn update(&self, precision: Precision, frozen: &[String]) -> UpdateOptions {
+        UpdateOptions {
+            optimizer: Optimizer::Adam {
+                betas: [self.adam_beta1, self.adam_beta2],
+                eps: self.adam_epsilon,
+            },
+            decay: self.weight_decay,
+            decay_everything: self.decay == Decay::All,
+            max_norm: self.max_grad_norm,
+            moments: match precision {
+                Precision::Fp32 => [lxpod_ir::DType::F32; 2],
+                Precision::Mixed => [self.first_moment, self.second_moment],
+            },
+            masters: self.master_weights,
+            stochastic: self.stochastic_rounding,
+            frozen: frozen.to_vec(),
+        }
+    }
+}
+
+impl Learner {
+    /// A plan with an update, loaded.
+    ///
+    /// # Errors
+    /// The plan has no update, the weights cannot be read, or the backend lacks an op.
+    pub fn load(plan: Plan, weights: &dyn Weights, options: SessionOptions) -> Result<Learner> {
+        let Some(update) = plan.update.clone() else {
+            let what = "training with an inference plan".to_owned();
+            return Err(BackendError::Unsupported(what).into());
+        };
+        let names = |graph: &Graph| {
+            let outputs = graph.outputs().iter();
+            outputs.map(|output| output.name.clone()).collect()
+        };
+        let stored = update.outputs().iter().filter_map(Output::stored_param);
+        let is_scale = |id| match &plan.graph.node(id).op {
+            Op::Input(input) => input.name == LOSS_SCALE,
+            _ => false,
+        };
+        let scaled = plan.graph.nodes().any(is_scale);
+        Ok(Learner {
+            outputs: names(&plan.graph),
+            trained: stored.map(str::to_owned).collect(),
+            scaled,
+            update: names(&update),
+            executable: executable(plan, update, weights, options)?,
+        })
+    }
+}
+
+/// Loads a plan's weights into a backend.
+fn executable(
+    plan: Plan,
+    update: Graph,
+    weights: &dyn Weights,
+    options: SessionOptions,
+) -> Result<Box<dyn Trainable>> {
+    let fetch = |name: &str, rows: Range<usize>, out: &mut [f32]| {
+        let read = weights.read_rows(name, rows, out);
+        read.map_err(|error| Box::new(error) as SourceError)
+    };
+    Ok(match options.backend {
+        BackendKind::Cpu => {
+            let options = CpuOptions {
+                threads: options.threads,
+                guard: options.guard,
+            };
+            Box::new(Cpu::load(plan, &fetch, &PackedWeights::default(), options)?)
+        }
+        BackendKind::Reference => {
+            let expected = &plan.provenance.expected;
+            Box::new(ReferenceTrainer::load(plan.graph, update, expected, &fetch)?)
+        }
+    })
+}

@@ -1,0 +1,210 @@
+//! Trajectories: twenty steps of training beside Transformers.
+
+use std::collections::BTreeMap;
+
+use lxpod_backends::{Feed, Outputs};
+use lxpod_ir::Target;
+use lxpod_ir::front::Task;
+use lxpod_passes::schedule::Rule;
+use lxpod_passes::{CompileOptions, Precision, Recompute, TrainingOptions};
+use lxpod_runtime::tensors::HostTensor;
+use lxpod_runtime::train::{
+    Batches, Feeds, Learner, Recipe, RecipeName, TrainableOptions, trainable,
+};
+use lxpod_runtime::{BackendKind, Model, SessionOptions, read_tensors};
+
+use crate::support::folder;
+
+/// One way to run a step.
+#[derive(Clone, Copy, Debug)]
+struct Variant {
+    backend: BackendKind,
+    stages: usize,
+    replicas: usize,
+    rule: Rule,
+    recompute: Recompute,
+    threads: usize,
+}
+
+const PLAIN: Variant = Variant {
+    backend: BackendKind::Cpu,
+    stages: 1,
+    replicas: 1,
+    rule: Rule::GPipe,
+    recompute: Recompute::None,
+    threads: 1,
+};
+
+/// What a run of a golden trajectory gave.
+struct Trajectory {
+    losses: Vec<f64>,
+    norms: Vec<f64>,
+    persistent: BTreeMap<String, Vec<f32>>,
+    parameters: BTreeMap<String, Vec<f32>>,
+}
+
+struct Golden {
+    model: Model,
+    recipe: Recipe,
+    accumulation: usize,
+    batches: std::path::PathBuf,
+    expected: BTreeMap<String, HostTensor>,
+    last: BTreeMap<String, HostTensor>,
+}
+
+impl Golden {
+    fn open(name: RecipeName) -> Golden {
+        let folder = folder(&format!("train_{name}"));
+        let meta = std::fs::read(folder.join("meta.json")).expect("meta.json");
+        let meta: serde_json::Value = serde_json::from_slice(&meta).expect("JSON");
+        let number = |name: &str| meta[name].as_f64().expect("a number");
+        let read = |name: &str| read_tensors(&folder.join(name)).expect("tensors");
+        Golden {
+            model: Model::open(&folder.to_string_lossy(), 0).expect("a model"),
+            recipe: Recipe {
+                learning_rate: number("learning_rate"),
+                ..Recipe::named(name)
+            },
+            accumulation: number("gradient_accumulation") as usize,
+            batches: folder.join("inputs.safetensors"),
+            expected: read("expected.safetensors"),
+            last: read("final_params.safetensors"),
+        }
+    }
+
+    fn options(&self, variant: Variant, precision: Precision) -> CompileOptions {
+        let batches = Batches::open(&self.batches, &self.model.config, Task::Qa).expect("batches");
+        let samples = batches.samples(0).expect("samples");
+        let mut model = samples.model_options(Task::Qa, self.recipe.loss);
+        model.micro_batch = samples.batch;
+        let mut options = CompileOptions::new(model, Target::named("pod16").expect("built in"));
+        options.stages = Some(variant.stages);
+        options.replicas = variant.replicas;
+        options.precision = precision;
+        options.training = Some(TrainingOptions {
+            rule: variant.rule,
+            accumulation: self.accumulation / variant.replicas,
+            recompute: variant.recompute,
+            ..TrainingOptions::default()
+        });
+        options
+    }
+
+    fn learner(&self, variant: Variant, precision: Precision) -> (Learner, lxpod_ir::Graph) {
+        let options = TrainableOptions {
+            compile: self.options(variant, precision),
+            recipe: self.recipe.clone(),
+            frozen: Vec::new(),
+            session: SessionOptions {
+                backend: variant.backend,
+                threads: variant.threads,
+                guard: false,
+            },
+        };
+        let built = lxpod_ir::front::build(&self.model.config, &options.compile.model);
+        let expected = built.expect("a graph").expected;
+        let (weights, _) = self.model.weights_of(&expected).expect("weights");
+        trainable(&self.model, &options, weights.as_ref()).expect("a learner")
+    }
+
+    fn run(&self, variant: Variant, steps: usize) -> Trajectory {
+        let (mut learner, graph) = self.learner(variant, Precision::Fp32);
+        let batches = Batches::open(&self.batches, &self.model.config, Task::Qa).expect("batches");
+        let mut feeds = batches.feeds(graph, self.accumulation).expect("feeds");
+        let (mut outputs, mut update) = (Vec::new(), Outputs::new());
+        let (mut losses, mut norms) = (Vec::new(), Vec::new());
+        let all = feeds.steps();
+        for step in 0..steps.min(all) {
+            let read: Vec<Feed> = feeds.read(step).expect("a step");
+            let share = self.recipe.lr_schedule.share(step, all, self.recipe.warmup);
+            let [correction1, correction2] = self.recipe.corrections(step as u64);
+            let hyper = [
+                ("lr", (self.recipe.learning_rate * share) as f32),
+                ("correction1", correction1),
+                ("correction2", correction2),
+                ("scale", 1.0 / self.accumulation as f32),
+                ("step", step as f32),
+            ];
+            let hyper = hyper.map(|(name, value)| (name.to_owned(), value)).into();
+            let run = learner.executable.step(&read, &hyper, &mut outputs, &mut update);
+            run.expect("a step");
+            let at = |names: &[String], name: &str| names.iter().position(|n| n == name);
+            let loss = at(&learner.outputs, "loss").expect("a loss");
+            let micro = outputs.iter().map(|outputs| f64::from(outputs[loss].reals()[0]));
+            losses.push(micro.sum::<f64>() / self.accumulation as f64);
+            let norm = at(&learner.update, "grad_norm").expect("a norm");
+            norms.push(f64::from(update[norm].reals()[0]));
+        }
+        let persistent = learner.executable.persistent();
+        let parameters = persistent.iter().filter_map(|(name, tensor)| {
+            let binding: lxpod_ir::Binding = name.strip_prefix("param:")?.parse().ok()?;
+            Some((binding, tensor.reals().to_vec()))
+        });
+        let shapes = &self.last;
+        let mut named = BTreeMap::new();
+        for (binding, values) in parameters {
+            let mut at = 0;
+            for tensor in binding.tensors() {
+                let elements: usize = shapes[tensor].shape().iter().product();
+                if at + elements <= values.len() && !binding.to_string().contains("rows(") {
+                    named.insert(tensor.to_owned(), values[at..at + elements].to_vec());
+                    at += elements;
+                }
+            }
+        }
+        Trajectory {
+            losses,
+            norms,
+            persistent: persistent
+                .into_iter()
+                .map(|(name, tensor)| (name, tensor.reals().to_vec()))
+                .collect(),
+            parameters: named,
+        }
+    }
+
+    fn check(&self, what: &str, found: &Trajectory) {
+        let want = self.expected["loss"].to_f32().expect("floats");
+        for (step, (&found, &want)) in found.losses.iter().zip(&want).enumerate() {
+            assert!(
+                (found - f64::from(want)).abs() < 2e-5,
+                "{what}: loss of step {step} is {found}, expected {want}"
+            );
+        }
+        let mut compared = 0;
+        for (name, values) in &found.parameters {
+            if name.ends_with("key.bias") {
+                continue;
+            }
+            let want = self.last[name].to_f32().expect("floats");
+            for (at, (&found, &want)) in values.iter().zip(&want).enumerate() {
+                assert!(
+                    (found - want).abs() < 5e-5,
+                    "{what}: {name}[{at}] is {found}, expected {want}"
+                );
+            }
+            compared += 1;
+        }
+        assert!(compared > 50, "{what}: {compared} parameters");
+    }
+}
+
+#[test]
+fn the_reference_follows_transformers() {
+    for name in RecipeName::ALL {
+        let golden = Golden::open(name);
+        let variant = Variant {
+            backend: BackendKind::Reference,
+            ..PLAIN
+        };
+        golden.check(&format!("{name}, reference"), &golden.run(variant, 20));
+    }
+}
+
+#[test]
+fn the_cpu_follows_transformers() {
+    for name in RecipeName::ALL {
+        let golden = Golden::open(name);
+        golden.check(&format!("{name}, cpu"), &golden.run(PLAIN, 20));
+    }
+}
