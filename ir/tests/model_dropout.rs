@@ -169,7 +169,7 @@ fn feed(extents: &Extents, samples: &[Sample], op: &Op, ty: &TensorType) -> Tens
         (op, _) => {
             let base = Rng::keyed(1, &format!("{op:?}"));
             let values = (0..shape.elements()).map(|at| base.at(at).unit() as f32);
-            return Tensor::real(shape.clone(), values.collect());
+            return Tensor::real(shape, values.collect());
         }
     };
     let width = shape.row_elements();
@@ -188,7 +188,7 @@ fn feed(extents: &Extents, samples: &[Sample], op: &Op, ty: &TensorType) -> Tens
                 _ => (bits % 2) as i32,
             });
             reals.push(match input.ends_with("mask") {
-                true => f32::from(u8::from(at == 0 || bits % 3 > 0)),
+                true => f32::from(u8::from(at == 0 || !bits.is_multiple_of(3))),
                 false => base.at(at).unit() as f32,
             });
         }
