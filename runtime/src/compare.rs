@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(found.ulp, Some(2.5f32.to_bits() - 2f32.to_bits()));
         assert_eq!(numbers_between(4.0, next), 3);
         assert_eq!(numbers_between(0.0, -0.0), 1);
-        let mut half = a.clone();
+        let mut half = traced("x", &a.values);
         half.dtype = Dtype::F16;
         assert_eq!(difference(&half, &b).ulp, None);
     }

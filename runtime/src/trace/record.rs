@@ -133,18 +133,8 @@ impl Recorder<'_> {
 
     /// One part of a value, which is output `index` of the run.
     fn traced(&self, value: Value, index: usize, part: Part) -> Traced {
-        let dtype = stored(self.graph.ty(value).dtype);
         let Some(kind) = part.kind else {
-            let tensors = self.results.iter().map(|outputs| &outputs[index]);
-            let mut shape = vec![self.results.len()];
-            shape.extend_from_slice(&self.graph.ty(value).shape);
-            return Traced {
-                name: part.name,
-                dtype,
-                shape,
-                rows: None,
-                values: tensors.flat_map(|t| t.reals().iter().copied()).collect(),
-            };
+            return self.per_micro_batch(value, index, part.name);
         };
         let row = self.row_shape(value);
         let longest = self.packer.longest(kind);
@@ -168,10 +158,25 @@ impl Recorder<'_> {
         shape.extend(row);
         Traced {
             name: part.name,
-            dtype,
+            dtype: stored(self.graph.ty(value).dtype),
             shape,
             rows: cut.then_some(rows),
             values,
+        }
+    }
+
+    /// A value without rows, which is output `index` of the run: that of each micro-batch.
+    fn per_micro_batch(&self, value: Value, index: usize, name: String) -> Traced {
+        let ty = self.graph.ty(value);
+        let mut shape = vec![self.results.len()];
+        shape.extend_from_slice(&ty.shape);
+        let tensors = self.results.iter().map(|outputs| &outputs[index]);
+        Traced {
+            name,
+            dtype: stored(ty.dtype),
+            shape,
+            rows: None,
+            values: tensors.flat_map(|t| t.reals().iter().copied()).collect(),
         }
     }
 
