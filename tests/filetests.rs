@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! ; test: parse                        or: verify, or passes in order: canonicalise, dce, or: pipeline
-//! ; set precision=fp32                 mixed where nothing is set
+//! ; set precision=fp32                 mixed where nothing is set; or: recompute=layer
 //! ; other comments
 //! graph @g { … }
 //! ; expect
@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use libtest_mimic::{Arguments, Failed, Trial};
 use lxpod_ir::text::{ParsedLines, parse_with_lines, print, render_verify_errors};
 use lxpod_ir::{Graph, verify};
-use lxpod_passes::{Manager, Options, PIPELINE, find};
+use lxpod_passes::{Manager, Options, PIPELINE, Recompute, find};
 
 const EXPECT: &str = "\n; expect\n";
 
@@ -127,9 +127,10 @@ fn options(source: &str) -> Result<Options, String> {
     if let Some(setting) = second.strip_prefix("; set ") {
         match setting.split_once('=') {
             Some(("precision", value)) => options.precision = value.parse()?,
+            Some(("recompute", "layer")) => options.recompute = Recompute::Layer,
             _ => {
                 return Err(format!(
-                    "there is no option `{setting}`; precision=fp32 is one"
+                    "there is no option `{setting}`; there are precision=fp32 and recompute=layer"
                 ));
             }
         }

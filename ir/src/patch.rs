@@ -50,6 +50,7 @@ pub struct Patch {
     placed: Vec<(NodeId, u32)>,
     removed: Vec<NodeId>,
     leaving: Vec<(String, Wire)>,
+    dropped: HashSet<String>,
     unions: Vec<Vec<SpaceId>>,
 }
 
@@ -67,6 +68,7 @@ impl Patch {
             && self.placed.is_empty()
             && self.removed.is_empty()
             && self.leaving.is_empty()
+            && self.dropped.is_empty()
     }
 
     /// Adds a node in the scope, on the stage and of the forward node of `like`, and returns its first
@@ -220,6 +222,11 @@ impl Patch {
         self.leaving.push((name.to_owned(), wire.into()));
     }
 
+    /// Lets the value of an output leave no more.
+    pub fn drop_output(&mut self, name: &str) {
+        self.dropped.insert(name.to_owned());
+    }
+
     /// Lets a value leave the graph as the gradient of a parameter; see
     /// [`crate::Output::gradient_of`].
     pub fn add_gradient(&mut self, parameter: &Binding, wire: impl Into<Wire>) {
@@ -258,6 +265,7 @@ impl Patch {
         for (output, wire) in changes.outputs {
             graph.set_output(output, resolve(&added, wire));
         }
+        graph.retain_outputs(|output| !self.dropped.contains(&output.name));
         for (name, wire) in self.leaving {
             graph.add_output(&name, resolve(&added, wire));
         }

@@ -24,8 +24,16 @@
 //! autodiff       the gradient of the loss for each parameter
 //! canonicalise, cse, dce
 //! ```
+//!
+//! [`MICRO_BATCH`] makes it the graph that runs several times before an update:
+//!
+//! ```text
+//! recompute      what is cheap to compute again is not kept for the backward half
+//! accumulate     gradients are summed over the micro-batches of a step
+//! ```
 #![forbid(unsafe_code)]
 
+pub mod accumulate;
 pub mod autodiff;
 pub mod canonicalise;
 mod compile;
@@ -40,10 +48,13 @@ pub mod merge_linear;
 pub mod narrow;
 pub mod partition;
 mod pass;
+mod phase;
 pub mod plan;
 pub mod precision;
+pub mod recompute;
 pub mod schedule;
 pub mod solve;
+mod update;
 mod walk;
 
 pub use compile::{
@@ -52,6 +63,8 @@ pub use compile::{
 };
 pub use manager::{Manager, PassError, PassReport, Report, optimise};
 pub use pass::{
-    Found, LossScale, Mode, Options, PASSES, PIPELINE, Pass, Precision, Run, TRAINING, UnknownPass,
-    find, names,
+    Found, LossScale, MICRO_BATCH, Mode, Options, PASSES, PIPELINE, Pass, Precision, Recompute,
+    Run, TRAINING, UnknownPass, find, names,
 };
+pub use phase::{Phase, phases};
+pub use update::{Optimizer, UpdateOptions, update_graph};

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-use lxpod_ir::{Graph, NodeId, Patch};
+use lxpod_ir::{DType, Graph, NodeId, Patch};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    autodiff, canonicalise, cse, dce, fold, fuse_epilogue, fuse_norm, merge_linear, narrow,
-    precision,
+    accumulate, autodiff, canonicalise, cse, dce, fold, fuse_epilogue, fuse_norm, merge_linear,
+    narrow, precision, recompute,
 };
 
 /// A named step of the compiler: it reads a graph and says how to change it.
@@ -44,6 +44,26 @@ pub struct Options {
     pub precision: Precision,
     /// What multiplies the loss before it is differentiated.
     pub loss_scale: LossScale,
+    /// What the backward half computes again.
+    pub recompute: Recompute,
+    /// How sums of gradients over micro-batches are stored: f32 or f16.
+    pub accumulator: DType,
+}
+
+/// What the backward half computes again instead of keeping it; see [`recompute`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Nothing.
+    #[default]
+    None,
+    /// All but what passes from layer to layer.
+    Layer,
+    /// As much as it takes for what one micro-batch keeps to fit in so many bytes.
+    Auto {
+        /// The bytes, at full capacity.
+        bytes: u64,
+    },
 }
 
 /// What a graph is for.
@@ -120,6 +140,8 @@ pub static PASSES: &[&Pass] = &[
     &fuse_norm::PASS,
     &precision::PASS,
     &autodiff::PASS,
+    &recompute::PASS,
+    &accumulate::PASS,
 ];
 
 /// The passes of both modes in order, each with the mode it is left to if it does not serve both.
@@ -154,6 +176,9 @@ pub static PIPELINE: &[&Pass] = &steps::<{ count(Mode::Inference) }>(Mode::Infer
 
 /// The passes of a graph that is to be trained, in order.
 pub static TRAINING: &[&Pass] = &steps::<{ count(Mode::Training) }>(Mode::Training);
+
+/// The passes behind [`TRAINING`] of the graph of one micro-batch among several, in order.
+pub static MICRO_BATCH: &[&Pass] = &[&recompute::PASS, &accumulate::PASS];
 
 const fn serves(step: usize, mode: Mode) -> bool {
     match STEPS[step].1 {

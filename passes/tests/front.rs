@@ -5,13 +5,15 @@ mod support;
 use lxpod_ir::front::{Losses, LxmertConfig, ModelOptions, Task, build};
 use lxpod_ir::text::print;
 use lxpod_ir::{DType, Graph};
-use lxpod_passes::{LossScale, Options, Precision, Report, optimise};
+use lxpod_passes::{LossScale, Mode, Options, Precision, Recompute, Report, optimise};
 use support::{World, count, named, same_bits, ty};
 
 const FP32: Options = Options {
-    mode: lxpod_passes::Mode::Inference,
+    mode: Mode::Inference,
     precision: Precision::Fp32,
     loss_scale: LossScale::One,
+    recompute: Recompute::None,
+    accumulator: DType::F32,
 };
 
 fn tiny() -> LxmertConfig {

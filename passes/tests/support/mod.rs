@@ -13,7 +13,7 @@ use lxpod_ir::{
     Binding, Builder, DType, Extents, Graph, LOSS, Layout, NodeId, Shape, Spaces, Tensor,
     TensorType, Value, interpret, verify,
 };
-use lxpod_passes::{Manager, Options, Pass, Precision, Report, find};
+use lxpod_passes::{Manager, Options, Pass, Precision, Recompute, Report, find};
 use rustc_hash::FxHasher;
 
 /// A small generator of numbers that look random.
@@ -89,6 +89,10 @@ impl World {
         interpret(graph, &extents, |op, ty| match op {
             Op::Input(input) => Ok(self.input(&graph.spaces, &extents, &input.name, ty)),
             Op::Param(param) => Ok(self.bound(&param.value)),
+            Op::State(state) if state.reset => {
+                let zeros = vec![0.0; ty.shape.elements()];
+                Ok(Tensor::real(ty.shape.clone(), zeros))
+            }
             other => Err(format!("fed {}", other.name())),
         })
         .unwrap()
@@ -206,6 +210,7 @@ pub(crate) fn apply(graph: &mut Graph, passes: &str) -> Report {
     let passes: Vec<&Pass> = passes.split(',').map(|name| find(name).unwrap()).collect();
     let options = Options {
         precision: Precision::Fp32,
+        recompute: Recompute::Layer,
         ..Options::default()
     };
     Manager::new(options)
