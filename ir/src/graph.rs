@@ -99,6 +99,11 @@ impl Output {
         self.name.strip_prefix(PARAM)
     }
 
+    /// Whether the value takes the place of a state or a parameter.
+    pub fn is_stored(&self) -> bool {
+        self.stored_state().or(self.stored_param()).is_some()
+    }
+
     /// The name of the output that stores a state.
     pub fn state_name(state: &str) -> String {
         format!("{STATE}{state}")

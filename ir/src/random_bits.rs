@@ -9,13 +9,13 @@
 //! variant 13), the 32-bit rounds are those of `triple32` (C. Wellons, hash-prospector), into which
 //! the row enters twice: added before the first round and xored in before the second.
 
-/// The weight of an odd number that no sequence of small integers resembles: 2⁶⁴ / φ.
+/// 2⁶⁴ / φ, added so that not even zeros mix to zeros.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The elements that share a row of words in [`rounding_word`].
 pub const ROUNDING_ROW: usize = 4096;
 
-/// FNV-1a of a name, in 64 bits: the salt of a scope or the part of a salt that a row space is.
+/// FNV-1a of a name, in 64 bits: the salt of a module's path, the part of a salt that a row space is.
 pub fn name_hash(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -95,7 +95,7 @@ pub fn round_stochastically(value: f32, word: u32) -> f32 {
     if !value.is_finite() {
         return value;
     }
-    // Beneath 65536 · 2¹⁰ the unit and its inverse are normal powers of two, so that neither
+    // The unit, the distance of the neighbours, is a power of two from 2⁻²⁴ to 2⁵, so that neither
     // product rounds.
     let magnitude = value.abs().min(MAX_F16);
     let exponent = (magnitude.to_bits() & EXPONENT).max(SMALLEST_NORMAL);

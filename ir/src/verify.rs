@@ -14,7 +14,7 @@
 //! 9. *Stores*: the output `state:NAME` has the type of every `state` of that name, and there is one;
 //!    `param:BINDING` likewise.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde_json::Value as Json;
@@ -310,6 +310,7 @@ impl<'a> Verifier<'a> {
 
     fn outputs(&mut self) {
         let mut names = BTreeSet::new();
+        let replaced = self.replaced();
         for (position, output) in self.graph.outputs().iter().enumerate() {
             let Value {
                 node,
@@ -324,39 +325,46 @@ impl<'a> Verifier<'a> {
             if !names.insert(name) {
                 self.report_graph(Some(position), format!("a second output named `{name}`"));
             }
-            if exists {
-                self.store(position, output);
+            if exists && output.is_stored() {
+                let leaves = replaced.get(name).map_or(&[][..], Vec::as_slice);
+                self.store(position, output, leaves);
             }
         }
     }
 
-    /// Checks that a stored value can take the place of what it replaces.
-    fn store(&mut self, position: usize, output: &Output) {
-        let replaced = |op: &Op| match op {
-            Op::State(state) => output.stored_state() == Some(&state.name),
-            Op::Param(param) => output.stored_param() == Some(&param.value.to_string()),
-            _ => false,
+    /// The types of the leaves that each stored value takes the place of, by the output's name; of
+    /// none where nothing is stored.
+    fn replaced(&self) -> BTreeMap<String, Vec<&'a Types>> {
+        let mut replaced: BTreeMap<String, Vec<&Types>> = BTreeMap::new();
+        if self.graph.outputs().iter().any(Output::is_stored) {
+            for node in self.graph.nodes().map(|id| self.graph.node(id)) {
+                let name = match &node.op {
+                    Op::State(state) => Output::state_name(&state.name),
+                    Op::Param(param) => Output::param_name(&param.value),
+                    _ => continue,
+                };
+                replaced.entry(name).or_default().push(&node.types);
+            }
+        }
+        replaced
+    }
+
+    /// Checks that a stored value can take the place of leaves of these types.
+    fn store(&mut self, position: usize, output: &Output, replaced: &[&Types]) {
+        let name = &output.name;
+        let stored = std::slice::from_ref(self.graph.ty(output.value));
+        let other = replaced.iter().find(|types| types[..] != *stored);
+        let message = match other {
+            _ if replaced.is_empty() => {
+                format!("output `{name}` stores what the graph does not have")
+            }
+            Some(other) => {
+                let (stored, other) = (self.show(stored), self.show(other));
+                format!("output `{name}` stores {stored} in {other}")
+            }
+            None => return,
         };
-        if output.stored_state().or(output.stored_param()).is_none() {
-            return;
-        }
-        let leaves = self.graph.nodes().map(|id| self.graph.node(id));
-        let types = leaves
-            .filter(|node| replaced(&node.op))
-            .map(|node| &node.types);
-        let types: Vec<&Types> = types.collect();
-        let stored = self.graph.ty(output.value);
-        if types.is_empty() {
-            let message = format!(
-                "output `{}` stores what the graph does not have",
-                output.name
-            );
-            self.report_graph(Some(position), message);
-        } else if let Some(other) = types.iter().find(|types| types[..] != [stored.clone()]) {
-            let (stored, other) = (self.show(&[stored.clone()]), self.show(other));
-            let message = format!("output `{}` stores {stored} in {other}", output.name);
-            self.report_graph(Some(position), message);
-        }
+        self.report_graph(Some(position), message);
     }
 }
 

@@ -78,6 +78,7 @@ impl CompileOptions {
             hidden_states,
             attentions,
             losses,
+            dropout,
         } = &self.model;
         serde_json::json!({
             "mode": "inference",
@@ -88,6 +89,7 @@ impl CompileOptions {
             "hidden_states": hidden_states,
             "attentions": attentions,
             "losses": losses != &Losses::None,
+            "dropout": dropout,
             "replicas": self.replicas,
             "stages": stages,
             "precision": self.precision.name(),

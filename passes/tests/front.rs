@@ -65,9 +65,14 @@ fn variants() -> Vec<ModelOptions> {
                         },
                         _ => Losses::None,
                     },
+                    dropout: false,
                 });
             }
         }
+        variants.push(ModelOptions {
+            dropout: true,
+            ..variants[variants.len() - 1].clone()
+        });
     }
     variants
 }

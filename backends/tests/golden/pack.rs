@@ -43,6 +43,7 @@ impl Packed {
             hidden_states: request.states,
             attentions: request.states,
             losses: request.losses.clone(),
+            dropout: false,
         };
         let built = build(&case.config, &options).expect("a graph");
         lxpod_ir::verify(&built.graph).expect("a valid graph");

@@ -11,7 +11,7 @@ pub(super) struct Words {
     pub(super) table: Value,
 }
 
-/// LN((word + position) + token type), in scope `embeddings`. Row 0 of each table is padding and is
+/// dropout(LN((word + position) + token type)), in scope `embeddings`. Row 0 of each table is padding and is
 /// not trained by what it looks up.
 pub(super) fn words(b: &mut Builder, cx: &Context<'_>) -> Words {
     let (config, inputs) = (cx.config, &cx.inputs);
@@ -32,14 +32,15 @@ pub(super) fn words(b: &mut Builder, cx: &Context<'_>) -> Words {
         .map(|(table, index)| b.op(GatherRows { padding: Some(0) }, &[table, index]));
         let sum = b.op(Add::default(), &[word, position]);
         let sum = b.op(Add::default(), &[sum, kind]);
+        let embedded = norm.apply(b, sum);
         Words {
-            embedded: norm.apply(b, sum),
+            embedded: cx.drop_hidden(b, embedded),
             table: tables[0],
         }
     })
 }
 
-/// (LN(linear(features)) + LN(linear(coordinates))) / 2, in scope `visn_fc` of the encoder.
+/// dropout((LN(linear(features)) + LN(linear(coordinates))) / 2), in scope `visn_fc` of the encoder.
 pub(super) fn boxes(b: &mut Builder, cx: &Context<'_>) -> Value {
     let (config, inputs) = (cx.config, &cx.inputs);
     let width = config.hidden_size;
@@ -53,6 +54,7 @@ pub(super) fn boxes(b: &mut Builder, cx: &Context<'_>) -> Value {
         let places = place.apply(b, inputs.visual_pos);
         let places = place_norm.apply(b, places);
         let sum = b.op(Add::default(), &[features, places]);
-        b.op(Scale { factor: 0.5 }, &[sum])
+        let mean = b.op(Scale { factor: 0.5 }, &[sum]);
+        cx.drop_hidden(b, mean)
     })
 }

@@ -83,9 +83,9 @@ fn tower(
             });
             let feed = FeedForward::declare(b, cx.config, ["intermediate", "output"]);
             let (x, weights) = b.scoped("attention", |b| {
-                block.apply(b, stream.x, stream, trace.attentions)
+                block.apply(b, cx, stream.x, stream, trace.attentions)
             });
-            (feed.apply(b, x), weights)
+            (feed.apply(b, cx, x), weights)
         });
         stream.x = x;
         trace.hidden_state(tower.state(index), x);
@@ -118,10 +118,10 @@ fn cross_layer(
         AttentionBlock::declare(b, cx.config, "att")
     });
     let (lang, weights) = b.scoped("visual_attention.lang", |b| {
-        shared.apply(b, language.x, vision, trace.attentions)
+        shared.apply(b, cx, language.x, vision, trace.attentions)
     });
     let (visn, _) = b.scoped("visual_attention.visn", |b| {
-        shared.apply(b, vision.x, language, false)
+        shared.apply(b, cx, vision.x, language, false)
     });
     trace.attention(format!("cross_encoder_attentions.{index}"), weights);
     let names = ["lang_self_att", "lang_inter", "lang_output"];
@@ -140,7 +140,7 @@ fn side(
 ) -> Value {
     let x = b.scoped(attention, |b| {
         let block = AttentionBlock::declare(b, cx.config, "self");
-        block.apply(b, x, Stream { x, mask }, false).0
+        block.apply(b, cx, x, Stream { x, mask }, false).0
     });
-    FeedForward::declare(b, cx.config, [inter, output]).apply(b, x)
+    FeedForward::declare(b, cx.config, [inter, output]).apply(b, cx, x)
 }

@@ -1,6 +1,8 @@
 //! The graph's inputs; the table in the module's header says what each holds.
 
 use super::{LxmertConfig, ModelOptions, RowSpaces};
+use crate::ops::Dropout;
+use crate::random_bits::name_hash;
 use crate::{Builder, DType, Value};
 
 /// The inputs of the towers and what joins them.
@@ -15,10 +17,17 @@ pub(super) struct Inputs {
     pub(super) first_token: Value,
     /// `sample_text_rows` and `sample_box_rows`, where samples may share questions and images.
     pub(super) sample_rows: Option<[Value; 2]>,
+    /// Present where anything is dropped.
+    dropout_keys: Option<Value>,
 }
 
 impl Inputs {
-    pub(super) fn declare(b: &mut Builder, config: &LxmertConfig, rows: &RowSpaces) -> Self {
+    pub(super) fn declare(
+        b: &mut Builder,
+        config: &LxmertConfig,
+        rows: &RowSpaces,
+        drops: bool,
+    ) -> Self {
         let (text, boxes) = (rows.text, rows.boxes);
         Inputs {
             input_ids: b.input("input_ids", DType::I32, text, &[]),
@@ -35,6 +44,7 @@ impl Inputs {
                 ]
             }),
             first_token: b.input("first_token", DType::I32, rows.sample, &[]),
+            dropout_keys: drops.then(|| b.input("dropout_keys", DType::I32, rows.sample, &[2])),
         }
     }
 }
@@ -45,6 +55,31 @@ pub(super) struct Context<'a> {
     pub(super) options: &'a ModelOptions,
     pub(super) rows: RowSpaces,
     pub(super) inputs: Inputs,
+}
+
+impl Context<'_> {
+    /// `x` with elements dropped, as the module `dropout` of the current scope does.
+    pub(super) fn drop_hidden(&self, b: &mut Builder, x: Value) -> Value {
+        match self.dropping(b, self.config.hidden_dropout_prob) {
+            Some((op, keys)) => b.scoped("dropout", |b| b.op(op, &[x, keys])),
+            None => x,
+        }
+    }
+
+    /// What the module `dropout` of the current scope does to attention probabilities, and the keys
+    /// it does it by; `None` where it does nothing.
+    pub(super) fn drop_probabilities(&self, b: &Builder) -> Option<(Dropout, Value)> {
+        self.dropping(b, self.config.attention_probs_dropout_prob)
+    }
+
+    fn dropping(&self, b: &Builder, rate: f64) -> Option<(Dropout, Value)> {
+        let keys = self.inputs.dropout_keys.filter(|_| rate > 0.0)?;
+        let op = Dropout {
+            rate: (rate as f32).min(1f32.next_down()),
+            salt: name_hash(&b.scoped_name("dropout")),
+        };
+        Some((op, keys))
+    }
 }
 
 /// Outputs besides the task's own, in the order they arise.

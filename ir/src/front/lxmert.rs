@@ -26,9 +26,10 @@ pub struct Built {
 pub fn build(config: &LxmertConfig, options: &ModelOptions) -> Result<Built, FrontError> {
     config.check()?;
     options.check(config)?;
-    let (spaces, rows) = RowSpaces::declare(options);
+    let drops = options.drops(config);
+    let (spaces, rows) = RowSpaces::declare(options, options.micro_batch > 1 && !drops);
     let mut b = Builder::new(&format!("lxmert_{}", options.task), spaces);
-    let inputs = Inputs::declare(&mut b, config, &rows);
+    let inputs = Inputs::declare(&mut b, config, &rows, drops);
     let cx = Context {
         config,
         options,

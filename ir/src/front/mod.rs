@@ -7,7 +7,7 @@
 //! # Rows
 //! [`RowSpaces`] says which row spaces there are. Below, *text* stands for `text`, one row per
 //! token of each question, and *sample text* for `sample_text`, one row per token of each sample;
-//! with room for one sample only both are `text`. Likewise *box* and *sample box*.
+//! with room for one sample only, or with dropout, both are `text`. Likewise *box* and *sample box*.
 //!
 //! # Inputs
 //! | name | type | holds |
@@ -19,9 +19,10 @@
 //! | `visual_feats` | f32\[box, visual_feat_dim\] | features of boxes |
 //! | `visual_pos` | f32\[box, visual_pos_dim\] | coordinates of boxes |
 //! | `visual_attention_mask` | f32\[box\] | as `attention_mask`; ones stand for no mask |
-//! | `sample_text_rows` | i32\[sample text\] | the row of *text* that each token of a sample is; absent with room for one sample |
-//! | `sample_box_rows` | i32\[sample box\] | the row of *box* that each box of a sample is; absent with room for one sample |
+//! | `sample_text_rows` | i32\[sample text\] | the row of *text* that each token of a sample is; absent where both are one |
+//! | `sample_box_rows` | i32\[sample box\] | the row of *box* that each box of a sample is; absent where both are one |
 //! | `first_token` | i32\[sample\] | the row of *sample text* where each sample begins |
+//! | `dropout_keys` | i32\[sample, 2\] | two words that decide what each sample drops; only with dropout |
 //!
 //! and, with the losses that read them,
 //!
@@ -44,6 +45,11 @@
 //! | qa | `question_answering_score`\[sample, num_qa_labels\], `pooled_output`\[sample, D\]; `loss`, `loss_bce` |
 //! | base | `language_output`\[sample text, D\], `vision_output`\[sample box, D\], `pooled_output` |
 //! | pretraining | `prediction_logits`\[sample text, vocab_size\], `cross_relationship_score`\[sample, 2\], `visual_prediction.obj`, `.attr`, `.feat`\[sample box, classes\], `question_answering_score`; `loss_mlm`, `loss_matched`, `loss_visual_obj`, `loss_visual_attr`, `loss_visual_feat`, `loss_qa`, and their sum `loss` |
+//!
+//! # Dropout
+//! What is dropped is Transformers' choice: the text's embedding, the boxes' embedding, each `output.dense`
+//! before its residual, and the probabilities of every attention, which are returned as dropped. The
+//! salt of a mask is the hash of its module's path; see [`crate::ops::Dropout`].
 //!
 //! # Scopes
 //! A node's scope is the path of its module in the checkpoint, except that the two uses of a cross

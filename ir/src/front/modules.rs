@@ -5,6 +5,7 @@
 
 use super::LAYER_NORM_EPS;
 use super::config::LxmertConfig;
+use super::inputs::Context;
 use crate::ops::{Activate, Activation, Add, Attention, LayerNorm, Linear};
 use crate::{Builder, Value};
 
@@ -67,7 +68,7 @@ pub(super) fn activate(b: &mut Builder, kind: Activation, x: Value) -> Value {
     b.op(Activate { kind }, &[x])
 }
 
-/// What closes every residual block: LN(dense(y) + x).
+/// What closes every residual block: LN(dropout(dense(y)) + x).
 #[derive(Clone, Copy)]
 struct Closing {
     dense: Dense,
@@ -82,9 +83,10 @@ impl Closing {
         })
     }
 
-    fn apply(self, b: &mut Builder, name: &str, y: Value, x: Value) -> Value {
+    fn apply(self, b: &mut Builder, cx: &Context<'_>, name: &str, y: Value, x: Value) -> Value {
         b.scoped(name, |b| {
             let y = self.dense.apply(b, y);
+            let y = cx.drop_hidden(b, y);
             let sum = b.op(Add::default(), &[y, x]);
             self.norm.apply(b, sum)
         })
@@ -128,28 +130,32 @@ impl AttentionBlock {
         }
     }
 
-    /// LN(dense(attention(x, context)) + x), and the probabilities if asked for.
+    /// LN(dropout(dense(attention(x, context))) + x), and the probabilities if asked for.
     pub(super) fn apply(
         self,
         b: &mut Builder,
+        cx: &Context<'_>,
         x: Value,
         context: Stream,
         probabilities: bool,
     ) -> (Value, Option<Value>) {
-        let op = Attention {
-            heads: self.heads,
-            scale: self.scale,
-            probabilities,
-            dropout: None,
-        };
         let attended = b.scoped(self.inner, |b| {
             let query = self.query.apply(b, x);
             let key = self.key.apply(b, context.x);
             let value = self.value.apply(b, context.x);
-            b.op(op, &[query, key, value, context.mask])
+            let mut operands = vec![query, key, value, context.mask];
+            let (dropout, keys) = cx.drop_probabilities(b).unzip();
+            operands.extend(keys);
+            let op = Attention {
+                heads: self.heads,
+                scale: self.scale,
+                probabilities,
+                dropout,
+            };
+            b.op(op, &operands)
         });
         let weights = probabilities.then(|| b.second(attended));
-        (self.output.apply(b, "output", attended, x), weights)
+        (self.output.apply(b, cx, "output", attended, x), weights)
     }
 }
 
@@ -178,12 +184,12 @@ impl FeedForward {
         }
     }
 
-    /// LN(dense(act(dense(x))) + x).
-    pub(super) fn apply(self, b: &mut Builder, x: Value) -> Value {
+    /// LN(dropout(dense(act(dense(x)))) + x).
+    pub(super) fn apply(self, b: &mut Builder, cx: &Context<'_>, x: Value) -> Value {
         let wide = b.scoped(self.names[0], |b| {
             let wide = self.up.apply(b, x);
             activate(b, self.act, wide)
         });
-        self.down.apply(b, self.names[1], wide, x)
+        self.down.apply(b, cx, self.names[1], wide, x)
     }
 }

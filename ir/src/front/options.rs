@@ -184,6 +184,9 @@ pub struct ModelOptions {
     pub attentions: bool,
     /// The losses.
     pub losses: Losses,
+    /// Whether activations and attention probabilities are dropped at the rates of the configuration,
+    /// as in training. Samples then share no questions and images.
+    pub dropout: bool,
 }
 
 impl Default for ModelOptions {
@@ -197,6 +200,7 @@ impl Default for ModelOptions {
             hidden_states: false,
             attentions: false,
             losses: Losses::None,
+            dropout: false,
         }
     }
 }
@@ -205,6 +209,15 @@ impl Default for ModelOptions {
 const MAX_WORK: u128 = 1 << 61;
 
 impl ModelOptions {
+    /// Whether anything of the model is dropped.
+    pub(super) fn drops(&self, config: &LxmertConfig) -> bool {
+        let rates = [
+            config.hidden_dropout_prob,
+            config.attention_probs_dropout_prob,
+        ];
+        self.dropout && rates.iter().any(|&rate| rate > 0.0)
+    }
+
     /// Checks the options against each other and against a valid configuration.
     pub(super) fn check(&self, config: &LxmertConfig) -> Result<(), FrontError> {
         let sizes = [

@@ -8,8 +8,9 @@ use crate::{SpaceId, Spaces};
 /// With room for several samples, texts and images are entities of their own, so that samples may
 /// share them: the language tower works on `text` (segments of `question`), the vision tower on
 /// `box` (segments of `image`), and the cross layers on `sample_text` and `sample_box` (segments of
-/// `sample`). With room for one sample there is nothing to share: `question` and `image` are
-/// `sample`, `sample_text` is `text` and `sample_box` is `box`.
+/// `sample`). With room for one sample there is nothing to share, and where samples drop out at
+/// random no two are alike: `question` and `image` are then `sample`, `sample_text` is `text` and
+/// `sample_box` is `box`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowSpaces {
     /// One row per sample.
@@ -29,12 +30,13 @@ pub struct RowSpaces {
 }
 
 impl RowSpaces {
-    /// Declares the spaces of a model with these capacities, which must have been checked.
-    pub(super) fn declare(options: &ModelOptions) -> (Spaces, RowSpaces) {
+    /// Declares the spaces of a model with these capacities, which must have been checked. `shared`
+    /// says whether samples may share questions and images.
+    pub(super) fn declare(options: &ModelOptions, shared: bool) -> (Spaces, RowSpaces) {
         let mut spaces = Spaces::default();
         let (batch, tokens, boxes) = (options.micro_batch, options.seq_len, options.boxes);
         let sample = spaces.entities("sample", batch);
-        if batch > 1 {
+        if shared {
             let question = spaces.entities("question", batch);
             let image = spaces.entities("image", batch);
             spaces.segments("text", question, tokens);

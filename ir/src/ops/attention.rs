@@ -42,6 +42,15 @@ impl Attention {
         }
     }
 
+    fn check_mask(cx: &Infer<'_>) -> Result<(), String> {
+        let (key, mask) = (&cx.inputs[1], cx.float(3, "mask")?);
+        if mask.shape.len() == 1 && mask.rows == key.rows {
+            return Ok(());
+        }
+        let (mask, key) = (cx.show(mask), cx.show(key));
+        Err(format!("mask {mask} is not one value per row of {key}"))
+    }
+
     /// The segments, and the query and key rows of one, at capacity.
     fn scores(cx: &Infer<'_>) -> Result<(usize, usize, usize), String> {
         let (query, key) = Self::spaces(cx)?;
@@ -70,11 +79,7 @@ impl OpDef for Attention {
     }
 
     fn infer(&self, cx: &Infer<'_>) -> Result<Types, String> {
-        let (query, key, mask) = (
-            cx.float(0, "query")?,
-            cx.float(1, "key")?,
-            cx.float(3, "mask")?,
-        );
+        let (query, key) = (cx.float(0, "query")?, cx.float(1, "key")?);
         cx.float(2, "value")?;
         cx.same(1, 2)?;
         let (_, _, keys) = Self::scores(cx)?;
@@ -93,13 +98,7 @@ impl OpDef for Attention {
                 cx.show(key)
             ));
         }
-        if mask.shape.len() != 1 || mask.rows != key.rows {
-            return Err(format!(
-                "mask {} is not one value per row of {}",
-                cx.show(mask),
-                cx.show(key)
-            ));
-        }
+        Self::check_mask(cx)?;
         if let (Some(dropout), Some(rows)) = (&self.dropout, query.rows) {
             dropout.check(cx, rows, 4)?;
         }
