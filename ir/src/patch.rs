@@ -275,18 +275,9 @@ impl Patch {
         for (node, stage) in self.placed {
             graph.node_mut(node).stage = Some(stage);
         }
-        let left = |id: NodeId| self.removed.contains(&id) || !graph.is_used(id);
-        let heirs = changes.heirs.into_iter().filter(|&(old, _)| left(old));
-        let mut heirs: HashMap<NodeId, Option<NodeId>> = heirs
-            .map(|(old, wire)| (old, Some(resolve(&added, wire).node)))
-            .collect();
-        for &node in &self.removed {
-            heirs.entry(node).or_default();
-        }
-        graph.pass_on(&heirs);
-        for node in self.removed {
-            graph.remove(node);
-        }
+        let heirs = changes.heirs.into_iter();
+        let heirs = heirs.map(|(old, wire)| (old, resolve(&added, wire).node));
+        retire(graph, heirs, &self.removed);
         Ok(())
     }
 
@@ -359,6 +350,7 @@ impl Patch {
         wires.extend(changes.outputs.iter().map(|&(_, wire)| wire));
         wires.extend(self.leaving.iter().map(|&(_, wire)| wire));
         let kept = graph.outputs().iter().enumerate();
+        let kept = kept.filter(|(_, output)| !self.dropped.contains(&output.name));
         let changed: HashSet<usize> = changes
             .outputs
             .iter()
@@ -400,6 +392,20 @@ impl Patch {
             .map(Wire::Old)
             .collect()
     }
+}
+
+/// Removes nodes, after those that are left without users passed on what names them to their heirs.
+fn retire(graph: &mut Graph, heirs: impl Iterator<Item = (NodeId, NodeId)>, removed: &[NodeId]) {
+    let gone: HashSet<NodeId> = removed.iter().copied().collect();
+    let mut passed: HashMap<NodeId, Option<NodeId>> = HashMap::new();
+    passed.extend(removed.iter().map(|&id| (id, None)));
+    for (old, heir) in heirs {
+        if (gone.contains(&old) || !graph.is_used(old)) && !gone.contains(&heir) {
+            passed.insert(old, Some(heir));
+        }
+    }
+    graph.pass_on(&passed);
+    removed.iter().for_each(|&id| graph.remove(id));
 }
 
 /// What operands, outputs and nodes become.

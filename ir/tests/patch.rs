@@ -216,3 +216,24 @@ fn compaction_renames_forward_nodes() {
         Some(node(&compact, 3))
     );
 }
+
+#[test]
+fn a_dropped_output_needs_its_node_no_more() {
+    let mut graph = graph();
+    let z = value(&graph, 2);
+    let mut patch = Patch::new();
+    let one = Scale { factor: 1.0 };
+    let new = patch.add(&graph, z.node, one, &[z.into()]).unwrap();
+    patch.drop_output("z");
+    patch.add_output("w", new);
+    patch.apply(&mut graph).unwrap();
+    assert_eq!(
+        body(&graph)[5..7],
+        ["return %3 as \"y\"", "return %4 as \"w\""]
+    );
+    let mut patch = Patch::new();
+    patch.drop_output("w");
+    patch.remove(graph.outputs()[1].value.node);
+    patch.apply(&mut graph).unwrap();
+    assert_eq!(graph.outputs().len(), 1);
+}

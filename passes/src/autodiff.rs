@@ -33,7 +33,9 @@ use std::ops::Range;
 
 use fixedbitset::FixedBitSet;
 use lxpod_ir::ops::{Add, Concat, Constant, Input, Op, Vjp, Zeros};
-use lxpod_ir::{Binding, DType, Graph, LOSS, Layout, NodeId, Patch, TensorType, Value, Wire};
+use lxpod_ir::{
+    Binding, DType, Graph, LOSS, Layout, NodeId, Output, Patch, TensorType, Value, Wire,
+};
 use rustc_hash::FxHashMap;
 
 use crate::pass::{Found, LossScale, Options, Pass, Run};
@@ -55,8 +57,8 @@ fn run(graph: &Graph, options: &Options) -> Found {
     let Some(loss) = loss.map(|output| output.value) else {
         return Ok(None);
     };
-    let done = outputs.iter().any(|output| output.gradient_of().is_some());
-    if done || *graph.ty(loss) != TensorType::fixed(DType::F32, []) {
+    let done = |output: &Output| output.gradient_of().or(output.stored_state()).is_some();
+    if outputs.iter().any(done) || *graph.ty(loss) != TensorType::fixed(DType::F32, []) {
         return Ok(None);
     }
     let mut sweep = Sweep {

@@ -12,7 +12,7 @@ use lxpod_ir::random::random_loss_graph;
 use lxpod_ir::text::{parse, print};
 use lxpod_ir::{Builder, DType, Graph, LOSS, Spaces, Value};
 use lxpod_passes::{
-    LossScale, Manager, Mode, Options, PASSES, PIPELINE, Pass, Precision, Recompute, TRAINING, find,
+    LossScale, Manager, Options, PASSES, Pass, Precision, Recompute, TRAINING, find,
 };
 use proptest::prelude::*;
 use support::differences::{Point, compare, differentiated};
@@ -443,95 +443,6 @@ fn gradients(graph: &Graph) -> Option<Graph> {
         Err(error) if error.to_string().contains("has no derivative") => None,
         after => Some(after.unwrap()),
     }
-}
-
-#[test]
-fn training_differentiates_the_pipeline_without_fusion() {
-    let names = |passes: &[&Pass]| passes.iter().map(|pass| pass.name).collect::<Vec<_>>();
-    let mut forward = names(PIPELINE);
-    forward.retain(|name| !name.starts_with("fuse-"));
-    let training = names(TRAINING);
-    let (before, after) = training.split_at(forward.len());
-    assert_eq!(before, forward);
-    assert_eq!(after, ["autodiff", "canonicalise", "cse", "dce"]);
-}
-
-/// A graph whose three linears of the same rows merge, in mixed precision.
-fn merged() -> Graph {
-    let mut graph = parse(
-        "graph @merged {
-  rows sample = 2
-  rows text = 8 by sample, 4 each
-  %0 = input {name=ids} : i32[text:8]
-  %1 = param {value=table} : f32[5,4]
-  %2 = gather_rows %1, %0 : f32[text:8,4]
-  %3 = param {value=q} : f32[4,4]
-  %4 = param {value=k} : f32[4,4]
-  %5 = param {value=v} : f32[4,4]
-  %6 = linear %2, %3 : f32[text:8,4]
-  %7 = linear %2, %4 : f32[text:8,4]
-  %8 = linear %2, %5 : f32[text:8,4]
-  %9 = input {name=mask} : f32[text:8]
-  %10 = attention %6, %7, %8, %9 {heads=2, scale=0.5} : f32[text:8,4]
-  %11 = param {value=out} : f32[5,4]
-  %12 = linear %10, %11 : f32[text:8,5]
-  %13 = input {name=labels} : i32[text:8]
-  %14 = cross_entropy %12, %13 {reduction=mean} : f32[]
-  return %14 as \"loss\"
-}",
-    )
-    .unwrap();
-    let options = Options {
-        mode: Mode::Training,
-        ..Options::default()
-    };
-    Manager::new(options).run(TRAINING, &mut graph).unwrap();
-    graph
-}
-
-#[test]
-fn merged_linears_have_one_gradient_that_nothing_adds_up() {
-    let graph = merged();
-    let names: Vec<&str> = graph.outputs().iter().map(|o| &*o.name).collect();
-    assert_eq!(
-        names,
-        ["loss", "grad:concat(q, k, v)", "grad:out", "grad:table"]
-    );
-    let count = |name: &str| {
-        let ops = graph.nodes().map(|id| graph.node(id).op.name());
-        ops.filter(|op| *op == name).count()
-    };
-    assert_eq!([count("zeros"), count("add"), count("concat")], [0, 0, 1]);
-    assert_eq!(count("weight_grad"), 2);
-}
-
-#[test]
-fn cotangents_are_stored_as_values_are_and_gradients_in_f32() {
-    let graph = merged();
-    let mut half = 0;
-    for id in graph.nodes() {
-        let node = graph.node(id);
-        if node.forward.is_some() {
-            let expected = match node.types[0].rows {
-                Some(_) if node.op.name() == "cross_entropy_grad" => DType::F32,
-                Some(_) => DType::F16,
-                None => DType::F32,
-            };
-            assert_eq!(node.types[0].dtype, expected, "{}", node.op.name());
-            half += usize::from(expected == DType::F16);
-        }
-    }
-    assert_eq!(half, 4);
-}
-
-#[test]
-fn no_scale_moves_into_a_parameter_of_a_training_graph() {
-    let graph = merged();
-    let scales = graph.nodes().filter_map(|id| match &graph.node(id).op {
-        Op::Attention(attention) => Some(attention.scale),
-        _ => None,
-    });
-    assert_eq!(scales.collect::<Vec<_>>(), [0.5]);
 }
 
 #[test]

@@ -14,9 +14,9 @@ const DECAY: f64 = 0.01;
 /// A micro-batch graph that accumulates for three parameters, of which only its leaves and outputs count.
 fn micro() -> Graph {
     let text = "graph @micro {
-  %0 = param {value=dense.weight} : f16[2,2] in \"m.dense\"
+  %0 = param {value=\"dense.weight\"} : f16[2,2] in \"m.dense\"
   %1 = param {value=\"concat(q.bias, k.bias)\"} : f32[3]
-  %2 = param {value=LayerNorm.weight} : f32[2]
+  %2 = param {value=\"LayerNorm.weight\"} : f32[2]
   %3 = state {name=\"acc:dense.weight\", reset=true} : f16[2,2]
   %4 = state {name=\"acc:concat(q.bias, k.bias)\", reset=true} : f32[3]
   %5 = state {name=\"acc:LayerNorm.weight\", reset=true} : f32[2]

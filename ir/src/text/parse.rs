@@ -178,6 +178,16 @@ impl<'s> Parser<'s> {
         let id = self.graph.insert(node, &[]);
         self.forwards.extend(forward.map(|value| (id, value)));
         self.lines.nodes.insert(id, start..self.cursor.end());
+        self.define(id, names, operands)
+    }
+
+    /// Names a node's values, and notes what it uses.
+    fn define(
+        &mut self,
+        id: NodeId,
+        names: Vec<Use<'s>>,
+        operands: Vec<Use<'s>>,
+    ) -> Result<(), ParseError> {
         for (output, (name, span)) in names.into_iter().enumerate() {
             let value = Value {
                 node: id,
