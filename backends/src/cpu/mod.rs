@@ -140,14 +140,20 @@ impl Cpu {
     }
 
     /// Looks up the slots of so many feeds, every `replicas`-th of which is a replica's.
-    fn schedule(&mut self, feeds: usize) {
+    ///
+    /// # Errors
+    /// The schedule cannot order that many micro-batches.
+    fn schedule(&mut self, feeds: usize) -> Result<(), BackendError> {
         let replicas = self.plan.replicas;
         for (replica, (micro_batches, slots)) in self.slots.iter_mut().enumerate() {
             let own = feeds.saturating_sub(replica).div_ceil(replicas);
             if own != *micro_batches {
-                (*micro_batches, *slots) = (own, self.plan.schedule.slots(own));
+                let schedule = &self.plan.schedule;
+                schedule.check(own).map_err(BackendError::Data)?;
+                (*micro_batches, *slots) = (own, schedule.slots(own));
             }
         }
+        Ok(())
     }
 
     /// Plays the schedule of one replica over its feeds, every `replicas`-th.
@@ -212,7 +218,7 @@ impl Executable for Cpu {
             .flatten()
             .for_each(|time| *time = Duration::ZERO);
         drop(times);
-        self.schedule(feeds.len());
+        self.schedule(feeds.len())?;
         (0..self.plan.replicas).try_for_each(|replica| self.play(replica, feeds))
     }
 

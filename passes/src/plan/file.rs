@@ -203,10 +203,10 @@ impl Plan {
         self.target
             .check()
             .map_err(|problem| file(&format!("the plan's target: {problem}")))?;
-        if stages == 0 || self.schedule.stages() != stages {
-            return Err(file("the plan's stages do not match its schedule"));
+        if stages == 0 || self.schedule != Schedule::inference(stages) {
+            return Err(file("the plan's programs do not match its schedule"));
         }
-        if self.replicas == 0 || self.replicas > tiles / self.schedule.tiles {
+        if self.replicas == 0 || self.replicas > tiles / stages {
             return Err(file(
                 "the plan's replicas and stages do not match its target's tiles",
             ));

@@ -88,7 +88,7 @@ impl Simulate {
 
 fn write_trace_file(path: &Path, report: &Report<'_>, steps: usize) -> Result<()> {
     let simulation = report.simulation();
-    let slots = simulation.slots().count() + simulation.tiles();
+    let slots = simulation.slots().count() + simulation.schedule().tiles;
     let slices = (6 * slots).saturating_mul(report.plan().replicas);
     if slices.saturating_mul(steps) > MOST_SLICES {
         let message =
