@@ -24,6 +24,7 @@ use std::time::Duration;
 use lxpod_ir::ops::Op;
 use lxpod_ir::{Data, Extents, Graph, Tensor};
 use lxpod_passes::plan::Plan;
+use lxpod_passes::schedule::Schedule;
 
 pub use store::PackedWeights;
 
@@ -58,8 +59,8 @@ pub struct Cpu {
     scratch: Vec<Mutex<Scratch>>,
     /// By tile of all replicas.
     traces: Vec<Mutex<TileTrace>>,
-    /// The schedules played so far, by their number of micro-batches.
-    plays: BTreeMap<usize, Vec<Play>>,
+    /// The schedules played so far, by whether they train and their number of micro-batches.
+    plays: BTreeMap<(bool, usize), Vec<Play>>,
     /// The outputs of the run in progress: feed after feed.
     results: Vec<Cell>,
     /// By tile of a replica, then step: the last run's times over all replicas and micro-batches.
@@ -160,8 +161,8 @@ impl Cpu {
         Ok(cpu)
     }
 
-    /// The schedule over so many micro-batches.
-    fn plays(plan: &Plan, micro_batches: usize) -> Vec<Play> {
+    /// A schedule over so many micro-batches.
+    fn plays(plan: &Plan, schedule: &Schedule, micro_batches: usize) -> Vec<Play> {
         let play = |slot: lxpod_passes::schedule::Slot| Play {
             tile: slot.tile,
             program: plan.tiles[slot.tile]
@@ -169,7 +170,7 @@ impl Cpu {
                 .expect("every stage has a program for every phase of the schedule"),
             micro_batch: slot.micro_batch,
         };
-        let slots = plan.schedule.slots(micro_batches);
+        let slots = schedule.slots(micro_batches);
         slots.into_iter().map(play).collect()
     }
 
@@ -178,10 +179,11 @@ impl Cpu {
         feeds.saturating_sub(replica).div_ceil(self.plan.replicas)
     }
 
-    /// Plays the schedule of one replica over its feeds, every `replicas`-th.
-    fn play(&self, replica: usize, feeds: &[Feed]) -> Result<(), BackendError> {
+    /// Plays the schedule of one replica over its feeds, every `replicas`-th: both halves, or the
+    /// forward one alone.
+    fn play(&self, replica: usize, training: bool, feeds: &[Feed]) -> Result<(), BackendError> {
         let replicas = self.plan.replicas;
-        let plays = &self.plays[&self.own(replica, feeds.len())];
+        let plays = &self.plays[&(training, self.own(replica, feeds.len()))];
         let outputs = self.plan.graph.outputs().len();
         let failure = Mutex::new(None);
         self.team.run(&|worker| {
@@ -205,15 +207,22 @@ impl Cpu {
         first_failure(failure)
     }
 
-    /// Checks feeds, and makes ready what a run of them needs.
-    fn prepare(&mut self, feeds: &[Feed], outputs: &mut Vec<Outputs>) -> Result<(), BackendError> {
+    /// Checks feeds, and makes ready what playing a schedule over them needs.
+    fn prepare(
+        &mut self,
+        schedule: &Schedule,
+        feeds: &[Feed],
+        outputs: &mut Vec<Outputs>,
+    ) -> Result<(), BackendError> {
         for feed in feeds {
             check_feed(&self.plan.graph, feed)?;
         }
         for replica in 0..self.plan.replicas {
             let own = self.own(replica, feeds.len());
-            let plan = &self.plan;
-            self.plays.entry(own).or_insert_with(|| Cpu::plays(plan, own));
+            schedule.check(own).map_err(BackendError::Data)?;
+            let (plan, key) = (&self.plan, (schedule.training, own));
+            let plays = self.plays.entry(key);
+            plays.or_insert_with(|| Cpu::plays(plan, schedule, own));
         }
         outputs.resize_with(feeds.len(), Outputs::new);
         self.results.clear();
@@ -256,8 +265,13 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Executable for Cpu {
     fn run(&mut self, feeds: &[Feed], outputs: &mut Vec<Outputs>) -> Result<(), BackendError> {
-        self.prepare(feeds, outputs)?;
-        (0..self.plan.replicas).try_for_each(|replica| self.play(replica, feeds))
+        let schedule = Schedule {
+            training: self.plan.schedule.training && self.plan.update.is_none(),
+            ..self.plan.schedule
+        };
+        self.prepare(&schedule, feeds, outputs)?;
+        (0..self.plan.replicas)
+            .try_for_each(|replica| self.play(replica, schedule.training, feeds))
     }
 
     fn ledger(&self) -> Vec<TileLedger> {

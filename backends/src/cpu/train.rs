@@ -191,12 +191,13 @@ impl Trainable for Cpu {
         check_feed(graph, &feed)?;
         shape_outputs(graph, &feed.extents, update);
         let results: Vec<Cell> = update.iter_mut().map(Cell::new).collect();
-        self.prepare(feeds, outputs)?;
+        let schedule = self.plan.schedule;
+        self.prepare(&schedule, feeds, outputs)?;
         self.team.run(&|worker| {
             (0..self.plan.replicas).for_each(|replica| self.clear_accumulators(replica, worker));
             worker.meet()
         });
-        (0..self.plan.replicas).try_for_each(|replica| self.play(replica, feeds))?;
+        (0..self.plan.replicas).try_for_each(|replica| self.play(replica, true, feeds))?;
         self.update(&feed, &results)
     }
 

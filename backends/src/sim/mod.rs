@@ -1,48 +1,95 @@
 //! The simulated pod: plays a plan's schedule against the plan's predicted cycles.
 //!
 //! There is no second cost model. A slot of the schedule takes what [`Plan::stage_cycles`] says,
-//! which is what partition minimised; the simulation only adds what waits for what. Time is
-//! bulk-synchronous: all slots of one pipeline cycle start together, and the cycle lasts as long as
-//! its slowest working stage. What a stage sends and receives is part of its own cycles, so a value
-//! sent in one pipeline cycle is there when the next begins.
+//! which is what partition minimised; the simulation only adds what waits for what, which is
+//! [`Schedule::play`]. What a stage sends and receives is part of its own cycles.
 //!
-//! Replicas have their own tiles and, without gradients to sum, nothing to wait for in one another:
-//! all of them run the same timeline.
+//! When the last micro-batch is through, all tiles begin the update together: the norm of the
+//! gradients needs all of them. A tile sums its gradients over replicas, then applies them; the step
+//! ends with the slowest tile. Replicas have their own tiles and the same programs, so all of them
+//! run the same timeline.
 //!
 //! # Where the time goes
-//! Let b be the stage with the most cycles, T(b) its cycles, m the micro-batches of a step. Every
-//! pipeline cycle in which b works lasts T(b), and there are m of them: they are shared out to
-//! compute, exchange, sync, transfer and host as b's own cycles are. The other pipeline cycles fill
-//! and drain the pipeline; they are `fill_flush`. So the parts of a [`Breakdown`] add up to the step
-//! exactly, and with p equal stages of t cycles a step takes (m + p - 1) t cycles.
+//! Let b be the tile with the most cycles, T(b) its cycles for one micro-batch, forward and
+//! backward, and m the micro-batches of a step. Of the time from the first slot to the last, b works
+//! m T(b) cycles: they are shared out to compute, exchange, sync, transfer and host as b's own cycles
+//! are. In the others it waits, mostly for the pipeline to fill and to drain; they are `fill_flush`.
+//! The update of the slowest tile follows. So the parts of a [`Breakdown`] add up to the step
+//! exactly.
 
 mod timeline;
 mod trace;
 
 use lxpod_passes::plan::{Plan, StageCycles};
-use lxpod_passes::schedule::Schedule;
+use lxpod_passes::schedule::{Phase, Schedule, Timed, Timeline};
 use serde::Serialize;
 
 pub use timeline::{Activity, Interval};
 pub use trace::write_trace;
 
-/// A simulated step: m micro-batches through every replica's pipeline, from empty to empty.
+/// A simulated step: m micro-batches through every replica's pipeline, from empty to empty, and the
+/// update.
 #[derive(Clone, Debug)]
 pub struct Simulation {
-    /// Cycles per second.
-    clock_hz: u64,
-    /// Whole copies of the pipeline.
-    replicas: usize,
-    /// Samples of one micro-batch.
-    samples: usize,
+    pod: Pod,
     /// Micro-batches of one replica and step.
     micro_batches: usize,
-    /// The order of programs.
     schedule: Schedule,
-    /// Cycles of each stage for one micro-batch.
-    stages: Vec<StageCycles>,
-    /// First cycle of each pipeline cycle, and of the step's end.
-    starts: Vec<u64>,
+    work: Work,
+    timeline: Timeline,
+}
+
+/// The cycles of the programs of one replica.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Work {
+    /// By stage: one micro-batch forward, and backward.
+    stages: Vec<[StageCycles; 2]>,
+    /// By tile: what follows the last micro-batch of a step.
+    update: Vec<UpdateCycles>,
+}
+
+/// Cycles of one tile after the last micro-batch of a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UpdateCycles {
+    /// Summing gradients over replicas.
+    pub collectives: u64,
+    /// Applying them.
+    pub weight_update: u64,
+}
+
+impl UpdateCycles {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.collectives + self.weight_update
+    }
+}
+
+impl Work {
+    /// The cycles of a plan's programs.
+    fn of(plan: &Plan) -> Self {
+        let phases = [Phase::Forward, Phase::Backward];
+        let stage = |stage| phases.map(|phase| plan.stage_cycles(stage, phase));
+        let update = |tile| match plan.update {
+            Some(_) => UpdateCycles {
+                collectives: collective_cycles(plan, tile),
+                weight_update: plan.update_cycles(tile).total(),
+            },
+            None => UpdateCycles::default(),
+        };
+        Work {
+            stages: (0..plan.stages()).map(stage).collect(),
+            update: (0..plan.tiles.len()).map(update).collect(),
+        }
+    }
+}
+
+/// Cycles in which a tile sums its accumulators over the replicas: a ring in which each replica sends
+/// and receives 2 (R - 1) / R of them (Patarasuk and Yuan, JPDC 2009).
+fn collective_cycles(plan: &Plan, tile: usize) -> u64 {
+    let bytes = plan.tiles[tile].memory.accumulators;
+    let replicas = plan.replicas as u64;
+    let moved = 2 * (replicas - 1) * bytes / replicas;
+    if moved == 0 { 0 } else { 2 * plan.target.link_cycles(moved) }
 }
 
 /// Seconds of a step by what the critical path does; the parts add up to the step.
@@ -56,11 +103,11 @@ pub struct Breakdown {
     pub sync: f64,
     /// The bottleneck sends to and receives from its neighbours.
     pub transfer: f64,
-    /// The bottleneck has nothing to do: the pipeline fills or drains.
+    /// The bottleneck waits: the pipeline fills or drains, or a neighbour is late.
     pub fill_flush: f64,
-    /// The optimiser; none in inference.
+    /// The slowest tile's optimiser; none in inference.
     pub weight_update: f64,
-    /// Sums over replicas; none in inference.
+    /// The slowest tile's sums over replicas; none in inference.
     pub collectives: f64,
     /// The bottleneck exchanges inputs and outputs with the host.
     pub host: f64,
@@ -94,14 +141,14 @@ pub struct Prediction {
     pub samples_per_second: f64,
     /// One step.
     pub step_seconds: f64,
-    /// The share of the step in which the bottleneck tile waits for the pipeline to fill or drain;
-    /// (p - 1) / (m + p - 1) with p equal stages and m micro-batches.
+    /// The share of the step in which the bottleneck tile waits, mostly for the pipeline to fill or
+    /// drain; (p - 1) / (m + p - 1) with p equal stages, m micro-batches and no update.
     pub bubble_fraction: f64,
     /// The slowest tile, of the first replica.
     pub bottleneck_tile: usize,
-    /// What a pipeline that is always full would reach.
+    /// What a pipeline that is always full, and never updates, would reach.
     pub steady_samples_per_second: f64,
-    /// From a sample's arrival to its result in an empty pipeline.
+    /// From a sample's arrival to its result in an empty pipeline, forward.
     pub latency_seconds: f64,
     /// Where the time goes.
     pub breakdown: Breakdown,
@@ -110,44 +157,28 @@ pub struct Prediction {
 impl Simulation {
     /// Plays one step of `micro_batches` micro-batches of `samples` samples per replica.
     pub fn new(plan: &Plan, samples: usize, micro_batches: usize) -> Self {
-        let stages = (0..plan.stages()).map(|stage| plan.stage_cycles(stage, lxpod_passes::schedule::Phase::Forward));
-        Simulation::play(
-            stages.collect(),
-            plan.schedule,
-            Pod {
-                clock_hz: plan.target.tile.clock_hz,
-                replicas: plan.replicas,
-                samples,
-            },
-            micro_batches,
-        )
+        let pod = Pod {
+            clock_hz: plan.target.tile.clock_hz,
+            replicas: plan.replicas,
+            samples,
+        };
+        Simulation::play(Work::of(plan), plan.schedule, pod, micro_batches)
     }
 
-    fn play(stages: Vec<StageCycles>, schedule: Schedule, pod: Pod, micro_batches: usize) -> Self {
-        let mut starts = vec![0];
-        let mut longest = 0;
-        for slot in schedule.slots(micro_batches) {
-            while starts.len() <= slot.cycle {
-                starts.push(end_of(&starts, longest));
-                longest = 0;
-            }
-            longest = stages[slot.stage].total().max(longest);
-        }
-        starts.push(end_of(&starts, longest));
+    fn play(work: Work, schedule: Schedule, pod: Pod, micro_batches: usize) -> Self {
+        let cycles = |stage: usize, phase: Phase| work.stages[stage][phase as usize].total();
         Simulation {
-            clock_hz: pod.clock_hz,
-            replicas: pod.replicas,
-            samples: pod.samples,
+            timeline: schedule.play(micro_batches, cycles),
+            pod,
             micro_batches,
             schedule,
-            stages,
-            starts,
+            work,
         }
     }
 
     /// Cycles of one step.
     pub fn step_cycles(&self) -> u64 {
-        self.starts.last().copied().unwrap_or(0)
+        self.timeline.makespan + self.update().total()
     }
 
     /// Micro-batches of one replica and step.
@@ -157,31 +188,57 @@ impl Simulation {
 
     /// Tiles of all replicas.
     pub fn tiles(&self) -> usize {
-        self.replicas * self.stages.len()
+        self.pod.replicas * self.schedule.tiles
     }
 
-    /// Stages of one replica.
-    pub fn stages(&self) -> usize {
-        self.stages.len()
+    /// What each tile of a replica is called, given what its stages are.
+    pub fn tile_labels(&self, stages: &[String]) -> Vec<String> {
+        let label = |tile| {
+            let own = stages.iter().skip(tile).step_by(self.schedule.tiles);
+            own.map(String::as_str).collect::<Vec<_>>().join(" | ")
+        };
+        (0..self.schedule.tiles).map(label).collect()
     }
 
-    /// Cycles in which the tile of that stage works on one micro-batch.
-    pub fn stage_cycles(&self, stage: usize) -> StageCycles {
-        self.stages[stage]
+    /// The order of programs.
+    pub fn schedule(&self) -> Schedule {
+        self.schedule
     }
 
-    /// The share of the step in which a stage's tile works.
-    pub fn utilisation(&self, stage: usize) -> f64 {
-        let busy = self.stages[stage].total() as f64 * self.micro_batches as f64;
-        ratio(busy, self.step_cycles() as f64)
+    /// Cycles in which a tile works on one micro-batch of a stage, forward and backward.
+    pub fn stage_cycles(&self, stage: usize) -> u64 {
+        self.work.stages[stage].iter().map(StageCycles::total).sum()
     }
 
-    /// The stage with the most cycles; the first of several.
+    /// Programs of one micro-batch on a tile: forward and backward of its stages.
+    fn programs(&self, tile: usize) -> impl Iterator<Item = &StageCycles> {
+        let stages = self.work.stages.iter().skip(tile);
+        stages.step_by(self.schedule.tiles).flatten()
+    }
+
+    /// Cycles in which a tile works on one micro-batch.
+    pub fn tile_cycles(&self, tile: usize) -> u64 {
+        self.programs(tile).map(StageCycles::total).sum()
+    }
+
+    /// The share of the step in which a tile works.
+    pub fn utilisation(&self, tile: usize) -> f64 {
+        let busy = self.timeline.busy[tile] + self.work.update[tile].total();
+        ratio(busy as f64, self.step_cycles() as f64)
+    }
+
+    /// The tile with the most cycles for a micro-batch; the first of several.
     pub fn bottleneck(&self) -> usize {
-        let slowest = (0..self.stages.len()).rev();
+        let slowest = (0..self.schedule.tiles).rev();
         slowest
-            .max_by_key(|&stage| self.stages[stage].total())
+            .max_by_key(|&tile| self.tile_cycles(tile))
             .unwrap_or(0)
+    }
+
+    /// The update of the slowest tile.
+    fn update(&self) -> UpdateCycles {
+        let tiles = self.work.update.iter().copied();
+        tiles.max_by_key(UpdateCycles::total).unwrap_or_default()
     }
 
     /// What the simulation says of a step.
@@ -189,9 +246,10 @@ impl Simulation {
         let step_seconds = self.seconds(self.step_cycles());
         let breakdown = self.breakdown();
         let bottleneck = self.bottleneck();
-        let slowest = self.seconds(self.stages[bottleneck].total());
-        let samples = (self.samples * self.replicas) as f64;
-        let latency: u64 = self.stages.iter().map(StageCycles::total).sum();
+        let slowest = self.seconds(self.tile_cycles(bottleneck));
+        let samples = (self.pod.samples * self.pod.replicas) as f64;
+        let forward = |[forward, _]: &[StageCycles; 2]| forward.total();
+        let latency: u64 = self.work.stages.iter().map(forward).sum();
         Prediction {
             samples_per_second: ratio(samples * self.micro_batches as f64, step_seconds),
             step_seconds,
@@ -204,23 +262,29 @@ impl Simulation {
     }
 
     fn breakdown(&self) -> Breakdown {
-        let stage = self.stages[self.bottleneck()];
-        let micro_batches = self.micro_batches as u64;
-        let part = |cycles: u64| self.seconds(cycles * micro_batches);
-        let working = stage.total() * micro_batches;
+        let bottleneck = self.bottleneck();
+        let part = |activity: Activity| {
+            let cycles = self
+                .programs(bottleneck)
+                .map(|program| activity.cycles(program));
+            self.seconds(cycles.sum::<u64>() * self.micro_batches as u64)
+        };
+        let waiting = self.timeline.makespan - self.timeline.busy[bottleneck];
+        let update = self.update();
         Breakdown {
-            compute: part(stage.steps.compute),
-            exchange: part(stage.steps.exchange),
-            sync: part(stage.steps.sync),
-            transfer: part(stage.send + stage.receive),
-            host: part(stage.host),
-            fill_flush: self.seconds(self.step_cycles() - working),
-            ..Breakdown::default()
+            compute: part(Activity::Compute),
+            exchange: part(Activity::Exchange),
+            sync: part(Activity::Sync),
+            transfer: part(Activity::Transfer),
+            fill_flush: self.seconds(waiting),
+            weight_update: self.seconds(update.weight_update),
+            collectives: self.seconds(update.collectives),
+            host: part(Activity::Host),
         }
     }
 
     fn seconds(&self, cycles: u64) -> f64 {
-        cycles as f64 / self.clock_hz as f64
+        cycles as f64 / self.pod.clock_hz as f64
     }
 }
 
@@ -230,10 +294,6 @@ struct Pod {
     clock_hz: u64,
     replicas: usize,
     samples: usize,
-}
-
-fn end_of(starts: &[u64], length: u64) -> u64 {
-    starts.last().copied().unwrap_or(0) + length
 }
 
 /// `part / whole`; 0 of nothing.

@@ -4,11 +4,11 @@ use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
-use super::Simulation;
+use super::{Phase, Simulation, Timed};
 
 /// Writes `steps` steps, one behind the other, in the Trace Event Format: a process per replica, a
-/// track per tile, a slice per program with its activities inside. Times are simulated microseconds.
-/// `labels` names the stages.
+/// track per tile, a slice per program with its activities inside, and the activities of the update.
+/// Backward programs are named so. Times are simulated microseconds. `labels` names the stages.
 ///
 /// # Errors
 /// The writer's.
@@ -26,7 +26,7 @@ pub fn write_trace(
     events.out.write_all(
         b"{\"displayTimeUnit\":\"ms\",\"otherData\":{\"time\":\"simulated\"},\"traceEvents\":[",
     )?;
-    for replica in 0..simulation.replicas {
+    for replica in 0..simulation.pod.replicas {
         events.names(replica, labels)?;
         for step in 0..steps {
             events.step(replica, step, labels)?;
@@ -53,9 +53,10 @@ impl<W: Write> Events<'_, W> {
         self.event(
             &json!({"ph": "M", "name": "process_name", "pid": replica, "args": {"name": name}}),
         )?;
-        for stage in 0..self.simulation.stages() {
-            let tile = replica * self.simulation.stages() + stage;
-            let name = format!("tile {tile}: {}", label(labels, stage));
+        let tiles = self.simulation.tile_labels(labels);
+        for index in 0..tiles.len() {
+            let tile = replica * tiles.len() + index;
+            let name = format!("tile {tile}: {}", label(&tiles, index));
             self.event(&json!({
                 "ph": "M", "name": "thread_name", "pid": replica, "tid": tile, "args": {"name": name},
             }))?;
@@ -66,37 +67,40 @@ impl<W: Write> Events<'_, W> {
     fn step(&mut self, replica: usize, step: usize, labels: &[String]) -> io::Result<()> {
         let simulation = self.simulation;
         let base = simulation.step_cycles() * step as u64;
-        for (slot, start) in simulation.slots() {
-            let cycles = simulation.stages[slot.stage].total();
-            let args = json!({"micro_batch": slot.micro_batch, "step": step, "cycles": cycles});
-            let name = label(labels, slot.stage);
-            self.slice(
-                &name,
-                "program",
-                (replica, slot.stage),
-                (base + start, cycles),
-                &args,
-            )?;
+        for Timed { slot, start, end } in simulation.slots() {
+            let cycles = end - start;
+            let args = json!({
+                "micro_batch": slot.micro_batch, "phase": slot.phase, "step": step, "cycles": cycles,
+            });
+            let mut name = label(labels, slot.stage);
+            if slot.phase == Phase::Backward {
+                name += " backward";
+            }
+            let time = (base + start, cycles);
+            self.slice(&name, "program", (replica, slot.tile), time, &args)?;
         }
         for part in simulation.intervals() {
-            let args = json!({"micro_batch": part.micro_batch, "cycles": part.cycles});
+            let micro_batch = part.slot.map(|slot| slot.micro_batch);
+            let args = json!({
+                "micro_batch": micro_batch, "phase": part.phase(), "cycles": part.cycles,
+            });
             let time = (base + part.start, part.cycles);
             let name = part.activity.name();
-            self.slice(name, "activity", (replica, part.stage), time, &args)?;
+            self.slice(name, "activity", (replica, part.tile), time, &args)?;
         }
         Ok(())
     }
 
-    /// A slice on the track of (replica, stage) over (first cycle, cycles).
+    /// A slice on the track of (replica, tile) over (first cycle, cycles).
     fn slice(
         &mut self,
         name: &str,
         category: &str,
-        (replica, stage): (usize, usize),
+        (replica, tile): (usize, usize),
         (start, cycles): (u64, u64),
         args: &Value,
     ) -> io::Result<()> {
-        let tile = replica * self.simulation.stages() + stage;
+        let tile = replica * self.simulation.schedule.tiles + tile;
         let micros = |cycles| self.simulation.seconds(cycles) * 1e6;
         let event = json!({
             "ph": "X", "name": name, "cat": category, "pid": replica, "tid": tile,

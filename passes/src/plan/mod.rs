@@ -320,6 +320,14 @@ impl Plan {
         cycles.fold(StageCycles::default(), |sum, more| sum + more)
     }
 
+    /// Cycles of a tile's part of the update, that of an inference plan none.
+    pub fn update_cycles(&self, tile: usize) -> StageCycles {
+        let stages = self.stages_of(tile);
+        let stages = stages.filter(|_| self.update.is_some());
+        let cycles = stages.map(|stage| self.stage_cycles(stage, Phase::Update));
+        cycles.fold(StageCycles::default(), |sum, more| sum + more)
+    }
+
     /// The graph whose nodes the programs of a phase run.
     ///
     /// # Panics

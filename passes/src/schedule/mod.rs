@@ -185,7 +185,8 @@ impl Schedule {
     /// Every slot of `micro_batches` micro-batches, in an order in which they can be played one by
     /// one: a slot comes after those it reads from, the slots of a tile are in the tile's order, and
     /// the micro-batches of each program ascend. Within a cycle, readers come before the writers of
-    /// what they read next, so that values sent to a neighbour take as few places as possible.
+    /// what they read next, so that values sent to a neighbour take as few places as possible. Where
+    /// [`Schedule::check`] refuses the number, tiles may wait for one another, and slots be missing.
     pub fn slots(&self, micro_batches: usize) -> Vec<Slot> {
         let mut slots = Vec::new();
         let mut next = vec![0; self.tiles];

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use lxpod_backends::sim::Activity;
+use lxpod_backends::sim::{Activity, Interval, Simulation};
+use lxpod_passes::schedule::Phase;
 
 use super::output::{bytes, count, grouped, percent, seconds};
 use super::predicted::error_note;
@@ -27,7 +28,8 @@ th:first-child,td:first-child,.left{text-align:left}svg{width:100%;height:auto}t
 .host{fill:#b58900;background:#b58900}.compute{fill:#3572c6;background:#3572c6}.exchange{fill:#2aa198;background:#2aa198}\
 .sync{fill:#9aa4b2;background:#9aa4b2}.transfer{fill:#cb4b83;background:#cb4b83}.weights{fill:#3572c6;background:#3572c6}\
 .activations{fill:#2aa198;background:#2aa198}.host_io{fill:#b58900;background:#b58900}.code{fill:#7a6fd0;background:#7a6fd0}\
-.reserved{fill:#9aa4b2;background:#9aa4b2}.axis{stroke:var(--line)}.limit{stroke:#d33;stroke-dasharray:4 3}";
+.collectives{fill:#d2691e;background:#d2691e}.weight_update{fill:#5b9e3a;background:#5b9e3a}\
+.backward{fill-opacity:.55;opacity:.55}.reserved{fill:#9aa4b2;background:#9aa4b2}.axis{stroke:var(--line)}.limit{stroke:#d33;stroke-dasharray:4 3}";
 
 /// The page.
 pub(crate) fn page(report: &Report<'_>) -> String {
@@ -80,14 +82,19 @@ fn summary(report: &Report<'_>) -> String {
     text + "</table>\n"
 }
 
-/// The programs of the first replica over one step; as many micro-batches as fit.
+/// The programs of the first replica over one step; as many micro-batches as fit, and the update if
+/// all do.
 fn timeline(report: &Report<'_>) -> String {
     let simulation = report.simulation();
-    let shown = (MOST_RECTANGLES / (5 * simulation.stages()).max(1)).max(1);
+    let phases = if simulation.schedule().training { 2 } else { 1 };
+    let programs = phases * simulation.schedule().stages();
+    let shown = (MOST_RECTANGLES / (5 * programs).max(1)).max(1);
     let parts = || {
+        let micro_batch = |part: &Interval| part.slot.map(|slot| slot.micro_batch + 1);
+        let last = move |part: &Interval| micro_batch(part).unwrap_or(simulation.micro_batches());
         simulation
             .intervals()
-            .filter(|part| part.micro_batch < shown)
+            .filter(move |part| last(part) <= shown)
     };
     let end = parts()
         .map(|part| part.start + part.cycles)
@@ -95,11 +102,11 @@ fn timeline(report: &Report<'_>) -> String {
         .unwrap_or(1)
         .max(1);
     let scale = (WIDTH - MARGIN) / end as f64;
-    let height = ROW * (simulation.stages() + 1) as f64;
-    let mut text = format!(
-        "<h2>One step</h2><p>{}",
-        legend(Activity::ALL.map(Activity::name))
-    );
+    let height = ROW * (simulation.schedule().tiles + 1) as f64;
+    let mut text = format!("<h2>One step</h2><p>{}", legend(activities(simulation)));
+    if simulation.schedule().training {
+        text += &legend(["backward"]);
+    }
     if shown < simulation.micro_batches() {
         let _ = write!(
             text,
@@ -110,22 +117,9 @@ fn timeline(report: &Report<'_>) -> String {
         text,
         "</p>\n<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">"
     );
-    names(&mut text, &report.labels());
+    names(&mut text, &simulation.tile_labels(&report.labels()));
     for part in parts() {
-        let _ = write!(
-            text,
-            "<rect class=\"{}\" x=\"{:.2}\" y=\"{:.1}\" width=\"{:.2}\" height=\"{:.1}\"><title>tile {}, micro-batch {}: \
-             {} {} cycles</title></rect>",
-            part.activity.name(),
-            MARGIN + part.start as f64 * scale,
-            part.stage as f64 * ROW + 2.0,
-            (part.cycles as f64 * scale).max(0.05),
-            ROW - 4.0,
-            part.stage,
-            part.micro_batch,
-            part.activity.name(),
-            grouped(part.cycles),
-        );
+        rectangle(&mut text, &part, scale);
     }
     let last = height - 4.0;
     let _ = write!(
@@ -134,6 +128,43 @@ fn timeline(report: &Report<'_>) -> String {
         grouped(end)
     );
     text + "</svg>\n"
+}
+
+/// The names of what the tiles of a step do.
+fn activities(simulation: &Simulation) -> Vec<&'static str> {
+    let update = Activity::OF_UPDATE.into_iter();
+    let update = update.filter(|_| simulation.schedule().training);
+    let all = Activity::OF_SLOT.into_iter().chain(update);
+    all.map(Activity::name).collect()
+}
+
+/// An interval of the timeline; paler if backward.
+fn rectangle(text: &mut String, part: &Interval, scale: f64) {
+    let class = match part.phase() {
+        Phase::Backward => " backward",
+        Phase::Forward | Phase::Update => "",
+    };
+    let of = match part.slot {
+        Some(slot) => format!(
+            "stage {}, micro-batch {} {}",
+            slot.stage,
+            slot.micro_batch,
+            slot.phase.name()
+        ),
+        None => "update".to_owned(),
+    };
+    let _ = write!(
+        text,
+        "<rect class=\"{0}{class}\" x=\"{1:.2}\" y=\"{2:.1}\" width=\"{3:.2}\" height=\"{4:.1}\"><title>tile {5}, {of}: \
+         {0} {6} cycles</title></rect>",
+        part.activity.name(),
+        MARGIN + part.start as f64 * scale,
+        part.tile as f64 * ROW + 2.0,
+        (part.cycles as f64 * scale).max(0.05),
+        ROW - 4.0,
+        part.tile,
+        grouped(part.cycles),
+    );
 }
 
 /// The planned bytes of each tile by category, against its capacity.

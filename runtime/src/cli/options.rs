@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use lxpod_ir::Target;
 use lxpod_ir::front::{AnswerLoss, Losses, ModelOptions, Task};
 use lxpod_passes::plan::Plan;
+use lxpod_passes::schedule::Rule;
 use lxpod_passes::{CompileOptions, Precision};
 use lxpod_runtime::{Error, Model, Samples};
 
@@ -73,9 +74,10 @@ pub(crate) struct PlanOptions {
     #[arg(long, value_enum)]
     pub(crate) recompute: Option<Recompute>,
 
-    /// The order of micro-batches; inference has one order under every name [default: gpipe]
-    #[arg(long, value_enum)]
-    pub(crate) schedule: Option<ScheduleName>,
+    /// The order of micro-batches: 1f1b, gpipe, interleaved or popart; inference has one order under every
+    /// name [default: gpipe]
+    #[arg(long)]
+    pub(crate) schedule: Option<Rule>,
 
     /// Parts of a tile's work under the interleaved schedule [default: 2]
     #[arg(long, value_name = "V", value_parser = positive)]
@@ -111,29 +113,6 @@ pub(crate) enum Recompute {
     None,
     Layer,
     Auto,
-}
-
-/// The order of micro-batches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ScheduleName {
-    #[value(name = "1f1b")]
-    OneForwardOneBackward,
-    #[value(name = "gpipe")]
-    GPipe,
-    Interleaved,
-    Popart,
-}
-
-impl ScheduleName {
-    /// The name on the command line.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            ScheduleName::OneForwardOneBackward => "1f1b",
-            ScheduleName::GPipe => "gpipe",
-            ScheduleName::Interleaved => "interleaved",
-            ScheduleName::Popart => "popart",
-        }
-    }
 }
 
 /// The loss of question answering.
@@ -175,7 +154,7 @@ impl PlanOptions {
             let message = format!("is {micro_batches}; at most {MOST_MICRO_BATCHES} are simulated");
             return Err(CliError::option("--gradient-accumulation", message));
         }
-        let schedule = self.schedule.unwrap_or(ScheduleName::GPipe).name();
+        let schedule = self.schedule.unwrap_or_default().name();
         Ok(Use {
             micro_batches,
             schedule,
@@ -353,10 +332,7 @@ impl PlanOptions {
                 "--recompute layer or auto, which are for training; inference takes none",
             ),
             (
-                matches!(
-                    self.schedule,
-                    Some(ScheduleName::Interleaved | ScheduleName::Popart)
-                ),
+                matches!(self.schedule, Some(Rule::Interleaved | Rule::PopArt)),
                 "--schedule interleaved or popart; use gpipe or 1f1b",
             ),
             (

@@ -170,11 +170,12 @@ impl<'a> Report<'a> {
     /// An entry per replica and stage.
     fn tiles(&self) -> Vec<Value> {
         let stages = self.plan.stages();
-        let tile = |tile: usize| {
-            let (replica, stage) = (tile / stages, tile % stages);
+        let per_replica = self.plan.schedule.tiles;
+        let entry = |index: usize| {
+            let (replica, stage) = (index / stages, index % stages);
             let summary = &self.stages[stage];
             json!({
-                "tile": tile,
+                "tile": replica * per_replica + stage % per_replica,
                 "replica": replica,
                 "stage": stage,
                 "ops": summary.ops,
@@ -186,7 +187,7 @@ impl<'a> Report<'a> {
                 "memory": self.plan.tiles[stage].memory,
             })
         };
-        (0..self.simulation.tiles()).map(tile).collect()
+        (0..self.plan.replicas * stages).map(entry).collect()
     }
 
     /// Everything, for people.
@@ -281,8 +282,7 @@ impl<'a> Report<'a> {
         ]);
         let slowest = self
             .simulation
-            .stage_cycles(self.simulation.bottleneck())
-            .total()
+            .tile_cycles(self.simulation.bottleneck())
             .max(1);
         for (stage, (summary, label)) in self.stages.iter().zip(self.labels()).enumerate() {
             let cycles = self.plan.tile_cycles(stage).total();
@@ -298,7 +298,10 @@ impl<'a> Report<'a> {
                 format!("{:.3}", summary.flops as f64 / 1e9),
                 grouped(cycles),
                 percent(cycles as f64 / slowest as f64),
-                percent(self.simulation.utilisation(stage)),
+                percent(
+                    self.simulation
+                        .utilisation(stage % self.plan.schedule.tiles),
+                ),
             ]);
         }
         table.render() + &self.tile_numbers()

@@ -88,9 +88,8 @@ impl Simulate {
 
 fn write_trace_file(path: &Path, report: &Report<'_>, steps: usize) -> Result<()> {
     let simulation = report.simulation();
-    let slices = 6usize
-        .saturating_mul(simulation.tiles())
-        .saturating_mul(simulation.micro_batches());
+    let slots = simulation.slots().count() + simulation.schedule().tiles;
+    let slices = (6 * slots).saturating_mul(report.plan().replicas);
     if slices.saturating_mul(steps) > MOST_SLICES {
         let message =
             "the trace would have millions of slices; lower --steps or --gradient-accumulation";
@@ -110,11 +109,12 @@ fn explain(report: &Report<'_>) -> String {
     let target = &plan.target;
     let model = predicted::wrapped(cost::model(target).explain(), 100);
     let schedule = predicted::wrapped(
-        "schedule: pipeline cycle c runs micro-batch c - s on stage s; a cycle lasts as long as its slowest \
-         working stage. A stage's cycles are those of its steps, of each value it sends and receives over one \
-         link, and of its host buffers over a host link of its own; nothing overlaps. Every tensor is at full \
-         capacity. The critical path follows the stage with the most cycles; cycles in which it has nothing to \
-         do are fill_flush. Inference updates no weights and sums nothing over replicas.",
+        "schedule: a program starts when its tile is free and what it reads is there; under popart all programs \
+         of a pipeline cycle start together, and a cycle lasts as long as its slowest tile. A stage's cycles are \
+         those of its steps, of each value it sends and receives over one link, and of its host buffers over a \
+         host link of its own; nothing overlaps. Every tensor is at full capacity. The critical path follows the \
+         tile with the most cycles; cycles in which it waits are fill_flush. The update of the slowest tile \
+         follows: sums over replicas, then the optimiser. Inference has none.",
         100,
     );
     let rates = format!(
