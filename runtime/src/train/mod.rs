@@ -15,6 +15,7 @@ mod scatter;
 mod state;
 #[cfg(test)]
 mod tests;
+mod trainable;
 mod trainer;
 
 pub use batches::{BatchFeeds, Batches, Feeds};
@@ -25,4 +26,5 @@ pub use loss_scale::{HISTOGRAM_EDGE, Histogram, LossScaler, LossScaling};
 pub use rate::{Decline, WarmUp};
 pub use recipe::{Decay, Recipe, RecipeName};
 pub use state::{Evaluated, LOG_FILE, Log, Progress, STATE_FILE};
+pub use trainable::{TrainableOptions, trainable};
 pub use trainer::{Evaluation, Learner, Observer, Outcome, Saving, StepReport, Trainer};
