@@ -1,9 +1,9 @@
 //! From the arguments of `train` to a run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use lxpod_ir::DType;
 use lxpod_ir::front::{AnswerLoss, Losses, ModelOptions, Task, build};
+use lxpod_ir::{DType, Graph};
 use lxpod_passes::{CompileError, CompileOptions, Precision, config_hash};
 use lxpod_runtime::train::{
     Batches, Evaluation, Export, Recipe, RunFolder, Saving, TrainableOptions, Trainer, checkpoints,
@@ -66,42 +66,20 @@ impl Setup {
 
     /// Compiles, loads, and puts a checkpoint's state in place.
     pub(crate) fn trainer(&self, train: &Train, global: &Global) -> Result<Trainer> {
-        let resumed = train.resume.as_deref().map(newest).transpose()?;
+        let resumed = resumed(train, global)?;
         let source = match &resumed {
             None => self.model.clone(),
-            Some((checkpoint, notes)) => {
-                notes.iter().for_each(|note| global.note(note));
-                global.note(&format!("resuming from {}", checkpoint.display()));
-                Model::open(&checkpoint.to_string_lossy(), 0)?
-            }
+            Some(checkpoint) => Model::open(&checkpoint.to_string_lossy(), 0)?,
         };
         let built = build(&self.model.config, &self.compile.model).map_err(CompileError::from)?;
         let (weights, report) = source.weights_of(&built.expected)?;
         report.notes.iter().for_each(|note| global.note(note));
-        let options = TrainableOptions {
-            compile: self.compile.clone(),
-            gradient_accumulation: self.micro_batches,
-            recipe: self.recipe.clone(),
-            session: SessionOptions {
-                threads: global.threads.unwrap_or(0),
-                ..SessionOptions::default()
-            },
-        };
+        let options = self.trainable_options(global);
         let (learner, graph) = trainable(&self.model, &options, weights.as_ref())?;
-        let open = |path: &Path| Batches::open(path, &self.model.config, self.task);
-        let batches = open(&train.batches)?;
+        let evaluation = self.evaluation(train, &graph, global)?;
+        let batches = self.batches(&train.batches)?;
         let record = self.record(train, &batches);
-        let per_step = self.micro_batches * self.compile.replicas;
-        let evaluation = match (&train.eval_batches, train.eval_every) {
-            (Some(path), Some(every)) => {
-                let batches = open(path)?;
-                validate(&batches, global)?;
-                let feeds = Box::new(batches.feeds(graph.clone(), 1)?);
-                Some(Evaluation { every, feeds })
-            }
-            _ => None,
-        };
-        let feeds = Box::new(batches.feeds(graph, per_step)?);
+        let feeds = Box::new(batches.feeds(graph, self.micro_batches * self.compile.replicas)?);
         let (expected, dtype) = (built.expected, self.stored());
         let saving = Saving {
             export: Export::new(&source, self.task, expected, weights, dtype)?,
@@ -110,10 +88,41 @@ impl Setup {
         };
         let recipe = self.recipe.clone();
         let mut trainer = Trainer::new(learner, feeds, recipe, record, evaluation, saving)?;
-        if let Some((checkpoint, _)) = &resumed {
+        if let Some(checkpoint) = &resumed {
             trainer.resume(checkpoint)?;
         }
         Ok(trainer)
+    }
+
+    fn trainable_options(&self, global: &Global) -> TrainableOptions {
+        TrainableOptions {
+            compile: self.compile.clone(),
+            gradient_accumulation: self.micro_batches,
+            recipe: self.recipe.clone(),
+            session: SessionOptions {
+                threads: global.threads.unwrap_or(0),
+                ..SessionOptions::default()
+            },
+        }
+    }
+
+    fn batches(&self, path: &Path) -> Result<Batches> {
+        Ok(Batches::open(path, &self.model.config, self.task)?)
+    }
+
+    fn evaluation(
+        &self,
+        train: &Train,
+        graph: &Graph,
+        global: &Global,
+    ) -> Result<Option<Evaluation>> {
+        let (Some(path), Some(every)) = (&train.eval_batches, train.eval_every) else {
+            return Ok(None);
+        };
+        let batches = self.batches(path)?;
+        validate(&batches, global)?;
+        let feeds = Box::new(batches.feeds(graph.clone(), 1)?);
+        Ok(Some(Evaluation { every, feeds }))
     }
 
     /// How trained parameters are stored in checkpoints.
@@ -139,6 +148,17 @@ impl Setup {
             ("eval_every".to_owned(), json!(train.eval_every)),
         ])
     }
+}
+
+/// The checkpoint to go on from, if any.
+fn resumed(train: &Train, global: &Global) -> Result<Option<PathBuf>> {
+    let Some(folder) = &train.resume else {
+        return Ok(None);
+    };
+    let (checkpoint, notes) = newest(folder)?;
+    notes.iter().for_each(|note| global.note(note));
+    global.note(&format!("resuming from {}", checkpoint.display()));
+    Ok(Some(checkpoint))
 }
 
 /// The plan options, without those that `train` decides.
