@@ -10,6 +10,8 @@ mod failures;
 mod gradients;
 #[path = "cli/support.rs"]
 mod support;
+#[path = "cli/train.rs"]
+mod train;
 
 use std::fs;
 

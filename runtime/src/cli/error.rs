@@ -26,20 +26,26 @@ pub(crate) enum CliError {
     Output(io::Error),
     /// Whoever read standard output stopped reading.
     ClosedPipe,
+    /// The user asked for an end; the message says what is left and how to go on.
+    Interrupted(String),
     /// A defect of lxpod.
     Internal(String),
 }
 
 impl CliError {
-    /// Whose fault it is; decides the exit code.
-    pub(crate) fn fault(&self) -> Fault {
-        match self {
+    /// The exit code of a process that ends with this.
+    pub(crate) fn exit_code(&self) -> u8 {
+        /// What a shell reports of a process that ended by SIGINT.
+        const INTERRUPTED: u8 = 130;
+        let fault = match self {
             CliError::Library(error) => error.fault(),
             CliError::Usage(_) | CliError::Shown(_) => Fault::Input,
             CliError::Unsupported(_) => Fault::Unsupported,
             CliError::Output(_) | CliError::ClosedPipe => Fault::Io,
             CliError::Internal(_) => Fault::Internal,
-        }
+            CliError::Interrupted(_) => return INTERRUPTED,
+        };
+        fault.exit_code()
     }
 
     /// A wrong value of an option.
@@ -53,7 +59,9 @@ impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CliError::Library(error) => error.fmt(f),
-            CliError::Usage(message) | CliError::Shown(message) => f.write_str(message),
+            CliError::Usage(message)
+            | CliError::Shown(message)
+            | CliError::Interrupted(message) => f.write_str(message),
             CliError::Unsupported(message) => write!(f, "not supported: {message}"),
             CliError::Output(error) => write!(f, "cannot write to standard output: {error}"),
             CliError::ClosedPipe => f.write_str("standard output was closed"),

@@ -25,6 +25,7 @@ mod scopes;
 mod simulate;
 mod source;
 mod table;
+mod train;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -42,7 +43,8 @@ use error::{CliError, Result};
     disable_version_flag = true,
     arg_required_else_help = true,
     max_term_width = 110,
-    after_help = "Exit codes: 1 compare found a difference, 2 your input, 3 not supported, 74 input/output failed, 70 a defect of lxpod.\n\n\
+    after_help = "Exit codes: 1 compare found a difference, 2 your input, 3 not supported, 74 input/output failed,\n\
+                  70 a defect of lxpod, 130 training was interrupted.\n\n\
                   Examples:\n  \
                   lxpod compile lxmert-base -o lxmert.plan\n  \
                   lxpod simulate lxmert.plan --gradient-accumulation 64 --report lxmert.html\n  \
@@ -101,6 +103,7 @@ enum Command {
     Compile(Box<compile::Compile>),
     Run(Box<run::Run>),
     Compare(compare::Compare),
+    Train(Box<train::Train>),
     Simulate(Box<simulate::Simulate>),
     Inspect(inspect::Inspect),
     Bench(Box<bench::Bench>),
@@ -113,6 +116,7 @@ impl Command {
             Command::Compare(command) => return command.run(global),
             Command::Compile(command) => command.run(global),
             Command::Run(command) => command.run(global),
+            Command::Train(command) => command.run(global),
             Command::Bench(command) => command.run(global),
             Command::Simulate(command) => command.run(global),
             Command::Inspect(command) => command.run(global),
@@ -145,10 +149,10 @@ pub(crate) fn main() -> ExitCode {
         Err(CliError::ClosedPipe) => ExitCode::SUCCESS,
         Err(error) => {
             output::diagnose(&match &error {
-                CliError::Shown(message) => message.clone(),
+                CliError::Shown(message) | CliError::Interrupted(message) => message.clone(),
                 other => format!("{}: {other}", output::error_label()),
             });
-            ExitCode::from(error.fault().exit_code())
+            ExitCode::from(error.exit_code())
         }
     }
 }

@@ -7,7 +7,7 @@ use lxpod_ir::Target;
 use lxpod_ir::front::{AnswerLoss, Losses, ModelOptions, Task};
 use lxpod_passes::plan::Plan;
 use lxpod_passes::schedule::Rule;
-use lxpod_passes::{CompileOptions, Precision};
+use lxpod_passes::{CompileOptions, Precision, TrainingOptions};
 use lxpod_runtime::{Error, Model, Samples};
 
 use super::error::{CliError, Result};
@@ -213,7 +213,24 @@ impl PlanOptions {
         options.replicas = self.replicas.unwrap_or(1);
         options.stages = self.stages;
         options.precision = self.precision.unwrap_or(Precision::Mixed);
+        options.training = (self.mode == Some(Mode::Training)).then(|| self.training());
         Ok(options)
+    }
+
+    /// The training step asked for; its update is AdamW's.
+    fn training(&self) -> TrainingOptions {
+        let defaults = TrainingOptions::default();
+        TrainingOptions {
+            rule: self.schedule.unwrap_or_default(),
+            chunks: self.chunks.unwrap_or(defaults.chunks),
+            accumulation: self.gradient_accumulation.unwrap_or(1),
+            recompute: match self.recompute.unwrap_or(Recompute::None) {
+                Recompute::None => lxpod_passes::Recompute::None,
+                Recompute::Layer => lxpod_passes::Recompute::Layer,
+                Recompute::Auto => lxpod_passes::Recompute::Auto { bytes: u64::MAX },
+            },
+            ..defaults
+        }
     }
 
     /// The task asked for, or the checkpoint's.
@@ -295,8 +312,10 @@ impl PlanOptions {
     }
 
     fn losses(&self, task: Task) -> Result<Losses> {
-        let Some(loss) = self.loss else {
-            return Ok(Losses::None);
+        let loss = match self.loss {
+            None if self.mode == Some(Mode::Training) => Loss::CrossEntropy,
+            None => return Ok(Losses::None),
+            Some(loss) => loss,
         };
         match (task, loss) {
             (Task::Qa, loss) => Ok(Losses::Answer {
@@ -312,12 +331,8 @@ impl PlanOptions {
     }
 
     fn check_supported(&self) -> Result<()> {
+        let training = self.mode == Some(Mode::Training);
         let unsupported = [
-            (
-                self.mode == Some(Mode::Training),
-                "--mode training; plans are for inference. `lxpod run --mode training --backend \
-                 reference` gives gradients",
-            ),
             (
                 self.auto,
                 "--auto; give --replicas, --stages and --micro-batch",
@@ -327,16 +342,18 @@ impl PlanOptions {
                 "--ipu-config; give --replicas, --stages and --gradient-accumulation",
             ),
             (
-                self.recompute
-                    .is_some_and(|recompute| recompute != Recompute::None),
-                "--recompute layer or auto, which are for training; inference takes none",
+                !training
+                    && self
+                        .recompute
+                        .is_some_and(|recompute| recompute != Recompute::None),
+                "--recompute layer or auto for inference; they are for --mode training",
             ),
             (
-                matches!(self.schedule, Some(Rule::Interleaved | Rule::PopArt)),
-                "--schedule interleaved or popart; use gpipe or 1f1b",
+                !training && matches!(self.schedule, Some(Rule::Interleaved | Rule::PopArt)),
+                "--schedule interleaved or popart for inference; use gpipe or 1f1b",
             ),
             (
-                self.chunks.is_some(),
+                self.chunks.is_some() && self.schedule != Some(Rule::Interleaved),
                 "--chunks, which is for --schedule interleaved",
             ),
         ];

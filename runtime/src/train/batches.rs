@@ -155,11 +155,11 @@ impl Batches {
         Ok(())
     }
 
-    /// The micro-batches as a plan's graph takes them, `per_step` in each step.
+    /// The number of steps of `per_step` micro-batches each.
     ///
     /// # Errors
     /// The file holds no whole number of steps.
-    pub fn feeds(self, graph: Graph, per_step: usize) -> Result<BatchFeeds> {
+    pub fn steps(&self, per_step: usize) -> Result<usize> {
         let found = self.micro_batches;
         if !found.is_multiple_of(per_step) {
             let problem = format!(
@@ -173,7 +173,28 @@ impl Batches {
                 STACKED,
             ));
         }
-        let samples = self.samples(0)?.batch * per_step;
+        Ok(found / per_step)
+    }
+
+    /// The micro-batches as a plan's graph takes them, `per_step` in each step.
+    ///
+    /// # Errors
+    /// The file holds no whole number of steps, or its micro-batches are larger than the plan's.
+    pub fn feeds(self, graph: Graph, per_step: usize) -> Result<BatchFeeds> {
+        self.steps(per_step)?;
+        let samples = self.samples(0)?;
+        if Packer::new(&graph, &samples)?.micro_batches().len() != 1 {
+            let problem = format!(
+                "micro-batches of {} are larger than the plan's",
+                samples.batch
+            );
+            let (field, help) = (
+                "tensor `input_ids`",
+                "stack micro-batches of the training data's size",
+            );
+            return Err(Error::invalid(self.file.path(), field, problem, help));
+        }
+        let samples = samples.batch * per_step;
         Ok(BatchFeeds {
             batches: self,
             graph,

@@ -30,7 +30,8 @@ const VOCABULARY: [&str; 6] = [
 /// What of a model training leaves as it was, and how the rest is stored.
 pub struct Export {
     config: Value,
-    vocabulary: Vec<PathBuf>,
+    /// Files by name: read at once, since their folder may be a checkpoint that is removed.
+    vocabulary: Vec<(&'static str, Vec<u8>)>,
     expected: Vec<(String, Vec<usize>)>,
     weights: Box<dyn Weights>,
     dtype: Dtype,
@@ -56,7 +57,7 @@ impl Export {
         };
         Ok(Export {
             config: config_of(model, task, word)?,
-            vocabulary: vocabulary_of(model),
+            vocabulary: vocabulary_of(model)?,
             expected,
             weights,
             dtype,
@@ -76,8 +77,8 @@ impl Export {
         persistent: &[(String, Tensor<f32>)],
     ) -> Result<()> {
         staging.file("config.json", format!("{:#}\n", self.config).as_bytes())?;
-        for path in &self.vocabulary {
-            staging.copy(path)?;
+        for (name, bytes) in &self.vocabulary {
+            staging.file(name, bytes)?;
         }
         let parameters = parameters(trained, persistent)?;
         let shapes: BTreeMap<&str, Shape> = self
@@ -157,10 +158,14 @@ fn config_of(model: &Model, task: Task, dtype: &str) -> Result<Value> {
     Ok(config)
 }
 
-fn vocabulary_of(model: &Model) -> Vec<PathBuf> {
-    let folder = model.folder();
-    let paths = VOCABULARY
-        .iter()
-        .filter_map(|name| Some(folder?.join(name)));
-    paths.filter(|path| path.is_file()).collect()
+fn vocabulary_of(model: &Model) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let Some(folder) = model.folder() else {
+        return Ok(Vec::new());
+    };
+    let paths = VOCABULARY.iter().map(|name| (*name, folder.join(name)));
+    let read = |(name, path): (&'static str, PathBuf)| {
+        let bytes = fs::read(&path).map_err(|error| Error::reading(&path, error))?;
+        Ok((name, bytes))
+    };
+    paths.filter(|(_, path)| path.is_file()).map(read).collect()
 }

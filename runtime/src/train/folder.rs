@@ -190,16 +190,6 @@ impl Staging<'_> {
         })
     }
 
-    /// Copies a file, under its own name.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn copy(&self, from: &Path) -> Result<()> {
-        let name = from.file_name().unwrap_or_default().to_string_lossy();
-        let bytes = fs::read(from).map_err(|error| Error::reading(from, error))?;
-        self.file(&name, &bytes)
-    }
-
     /// Writes tensors; `fill` gives their values.
     ///
     /// # Errors

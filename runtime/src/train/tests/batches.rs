@@ -102,6 +102,7 @@ fn a_file_must_hold_whole_steps() {
     let (model, _) = golden();
     let options = ModelOptions {
         seq_len: 8,
+        micro_batch: 4,
         ..ModelOptions::default()
     };
     let graph = build(&model.config, &options).unwrap().graph;
@@ -186,4 +187,21 @@ fn tensors_of_other_tasks_are_not_looked_at() {
     let odd = HostTensor::new("lm_labels", vec![3], HostData::I64(vec![0; 3])).unwrap();
     let batches = changed(|stacked| drop(stacked.insert("lm_labels".to_owned(), odd))).unwrap();
     assert!(batches.description().get("lm_labels").is_none());
+}
+
+#[test]
+fn micro_batches_larger_than_the_plans_are_refused() {
+    let (model, _) = golden();
+    let options = ModelOptions {
+        seq_len: 8,
+        micro_batch: 3,
+        ..ModelOptions::default()
+    };
+    let graph = build(&model.config, &options).unwrap().graph;
+    let error = changed(|_| ()).unwrap().feeds(graph, 2).unwrap_err();
+    assert_eq!(error.fault(), Fault::Input);
+    assert!(
+        error.to_string().contains("micro-batches of 4 are larger"),
+        "{error}"
+    );
 }
