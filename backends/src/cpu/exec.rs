@@ -42,6 +42,7 @@ impl Machine<'_> {
                 self.attention(step, attention, [*queries, *keys], worker, scratch);
             }
             Kernel::LayerNorm(eps) => self.layer_norm(step, *eps, worker),
+            Kernel::Gradient(gradient) => return self.gradient(step, gradient, worker, scratch),
             Kernel::Gather => return self.gather(step, worker),
             Kernel::Concat(columns) => self.concat(step, *columns, worker),
             Kernel::CrossEntropy(reduction) if worker.index == 0 => {
@@ -58,7 +59,7 @@ impl Machine<'_> {
     }
 
     /// Operand `index`, as a matrix to read.
-    fn read<'a>(&'a self, step: &'a CpuStep, index: usize) -> View<'a> {
+    pub(super) fn read<'a>(&'a self, step: &'a CpuStep, index: usize) -> View<'a> {
         match &step.inputs[index] {
             // SAFETY: no worker writes a step's operands while the step runs.
             Source::Arena(operand) => unsafe { operand.view(self.arenas, self.extents) },
@@ -71,7 +72,7 @@ impl Machine<'_> {
     }
 
     /// Operand `index`, as one f32 per row.
-    fn vector<'a>(&'a self, step: &'a CpuStep, index: usize) -> &'a [f32] {
+    pub(super) fn vector<'a>(&'a self, step: &'a CpuStep, index: usize) -> &'a [f32] {
         match &step.inputs[index] {
             // SAFETY: as `read`.
             Source::Arena(operand) => unsafe { operand.floats(self.arenas, self.extents) },
@@ -80,7 +81,7 @@ impl Machine<'_> {
         }
     }
 
-    fn ints<'a>(&'a self, step: &'a CpuStep, index: usize) -> &'a [i32] {
+    pub(super) fn ints<'a>(&'a self, step: &'a CpuStep, index: usize) -> &'a [i32] {
         match &step.inputs[index] {
             // SAFETY: as `read`.
             Source::Arena(operand) => unsafe { operand.ints(self.arenas, self.extents) },
@@ -89,7 +90,7 @@ impl Machine<'_> {
     }
 
     /// Output `index`, as a matrix of which this worker writes its share.
-    fn write<'a>(&'a self, step: &'a CpuStep, index: usize) -> kernels::ViewMut<'a> {
+    pub(super) fn write<'a>(&'a self, step: &'a CpuStep, index: usize) -> kernels::ViewMut<'a> {
         // SAFETY: workers write disjoint rows or columns, and nobody reads an output before all met.
         unsafe { step.outputs[index].view_mut(self.arenas, self.extents) }
     }
