@@ -44,6 +44,7 @@ impl Machine<'_> {
                 self.attention(step, attention, [*queries, *keys], worker, scratch);
             }
             Kernel::LayerNorm(eps) => self.layer_norm(step, *eps, worker),
+            Kernel::Gradient(gradient) => return self.gradient(step, gradient, worker, scratch),
             Kernel::Gather => return self.gather(step, worker),
             Kernel::Concat(columns) => self.concat(step, *columns, worker),
             Kernel::CrossEntropy(reduction) if worker.index == 0 => {
@@ -60,7 +61,7 @@ impl Machine<'_> {
     }
 
     /// Operand `index`, as a matrix to read.
-    fn read<'a>(&'a self, step: &'a CpuStep, index: usize) -> View<'a> {
+    pub(super) fn read<'a>(&'a self, step: &'a CpuStep, index: usize) -> View<'a> {
         match &step.inputs[index] {
             // SAFETY: no worker writes a step's operands while the step runs.
             Source::Arena(operand) => unsafe { operand.view(self.arenas, self.moment()) },
@@ -73,7 +74,7 @@ impl Machine<'_> {
     }
 
     /// Operand `index`, as one f32 per row.
-    fn vector<'a>(&'a self, step: &'a CpuStep, index: usize) -> &'a [f32] {
+    pub(super) fn vector<'a>(&'a self, step: &'a CpuStep, index: usize) -> &'a [f32] {
         match &step.inputs[index] {
             // SAFETY: as `read`.
             Source::Arena(operand) => unsafe { operand.floats(self.arenas, self.moment()) },
@@ -82,7 +83,7 @@ impl Machine<'_> {
         }
     }
 
-    fn ints<'a>(&'a self, step: &'a CpuStep, index: usize) -> &'a [i32] {
+    pub(super) fn ints<'a>(&'a self, step: &'a CpuStep, index: usize) -> &'a [i32] {
         match &step.inputs[index] {
             // SAFETY: as `read`.
             Source::Arena(operand) => unsafe { operand.ints(self.arenas, self.moment()) },
@@ -91,7 +92,7 @@ impl Machine<'_> {
     }
 
     /// Output `index`, as a matrix of which this worker writes its share.
-    fn write<'a>(&'a self, step: &'a CpuStep, index: usize) -> kernels::ViewMut<'a> {
+    pub(super) fn write<'a>(&'a self, step: &'a CpuStep, index: usize) -> kernels::ViewMut<'a> {
         // SAFETY: workers write disjoint rows or columns, and nobody reads an output before all met.
         unsafe { step.outputs[index].view_mut(self.arenas, self.moment()) }
     }

@@ -8,6 +8,7 @@
 mod affinity;
 mod arena;
 mod exec;
+mod exec_grad;
 pub mod kernels;
 mod persistent;
 mod step;
@@ -391,7 +392,7 @@ fn scratch_len(graph: &Graph) -> usize {
                 kernels::attention_scratch(keys, types[0].shape.last_axis() / attention.heads)
             }
             Op::CrossEntropy(_) | Op::SmoothL1(_) => types[0].shape.rows(),
-            _ => 0,
+            _ => exec_grad::Gradient::scratch(graph, id),
         }
     };
     graph.nodes().map(need).max().unwrap_or(0)

@@ -9,6 +9,7 @@ use lxpod_passes::plan::{Place, Plan, Program};
 use lxpod_passes::schedule::Phase;
 
 use super::arena::Arena;
+use super::exec_grad::Gradient;
 use super::kernels::{View, ViewMut};
 use super::store::{Form, Resident, Store};
 use crate::BackendError;
@@ -219,6 +220,8 @@ pub(super) enum Kernel {
     Bce(f32),
     /// `smooth_l1`.
     SmoothL1,
+    /// A step of the backward half.
+    Gradient(Gradient),
 }
 
 /// One step, ready to run.
@@ -370,7 +373,9 @@ impl Resolver<'_> {
             Op::Linear(_) => &[2],
             Op::LayerNorm(_) => &[1, 2],
             Op::Attention(_) => &[3],
-            Op::CrossEntropy(_) | Op::SmoothL1(_) => &[2],
+            Op::CrossEntropy(_) | Op::SmoothL1(_) | Op::LayerNormGrad(_) => &[2],
+            Op::CrossEntropyGrad(_) | Op::SmoothL1Grad(_) => &[3],
+            Op::AttentionGrad(_) => &[4],
             _ => &[],
         };
         let is_f32 = |input: &usize| match inputs.get(*input) {
@@ -490,6 +495,9 @@ impl Resolver<'_> {
             Op::CrossEntropy(loss) => Kernel::CrossEntropy(loss.reduction),
             Op::Bce(loss) => Kernel::Bce(loss.factor),
             Op::SmoothL1(_) => Kernel::SmoothL1,
+            Op::AttentionGrad(grad) if grad.dropout.is_some() => {
+                return unsupported("dropout");
+            }
             Op::Dropout(_) => return unsupported("dropout"),
             Op::SumSquares(_) | Op::Clip(_) | Op::Sgd(_) | Op::Adam(_) | Op::Lamb(_) => {
                 return unsupported("updates");
@@ -504,7 +512,10 @@ impl Resolver<'_> {
             | Op::LayerNormGrad(_)
             | Op::CrossEntropyGrad(_)
             | Op::BceGrad(_)
-            | Op::SmoothL1Grad(_) => return unsupported("gradients"),
+            | Op::SmoothL1Grad(_) => match Gradient::of(self.graph(), node) {
+                Some(gradient) => Kernel::Gradient(gradient),
+                None => return unsupported("attention without row spaces"),
+            },
             Op::Input(_)
             | Op::Param(_)
             | Op::State(_)

@@ -135,7 +135,9 @@ impl Form {
             (Op::Linear(_), 2)
             | (Op::LayerNorm(_), 1 | 2)
             | (Op::Attention(_), 3)
-            | (Op::CrossEntropy(_) | Op::SmoothL1(_), 2) => Form::Vector,
+            | (Op::CrossEntropy(_) | Op::SmoothL1(_) | Op::LayerNormGrad(_), 2)
+            | (Op::CrossEntropyGrad(_) | Op::SmoothL1Grad(_), 3)
+            | (Op::AttentionGrad(_), 4) => Form::Vector,
             _ => Form::Table,
         }
     }

@@ -4,6 +4,7 @@
 mod attention;
 #[cfg(unix)]
 mod bounds;
+mod gradients;
 mod linear;
 mod losses;
 mod rowwise;

@@ -23,7 +23,7 @@ pub struct Attention<'a> {
 }
 
 /// The most rows of a tile in any table.
-const MOST_ROWS: usize = 6;
+pub(super) const MOST_ROWS: usize = 6;
 
 /// f32 values of scratch that [`attention_head`] needs for up to `keys` keys of up to `d` columns.
 pub fn attention_scratch(keys: usize, d: usize) -> usize {
@@ -84,28 +84,28 @@ pub(super) struct Args<'a> {
 }
 
 /// Where things lie in the scratch, in values.
-struct Layout {
+pub(super) struct Layout {
     /// Keys and columns rounded up to whole panels.
-    keys: usize,
-    cols: usize,
+    pub(super) keys: usize,
+    pub(super) cols: usize,
     /// Keys as panels of 16 keys, each by column.
-    k: usize,
+    pub(super) k: usize,
     /// Values as panels of 16 columns, each by key.
-    v: usize,
+    pub(super) v: usize,
     /// One tile of queries, as f32.
-    q: usize,
+    pub(super) q: usize,
     /// Scores, then probabilities, of one tile.
-    p: usize,
+    pub(super) p: usize,
     /// Results of one tile.
-    y: usize,
+    pub(super) y: usize,
     /// What is added to the scores of each key.
-    bias: usize,
-    end: usize,
+    pub(super) bias: usize,
+    pub(super) end: usize,
 }
 
 impl Layout {
     #[inline(always)]
-    fn new(nk: usize, d: usize) -> Self {
+    pub(super) fn new(nk: usize, d: usize) -> Self {
         let keys = nk.next_multiple_of(PANEL);
         let cols = d.next_multiple_of(PANEL);
         let k = 0;
@@ -136,12 +136,7 @@ impl Layout {
 pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
     let inputs = args.inputs;
     let at = Layout::new(inputs.k.rows(), inputs.k.cols());
-    let bias = &mut args.work[at.bias..];
-    for (bias, &mask) in bias.iter_mut().zip(inputs.mask) {
-        *bias = (1.0 - mask) * f32::MIN;
-    }
-    // Keys that pad the last panel: probability zero.
-    bias[inputs.mask.len()..].fill(f32::NEG_INFINITY);
+    fill_bias(inputs.mask, &mut args.work[at.bias..at.end]);
     // SAFETY: the caller's contract.
     unsafe {
         pack_keys(s, inputs.k, args.work[at.k..at.v].as_mut_ptr());
@@ -173,12 +168,21 @@ pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
     }
 }
 
+/// What is added to the score of each key.
+pub(super) fn fill_bias(mask: &[f32], bias: &mut [f32]) {
+    for (bias, &mask) in bias.iter_mut().zip(mask) {
+        *bias = (1.0 - mask) * f32::MIN;
+    }
+    // Keys that pad the last panel: probability zero.
+    bias[mask.len()..].fill(f32::NEG_INFINITY);
+}
+
 /// Packs keys as panels of 16 keys, column after column, missing keys as zeros.
 ///
 /// # Safety
 /// `to` is valid for writing the keys, rounded up to 16, times the columns.
 #[inline(always)]
-unsafe fn pack_keys<S: Simd>(s: S, k: View<'_>, to: *mut f32) {
+pub(super) unsafe fn pack_keys<S: Simd>(s: S, k: View<'_>, to: *mut f32) {
     let mut first = 0;
     while first < k.rows().next_multiple_of(PANEL) {
         let start = first / PANEL * PANEL * k.cols() + first % PANEL;
@@ -202,7 +206,7 @@ unsafe fn pack_keys<S: Simd>(s: S, k: View<'_>, to: *mut f32) {
 /// # Safety
 /// `to` is valid for writing the rows times the columns, rounded up to 16.
 #[inline(always)]
-unsafe fn pack_values<S: Simd>(s: S, v: View<'_>, to: *mut f32) {
+pub(super) unsafe fn pack_values<S: Simd>(s: S, v: View<'_>, to: *mut f32) {
     for r in 0..v.rows() {
         let row = v.row(r);
         let mut c = 0;
@@ -227,7 +231,7 @@ unsafe fn pack_values<S: Simd>(s: S, v: View<'_>, to: *mut f32) {
 /// # Safety
 /// The rows exist and the keys are packed.
 #[inline(always)]
-unsafe fn scores<S: Simd>(
+pub(super) unsafe fn scores<S: Simd>(
     s: S,
     inputs: &Attention<'_>,
     (first, rows): (usize, usize),
@@ -257,7 +261,7 @@ unsafe fn scores<S: Simd>(
 
 /// Turns the sums q·k of a tile, one row per query, rows `stride` apart and as long as `bias`, into probabilities.
 #[inline(always)]
-fn softmax<S: Simd>(s: S, p: &mut [f32], stride: usize, bias: &[f32], scale: f32) {
+pub(super) fn softmax<S: Simd>(s: S, p: &mut [f32], stride: usize, bias: &[f32], scale: f32) {
     let (stride, n) = (stride.max(1), bias.len());
     let factor = s.splat(scale);
     let mut largest = [s.splat(f32::NEG_INFINITY); LANES];
@@ -321,7 +325,7 @@ unsafe fn weigh<S: Simd>(s: S, v: View<'_>, rows: usize, work: &mut [f32], at: &
 /// # Safety
 /// The row exists.
 #[inline(always)]
-unsafe fn store_row<S: Simd>(s: S, values: &[f32], out: &ViewMut<'_>, r: usize) {
+pub(super) unsafe fn store_row<S: Simd>(s: S, values: &[f32], out: &ViewMut<'_>, r: usize) {
     let row = out.row(r);
     let cols = out.cols();
     for (i, values) in values

@@ -5,7 +5,7 @@ use std::ops::Range;
 use lxpod_ir::DType;
 use lxpod_ir::ops::Activation;
 
-use super::math::activation;
+use super::math::{activation, exp, sigmoid, slope};
 use super::simd::{LANES, Simd};
 use super::{Kernels, View, ViewMut};
 
@@ -14,12 +14,19 @@ use super::{Kernels, View, ViewMut};
 /// # Panics
 /// If shapes disagree or rows are out of range.
 pub fn add(kernels: &Kernels, a: View<'_>, b: View<'_>, out: ViewMut<'_>, rows: Range<usize>) {
-    assert_eq!(
-        (a.rows(), a.cols()),
-        (b.rows(), b.cols()),
-        "shapes of the summands"
-    );
+    second(a, b);
     call(kernels, a, Op::Add(b), out, rows);
+}
+
+/// `out = out + x`, all rows.
+///
+/// # Panics
+/// If shapes disagree.
+pub(super) fn add_to(kernels: &Kernels, x: View<'_>, out: ViewMut<'_>) {
+    let rows = 0..out.rows();
+    // SAFETY: `add` works in place.
+    let sums = unsafe { out.shared() };
+    add(kernels, sums, x, out, rows);
 }
 
 /// `out = x · factor` in the given rows. `out` may be the memory of `x`.
@@ -52,6 +59,97 @@ pub fn copy(kernels: &Kernels, x: View<'_>, out: ViewMut<'_>, rows: Range<usize>
     call(kernels, x, Op::Copy, out, rows);
 }
 
+/// `out = dy · act′(x)` in the given rows. `out` may be the memory of either.
+///
+/// # Panics
+/// If shapes disagree or rows are out of range.
+pub fn activate_grad(
+    kernels: &Kernels,
+    dy: View<'_>,
+    x: View<'_>,
+    act: Activation,
+    out: ViewMut<'_>,
+    rows: Range<usize>,
+) {
+    second(x, dy);
+    call(kernels, x, Op::ActivateGrad(act, dy), out, rows);
+}
+
+/// `out = factor · (1 / (1 + e⁻ˣ) − target)` in the given rows: the cotangent of the logits x of a binary cross-entropy.
+/// `out` may be the memory of either.
+///
+/// # Panics
+/// If shapes disagree or rows are out of range.
+pub fn bce_grad(
+    kernels: &Kernels,
+    x: View<'_>,
+    target: View<'_>,
+    factor: f32,
+    out: ViewMut<'_>,
+    rows: Range<usize>,
+) {
+    second(x, target);
+    call(kernels, x, Op::BceGrad(target, factor), out, rows);
+}
+
+/// `out = factor · d`, d = x − target cut to -1..=1, in the given rows: the cotangent of x of a smooth L1 loss.
+/// `out` may be the memory of either.
+///
+/// # Panics
+/// If shapes disagree or rows are out of range.
+pub fn smooth_l1_grad(
+    kernels: &Kernels,
+    x: View<'_>,
+    target: View<'_>,
+    factor: f32,
+    out: ViewMut<'_>,
+    rows: Range<usize>,
+) {
+    second(x, target);
+    call(kernels, x, Op::SmoothL1Grad(target, factor), out, rows);
+}
+
+/// `out = 0` in the given rows.
+///
+/// # Panics
+/// If rows are out of range.
+pub fn zeros(kernels: &Kernels, mut out: ViewMut<'_>, rows: Range<usize>) {
+    const ZEROS: [f32; 1024] = [0.0; 1024];
+    let count = out.rows();
+    for first in (0..out.cols()).step_by(ZEROS.len()) {
+        let columns = first..out.cols().min(first + ZEROS.len());
+        let extent = [count, columns.len()];
+        // SAFETY: every row is the same constant, of at least as many values.
+        let x = unsafe { View::from_raw_parts(ZEROS.as_ptr().cast(), DType::F32, extent, 0) };
+        let part = out.reborrow().col_range(columns);
+        call(kernels, x, Op::Copy, part, rows.clone());
+    }
+}
+
+/// `out = factor · e^(x − most)`, all rows.
+///
+/// # Panics
+/// If shapes disagree.
+pub(super) fn exponentials(
+    kernels: &Kernels,
+    x: View<'_>,
+    most: f32,
+    factor: f32,
+    out: ViewMut<'_>,
+) {
+    let rows = 0..out.rows();
+    call(kernels, x, Op::Exponential(most, factor), out, rows);
+}
+
+/// Checks the shape of a second operand.
+fn second(x: View<'_>, b: View<'_>) {
+    assert_eq!(
+        (x.rows(), x.cols()),
+        (b.rows(), b.cols()),
+        "shapes of both operands"
+    );
+}
+
 /// What is done to each element.
 #[derive(Clone, Copy)]
 enum Op<'a> {
@@ -59,6 +157,23 @@ enum Op<'a> {
     Add(View<'a>),
     Scale(f32),
     Activate(Activation),
+    ActivateGrad(Activation, View<'a>),
+    BceGrad(View<'a>, f32),
+    SmoothL1Grad(View<'a>, f32),
+    Exponential(f32, f32),
+}
+
+impl<'a> Op<'a> {
+    /// The second operand, if there is one.
+    #[inline(always)]
+    fn second(self) -> Option<View<'a>> {
+        match self {
+            Op::Add(b) | Op::ActivateGrad(_, b) | Op::BceGrad(b, _) | Op::SmoothL1Grad(b, _) => {
+                Some(b)
+            }
+            Op::Copy | Op::Scale(_) | Op::Activate(_) | Op::Exponential(..) => None,
+        }
+    }
 }
 
 /// A checked call.
@@ -86,10 +201,7 @@ fn call(kernels: &Kernels, x: View<'_>, op: Op<'_>, out: ViewMut<'_>, rows: Rang
 /// The shapes were checked.
 #[inline(always)]
 pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
-    let b = match args.op {
-        Op::Add(b) => b.dtype(),
-        Op::Copy | Op::Scale(_) | Op::Activate(_) => args.x.dtype(),
-    };
+    let b = args.op.second().unwrap_or(args.x).dtype();
     // SAFETY: the caller's contract.
     unsafe {
         match (args.x.dtype(), b, args.out.dtype()) {
@@ -110,10 +222,7 @@ unsafe fn rows<S: Simd>(s: S, args: Args<'_>, known: Option<DType>) {
     for r in args.rows.clone() {
         let x = args.x.row(r).known(known);
         let out = args.out.row(r).known(known);
-        let b = match args.op {
-            Op::Add(b) => b.row(r).known(known),
-            Op::Copy | Op::Scale(_) | Op::Activate(_) => x,
-        };
+        let b = args.op.second().map_or(x, |b| b.row(r).known(known));
         let mut c = 0;
         // SAFETY: the rows exist, and have as many columns from `c` on as are read and written.
         unsafe {
@@ -139,5 +248,12 @@ fn apply<S: Simd>(s: S, op: Op<'_>, x: S::V, b: S::V) -> S::V {
         Op::Add(_) => s.add(x, b),
         Op::Scale(factor) => s.mul(x, s.splat(factor)),
         Op::Activate(act) => activation(s, act, x),
+        Op::ActivateGrad(act, _) => s.mul(b, slope(s, act, x)),
+        Op::Exponential(most, factor) => s.mul(exp(s, s.sub(x, s.splat(most))), s.splat(factor)),
+        Op::BceGrad(_, factor) => s.mul(s.splat(factor), s.sub(sigmoid(s, x), b)),
+        Op::SmoothL1Grad(_, factor) => {
+            let distance = s.max(s.splat(-1.0), s.min(s.splat(1.0), s.sub(x, b)));
+            s.mul(s.splat(factor), distance)
+        }
     }
 }

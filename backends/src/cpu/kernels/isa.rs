@@ -8,7 +8,9 @@ use thiserror::Error;
 use super::simd::Avx2;
 use super::simd::Portable;
 use super::view::Row;
-use super::{attention, elementwise, linear, loss, norm, peak};
+use super::{
+    attention, attention_grad, elementwise, linear, loss, matmul, norm, norm_grad, peak, sums,
+};
 
 /// The environment variable that overrides the choice of a table.
 const VARIABLE: &str = "LXPOD_ISA";
@@ -17,10 +19,14 @@ const VARIABLE: &str = "LXPOD_ISA";
 pub struct Kernels {
     name: &'static str,
     pub(super) linear: unsafe fn(linear::Args<'_>),
+    pub(super) matmul: unsafe fn(matmul::Args<'_>),
     pub(super) attention: unsafe fn(attention::Args<'_>),
     pub(super) layer_norm: unsafe fn(norm::Args<'_>),
+    pub(super) attention_grad: unsafe fn(attention_grad::Args<'_>),
+    pub(super) layer_norm_grad: unsafe fn(norm_grad::Args<'_>),
+    pub(super) sum_rows: unsafe fn(sums::Args<'_>),
     pub(super) elementwise: unsafe fn(elementwise::Args<'_>),
-    pub(super) log_sum_exp: unsafe fn(Row, usize) -> f64,
+    pub(super) log_sum_exp: unsafe fn(Row, usize) -> loss::LogSum,
     pub(super) multiply_adds: unsafe fn(u64) -> u64,
 }
 
@@ -102,6 +108,13 @@ macro_rules! table {
             /// # Safety
             /// The CPU has the features and the call was checked.
             $(#[target_feature(enable = $features)])?
+            unsafe fn matmul(args: matmul::Args<'_>) {
+                // SAFETY: the caller's contract.
+                unsafe { matmul::run($token, args) }
+            }
+            /// # Safety
+            /// The CPU has the features and the call was checked.
+            $(#[target_feature(enable = $features)])?
             unsafe fn attention(args: attention::Args<'_>) {
                 // SAFETY: the caller's contract.
                 unsafe { attention::run($token, args) }
@@ -116,6 +129,27 @@ macro_rules! table {
             /// # Safety
             /// The CPU has the features and the call was checked.
             $(#[target_feature(enable = $features)])?
+            unsafe fn attention_grad(args: attention_grad::Args<'_>) {
+                // SAFETY: the caller's contract.
+                unsafe { attention_grad::run($token, args) }
+            }
+            /// # Safety
+            /// The CPU has the features and the call was checked.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn layer_norm_grad(args: norm_grad::Args<'_>) {
+                // SAFETY: the caller's contract.
+                unsafe { norm_grad::run($token, args) }
+            }
+            /// # Safety
+            /// The CPU has the features and the call was checked.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn sum_rows(args: sums::Args<'_>) {
+                // SAFETY: the caller's contract.
+                unsafe { sums::run($token, args) }
+            }
+            /// # Safety
+            /// The CPU has the features and the call was checked.
+            $(#[target_feature(enable = $features)])?
             unsafe fn elementwise(args: elementwise::Args<'_>) {
                 // SAFETY: the caller's contract.
                 unsafe { elementwise::run($token, args) }
@@ -123,7 +157,7 @@ macro_rules! table {
             /// # Safety
             /// The CPU has the features and the row exists.
             $(#[target_feature(enable = $features)])?
-            unsafe fn log_sum_exp(row: Row, cols: usize) -> f64 {
+            unsafe fn log_sum_exp(row: Row, cols: usize) -> loss::LogSum {
                 // SAFETY: the caller's contract.
                 unsafe { loss::log_sum_exp($token, row, cols) }
             }
@@ -138,8 +172,12 @@ macro_rules! table {
             pub(super) static TABLE: Kernels = Kernels {
                 name: stringify!($module),
                 linear,
+                matmul,
                 attention,
                 layer_norm,
+                attention_grad,
+                layer_norm_grad,
+                sum_rows,
                 elementwise,
                 log_sum_exp,
                 multiply_adds,

@@ -1,5 +1,7 @@
 //! Losses. Deterministic: one worker, f64 sums in row order.
 
+use std::ops::Range;
+
 use thiserror::Error;
 
 use super::math::exp;
@@ -61,17 +63,12 @@ pub fn cross_entropy(
         let mut loss = 0.0;
         if label != IGNORE_INDEX {
             let classes = logits.cols();
-            let class = usize::try_from(label).ok().filter(|&c| c < classes);
-            let class = class.ok_or(LabelError {
-                label,
-                row,
-                classes,
-            })?;
+            let class = class_of(label, row, classes)?;
             let mut chosen = [0.0];
             logits.load_row(kernels, row, class..class + 1, &mut chosen);
             // SAFETY: a table exists only for a CPU that can run it; the row exists.
-            let normaliser = unsafe { (kernels.log_sum_exp)(logits.row(row), classes) };
-            loss = normaliser - f64::from(chosen[0]);
+            let LogSum { most, sum } = unsafe { (kernels.log_sum_exp)(logits.row(row), classes) };
+            loss = f64::from(most) + sum.ln() - f64::from(chosen[0]);
             total.sum += loss;
             total.kept += 1;
         }
@@ -82,12 +79,77 @@ pub fn cross_entropy(
     Ok(total)
 }
 
-/// log Σ eˣ of a row: the largest element, plus the logarithm of the sum of exponentials relative to it, each in f32 and summed in f64, column j in lane j mod 8.
+/// The class that the label of a row names.
+fn class_of(label: i32, row: usize, classes: usize) -> Result<usize, LabelError> {
+    let class = usize::try_from(label).ok().filter(|&c| c < classes);
+    class.ok_or(LabelError {
+        label,
+        row,
+        classes,
+    })
+}
+
+/// Writes the given rows of `factor` · weight · (softmax(logits) − \[column = label\]), in f32, a row labelled
+/// [`IGNORE_INDEX`] being zeros; `factor` gives the factor and the weight of a row as one.
+///
+/// # Errors
+/// At the first label that is neither a class nor [`IGNORE_INDEX`]; rows before it are written.
+///
+/// # Panics
+/// If shapes disagree, rows are out of range, or there is not one label per row.
+pub fn cross_entropy_grad(
+    kernels: &Kernels,
+    logits: View<'_>,
+    labels: &[i32],
+    factor: impl Fn(usize) -> f64,
+    mut out: ViewMut<'_>,
+    rows: Range<usize>,
+) -> Result<(), LabelError> {
+    let classes = logits.cols();
+    assert_eq!(labels.len(), logits.rows(), "one label per row");
+    assert_eq!(
+        (out.rows(), out.cols()),
+        (logits.rows(), classes),
+        "output shape"
+    );
+    for row in rows {
+        let label = labels[row];
+        if label == IGNORE_INDEX {
+            elementwise::zeros(kernels, out.reborrow(), row..row + 1);
+            continue;
+        }
+        let class = class_of(label, row, classes)?;
+        let factor = factor(row);
+        let mut chosen = [0.0];
+        logits.load_row(kernels, row, class..class + 1, &mut chosen);
+        // SAFETY: a table exists only for a CPU that can run it; the row exists.
+        let LogSum { most, sum } = unsafe { (kernels.log_sum_exp)(logits.row(row), classes) };
+        let to = out.reborrow().row_range(row..row + 1);
+        let x = logits.row_range(row..row + 1);
+        elementwise::exponentials(kernels, x, most, (factor / sum) as f32, to);
+        let probability = f64::from(chosen[0] - most).exp() / sum;
+        out.store_row(
+            kernels,
+            row,
+            class,
+            &[(factor * (probability - 1.0)) as f32],
+        );
+    }
+    Ok(())
+}
+
+/// log Σ eˣ of a row, as its largest element and the sum of e^(x − largest).
+pub(super) struct LogSum {
+    most: f32,
+    sum: f64,
+}
+
+/// The [`LogSum`] of a row: exponentials are in f32 and summed in f64, column j in lane j mod 8.
 ///
 /// # Safety
 /// The row has `cols` elements that may be read.
 #[inline(always)]
-pub(super) unsafe fn log_sum_exp<S: Simd>(s: S, row: Row, cols: usize) -> f64 {
+pub(super) unsafe fn log_sum_exp<S: Simd>(s: S, row: Row, cols: usize) -> LogSum {
     let mut most = f32::NEG_INFINITY;
     let mut c = 0;
     while c < cols {
@@ -110,7 +172,10 @@ pub(super) unsafe fn log_sum_exp<S: Simd>(s: S, row: Row, cols: usize) -> f64 {
         }
         c += LANES;
     }
-    f64::from(most) + sums.iter().sum::<f64>().ln()
+    LogSum {
+        most,
+        sum: sums.iter().sum(),
+    }
 }
 
 /// Calls `each` with the f32 values of both matrices, element by element in row order.

@@ -146,6 +146,65 @@ pub(super) fn activation<S: Simd>(s: S, act: Activation, x: S::V) -> S::V {
     }
 }
 
+/// 1 / (1 + e⁻ˣ): relative error at most 4e-7 where the result is normal.
+#[inline(always)]
+pub(super) fn sigmoid<S: Simd>(s: S, x: S::V) -> S::V {
+    let e = exp(s, s.sub(s.splat(0.0), x));
+    s.div(s.splat(1.0), s.add(s.splat(1.0), e))
+}
+
+/// Φ(x) + x·φ(x), the normal distribution's function and density: the derivative of [`gelu`].
+#[inline(always)]
+fn gelu_slope<S: Simd>(s: S, x: S::V) -> S::V {
+    /// 1/√(2π).
+    const FACTOR: f32 = 0.398_942_3;
+    let half = s.splat(0.5);
+    let e = erf(s, s.mul(x, s.splat(FRAC_1_SQRT_2)));
+    let density = exp(s, s.mul(s.mul(x, x), s.splat(-0.5)));
+    s.fma(s.mul(x, s.splat(FACTOR)), density, s.fma(e, half, half))
+}
+
+/// The derivative of [`gelu_tanh`].
+#[inline(always)]
+fn gelu_tanh_slope<S: Simd>(s: S, x: S::V) -> S::V {
+    /// √(2/π).
+    const FACTOR: f32 = 0.797_884_6;
+    let (half, one) = (s.splat(0.5), s.splat(1.0));
+    let u = s.mul(x, x);
+    let inner = s.mul(x, s.fma(u, s.splat(FACTOR * 0.044_715), s.splat(FACTOR)));
+    let slope = s.fma(u, s.splat(3.0 * FACTOR * 0.044_715), s.splat(FACTOR));
+    let t = tanh(s, inner);
+    let rest = s.sub(one, s.mul(t, t));
+    s.fma(s.mul(s.mul(x, half), rest), slope, s.fma(t, half, half))
+}
+
+/// 1 for positive x, else 0; NaN for NaN.
+#[inline(always)]
+fn relu_slope<S: Simd>(s: S, x: S::V) -> S::V {
+    let zero = s.splat(0.0);
+    let other = s.max(zero, s.min(zero, x));
+    s.select_lt(zero, x, s.splat(1.0), other)
+}
+
+/// The derivative of one activation of eight lanes: absolute error at most 1e-6.
+#[inline(always)]
+pub(super) fn slope<S: Simd>(s: S, act: Activation, x: S::V) -> S::V {
+    let one = s.splat(1.0);
+    match act {
+        Activation::Gelu => gelu_slope(s, x),
+        Activation::GeluTanh => gelu_tanh_slope(s, x),
+        Activation::Relu => relu_slope(s, x),
+        Activation::Silu => {
+            let y = sigmoid(s, x);
+            s.mul(y, s.fma(x, s.sub(one, y), one))
+        }
+        Activation::Tanh => {
+            let t = tanh(s, x);
+            s.sub(one, s.mul(t, t))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,6 +11,7 @@
 //! keys that the mask switches off. This holds because every sum has one order, fixed by the index of what it sums over.
 
 mod attention;
+mod attention_grad;
 mod elementwise;
 mod gather;
 mod gemm;
@@ -19,22 +20,35 @@ mod isa;
 mod linear;
 mod loss;
 mod math;
+mod matmul;
 mod norm;
+mod norm_grad;
 mod pack;
 mod peak;
 mod scratch;
 mod simd;
+mod sums;
 mod view;
 
 pub use attention::{Attention, attention_head, attention_scratch};
-pub use elementwise::{activate, add, copy, scale};
+pub use attention_grad::{AttentionGrad, attention_grad_head, attention_grad_scratch};
+pub use elementwise::{activate, activate_grad, add, bce_grad, copy, scale, smooth_l1_grad, zeros};
 pub use gather::{IndexError, gather, gather_panels};
 pub(super) use huge::huge_pages;
 pub use isa::{IsaError, Kernels};
 pub use linear::{Linear, linear, linear_scratch};
-pub use loss::{CrossEntropy, IGNORE_INDEX, LabelError, bce_with_logits, cross_entropy, smooth_l1};
+pub use loss::{
+    CrossEntropy, IGNORE_INDEX, LabelError, bce_with_logits, cross_entropy, cross_entropy_grad,
+    smooth_l1,
+};
+pub use matmul::{MATMUL_SCRATCH, Matmul, matmul};
 pub use norm::{LayerNorm, layer_norm};
+pub use norm_grad::{
+    LayerNormGrad, layer_norm_grad, layer_norm_grad_scratch, layer_norm_grad_sums,
+    layer_norm_moments,
+};
 pub use pack::Panels;
 pub use peak::multiply_adds;
 pub use scratch::Scratch;
+pub use sums::{ScatterAdd, scatter_add, sum_rows};
 pub use view::{Element, View, ViewMut};

@@ -9,7 +9,7 @@ use super::view::Row;
 use super::{Kernels, View, ViewMut};
 
 /// Vectors that are summed side by side: column j belongs to lane j mod 32.
-const CHAINS: usize = 4;
+pub(super) const CHAINS: usize = 4;
 
 /// The parameters of a layer normalisation.
 #[derive(Clone, Copy)]
@@ -102,12 +102,8 @@ unsafe fn rows<S: Simd>(s: S, args: Args<'_>, known: Option<DType>) {
         let out = args.out.row(r).known(known);
         // SAFETY: the row, and as many gains and biases as columns, exist.
         unsafe {
-            let mean = z.total::<S, false>(s, s.splat(0.0)) / cols as f32;
-            let variance = z.total::<S, true>(s, s.splat(mean)) / cols as f32;
-            let (mean, factor) = (
-                s.splat(mean),
-                s.splat(1.0 / (variance + args.norm.eps).sqrt()),
-            );
+            let (mean, factor) = z.moments(s, args.norm.eps);
+            let (mean, factor) = (s.splat(mean), s.splat(factor));
             let mut c = 0;
             while c + LANES <= cols {
                 let y = s.mul(s.sub(z.load(s, c), mean), factor);
@@ -126,19 +122,34 @@ unsafe fn rows<S: Simd>(s: S, args: Args<'_>, known: Option<DType>) {
 
 /// A row of x + residual.
 #[derive(Clone, Copy)]
-struct Sum {
-    x: Row,
-    residual: Option<Row>,
-    cols: usize,
+pub(super) struct Sum {
+    pub(super) x: Row,
+    pub(super) residual: Option<Row>,
+    pub(super) cols: usize,
 }
 
 impl Sum {
+    /// mean z and 1 / √(var z + eps).
+    ///
+    /// # Safety
+    /// The row exists.
+    #[inline(always)]
+    pub(super) unsafe fn moments<S: Simd>(self, s: S, eps: f32) -> (f32, f32) {
+        let cols = self.cols as f32;
+        // SAFETY: the caller's contract.
+        unsafe {
+            let mean = self.total::<S, false>(s, s.splat(0.0)) / cols;
+            let variance = self.total::<S, true>(s, s.splat(mean)) / cols;
+            (mean, 1.0 / (variance + eps).sqrt())
+        }
+    }
+
     /// The eight columns from `c` on.
     ///
     /// # Safety
     /// The row has them.
     #[inline(always)]
-    unsafe fn load<S: Simd>(self, s: S, c: usize) -> S::V {
+    pub(super) unsafe fn load<S: Simd>(self, s: S, c: usize) -> S::V {
         // SAFETY: the caller's contract.
         unsafe {
             let x = self.x.load(s, c);
@@ -154,7 +165,7 @@ impl Sum {
     /// # Safety
     /// The row has column `c`.
     #[inline(always)]
-    unsafe fn load_part<S: Simd>(self, s: S, c: usize) -> S::V {
+    pub(super) unsafe fn load_part<S: Simd>(self, s: S, c: usize) -> S::V {
         let n = self.cols - c;
         // SAFETY: the caller's contract.
         unsafe {

@@ -25,9 +25,11 @@ impl Element for half::bf16 {
 }
 
 /// The extents of a matrix: columns are contiguous, rows `stride` elements apart.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Shape {
     dtype: DType,
+    /// Bytes of an element.
+    size: usize,
     rows: usize,
     cols: usize,
     stride: usize,
@@ -52,9 +54,26 @@ impl Shape {
         self
     }
 
+    /// The shape of all elements as one row.
+    fn flat(self) -> Self {
+        assert!(
+            self.rows <= 1 || self.stride == self.cols,
+            "rows of {} values are {} apart",
+            self.cols,
+            self.stride
+        );
+        let cols = self.rows * self.cols;
+        Shape {
+            rows: 1,
+            cols,
+            stride: cols,
+            ..self
+        }
+    }
+
     /// Bytes from the start to element (row, col).
     fn offset(self, row: usize, col: usize) -> usize {
-        (row * self.stride + col) * self.dtype.size()
+        (row * self.stride + col) * self.size
     }
 }
 
@@ -87,6 +106,7 @@ impl<'a> View<'a> {
     pub fn strided<T: Element>(data: &'a [T], rows: usize, cols: usize, stride: usize) -> Self {
         let shape = Shape {
             dtype: T::DTYPE,
+            size: T::DTYPE.size(),
             rows,
             cols,
             stride,
@@ -118,6 +138,7 @@ impl<'a> View<'a> {
             data,
             shape: Shape {
                 dtype,
+                size: dtype.size(),
                 rows,
                 cols,
                 stride,
@@ -158,6 +179,15 @@ impl<'a> View<'a> {
     /// If there are fewer.
     pub fn col_range(self, cols: Range<usize>) -> Self {
         self.part(0..self.rows(), cols)
+    }
+
+    /// All elements of a matrix whose rows lie end to end, as one row.
+    ///
+    /// # Panics
+    /// If they do not.
+    pub fn flat(self) -> Self {
+        let shape = self.shape.flat();
+        View { shape, ..self }
     }
 
     fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
@@ -238,6 +268,7 @@ impl<'a> ViewMut<'a> {
     pub fn strided<T: Element>(data: &'a mut [T], rows: usize, cols: usize, stride: usize) -> Self {
         let shape = Shape {
             dtype: T::DTYPE,
+            size: T::DTYPE.size(),
             rows,
             cols,
             stride,
@@ -272,6 +303,7 @@ impl<'a> ViewMut<'a> {
             data,
             shape: Shape {
                 dtype,
+                size: dtype.size(),
                 rows,
                 cols,
                 stride,
@@ -341,6 +373,32 @@ impl<'a> ViewMut<'a> {
         }
     }
 
+    /// All elements of a matrix whose rows lie end to end, as one row.
+    ///
+    /// # Panics
+    /// If they do not.
+    pub fn flat(self) -> Self {
+        let shape = self.shape.flat();
+        ViewMut { shape, ..self }
+    }
+
+    /// The same matrix to read while it is written.
+    ///
+    /// # Safety
+    /// As [`View::from_raw_parts`], but for a kernel that works in place.
+    pub(super) unsafe fn shared(&self) -> View<'a> {
+        View {
+            data: self.data,
+            shape: self.shape,
+            lifetime: PhantomData,
+        }
+    }
+
+    /// Whether this is the memory of `x`, in the same shape.
+    pub fn is(&self, x: View<'_>) -> bool {
+        self.data.cast_const() == x.data && self.shape == x.shape
+    }
+
     /// Writes `values`, rounded to the dtype, to the columns of row `r` from `first` on.
     ///
     /// # Panics
@@ -395,6 +453,12 @@ impl Row {
             dtype: dtype.unwrap_or(self.dtype),
             ..self
         }
+    }
+
+    /// The address of column `c`.
+    #[inline(always)]
+    pub(super) fn at(self, c: usize) -> *const u8 {
+        self.data.wrapping_add(c * self.dtype.size())
     }
 
     /// The eight elements from column `c` on, widened.

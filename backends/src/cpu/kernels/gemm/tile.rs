@@ -25,6 +25,19 @@ pub(in super::super) trait Weights {
         row: usize,
         w: *const u8,
     );
+
+    /// [`Simd::eight_packing_steps`] with such weights.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn eight_packing_steps<S: Simd, const R: usize>(
+        s: S,
+        acc: &mut [[S::V; 2]; R],
+        a: *const f32,
+        row: usize,
+        w: (*const u8, usize),
+        copy: *mut f32,
+    );
 }
 
 /// Panels of f16.
@@ -52,6 +65,19 @@ impl Weights for Half {
         // SAFETY: the caller's contract.
         unsafe { s.eight_steps::<R, true>(acc, a, row, w) }
     }
+
+    #[inline(always)]
+    unsafe fn eight_packing_steps<S: Simd, const R: usize>(
+        s: S,
+        acc: &mut [[S::V; 2]; R],
+        a: *const f32,
+        row: usize,
+        w: (*const u8, usize),
+        copy: *mut f32,
+    ) {
+        // SAFETY: the caller's contract.
+        unsafe { s.eight_packing_steps::<R, true>(acc, a, row, w, copy) }
+    }
 }
 
 impl Weights for Single {
@@ -74,12 +100,31 @@ impl Weights for Single {
         // SAFETY: the caller's contract.
         unsafe { s.eight_steps::<R, false>(acc, a, row, w) }
     }
+
+    #[inline(always)]
+    unsafe fn eight_packing_steps<S: Simd, const R: usize>(
+        s: S,
+        acc: &mut [[S::V; 2]; R],
+        a: *const f32,
+        row: usize,
+        w: (*const u8, usize),
+        copy: *mut f32,
+    ) {
+        // SAFETY: the caller's contract.
+        unsafe { s.eight_packing_steps::<R, false>(acc, a, row, w, copy) }
+    }
 }
 
-/// Cache lines to ask for while computing: the weights needed next.
+/// Cache lines to ask for while computing: the weights needed next. They are a few at a time end to end, and such runs a
+/// step apart.
 pub(in super::super) struct Feed {
     next: *const u8,
-    left: usize,
+    /// Lines of a run.
+    run: usize,
+    /// Bytes from the end of a run to the start of the next.
+    gap: usize,
+    /// Lines left of this run, and in all.
+    left: [usize; 2],
     per_block: usize,
 }
 
@@ -87,32 +132,47 @@ impl Feed {
     /// Spreads `bytes` bytes from `next` on over `blocks` blocks of [`BLOCK`] steps.
     #[inline(always)]
     pub(in super::super) fn new(next: *const u8, bytes: usize, blocks: usize) -> Self {
-        let left = bytes.div_ceil(LINE_BYTES);
+        Self::runs(next, 1, (bytes, LINE_BYTES), blocks)
+    }
+
+    /// Spreads `count` runs of (bytes, bytes from one run to the next) over `blocks` blocks of [`BLOCK`] steps.
+    #[inline(always)]
+    pub(in super::super) fn runs(
+        next: *const u8,
+        count: usize,
+        (bytes, step): (usize, usize),
+        blocks: usize,
+    ) -> Self {
+        let run = bytes.div_ceil(LINE_BYTES);
         Feed {
             next,
-            left,
-            per_block: left.div_ceil(blocks.max(1)),
+            run,
+            gap: step.wrapping_sub(run * LINE_BYTES),
+            left: [run, count * run],
+            per_block: (count * run).div_ceil(blocks.max(1)),
         }
     }
 
     /// Nothing to ask for.
     #[inline(always)]
     pub(in super::super) fn none() -> Self {
-        Feed {
-            next: std::ptr::null(),
-            left: 0,
-            per_block: 0,
-        }
+        Self::new(std::ptr::null(), 0, 1)
     }
 
+    /// Asks for the lines of one block.
     #[inline(always)]
-    fn advance<S: Simd>(&mut self, s: S) {
-        let now = self.per_block.min(self.left);
+    pub(in super::super) fn advance<S: Simd>(&mut self, s: S) {
+        let now = self.per_block.min(self.left[1]);
         for _ in 0..now {
             s.prefetch(self.next);
             self.next = self.next.wrapping_add(LINE_BYTES);
+            self.left[0] -= 1;
+            if self.left[0] == 0 {
+                self.left[0] = self.run;
+                self.next = self.next.wrapping_add(self.gap);
+            }
         }
-        self.left -= now;
+        self.left[1] -= now;
     }
 }
 

@@ -116,6 +116,36 @@ pub(super) trait Simd: Copy {
             }
         }
     }
+    /// [`Simd::eight_steps`] with weights whose rows are `w.1` bytes apart; writes them to `copy` as f32, end to end.
+    ///
+    /// # Safety
+    /// As there; the 128 values of the copy may be written, and nothing else that is read lies there.
+    #[inline(always)]
+    unsafe fn eight_packing_steps<const R: usize, const HALF: bool>(
+        self,
+        acc: &mut [[Self::V; 2]; R],
+        a: *const f32,
+        row: usize,
+        w: (*const u8, usize),
+        copy: *mut f32,
+    ) {
+        for i in 0..8 {
+            for half in 0..2 {
+                let (w, at) = (w.0.wrapping_add(i * w.1), LANES * half);
+                // SAFETY: the caller's contract.
+                unsafe {
+                    let w = if HALF {
+                        self.load_f16(w.cast::<u16>().add(at))
+                    } else {
+                        self.load_f32(w.cast::<f32>().add(at))
+                    };
+                    self.store_f32(copy.add(2 * LANES * i + at), w);
+                }
+            }
+        }
+        // SAFETY: the caller's contract; the copy was just written.
+        unsafe { self.eight_steps::<R, false>(acc, a, row, copy.cast()) }
+    }
     /// Asks for the cache line at `p`; any address is allowed.
     fn prefetch(self, p: *const u8);
 }

@@ -178,6 +178,18 @@ impl Simd for Avx2 {
         unsafe { steps::eight::<R, HALF>(acc, a, row, w) }
     }
     #[inline(always)]
+    unsafe fn eight_packing_steps<const R: usize, const HALF: bool>(
+        self,
+        acc: &mut [[__m256; 2]; R],
+        a: *const f32,
+        row: usize,
+        w: (*const u8, usize),
+        copy: *mut f32,
+    ) {
+        // SAFETY: the caller's contract, and the token for the features.
+        unsafe { steps::eight_packing::<R, HALF>(acc, a, row, w, copy) }
+    }
+    #[inline(always)]
     fn prefetch(self, p: *const u8) {
         vector!(_mm_prefetch::<_MM_HINT_T0>(p.cast()));
     }

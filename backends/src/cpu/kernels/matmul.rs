@@ -1,0 +1,523 @@
+//! `matmul`: A · B with B as it is stored, row by row; A as it is stored or transposed.
+//!
+//! B needs no packing beforehand: the first tile of rows that meets 16 of its columns packs them for the others,
+//! with instructions that cost it no time. The summed index is cut into shares of [`DEPTH`], so that what one share
+//! reads of A and B stays in the nearer caches; sums wait in f32 between shares.
+
+use std::ops::Range;
+
+use lxpod_ir::DType;
+
+use super::gemm::{BLOCK, Feed, Half, Single, Tiles, Weights, pack_columns, widen};
+use super::pack::PANEL;
+use super::scratch::LINE;
+use super::simd::{LANES, Simd};
+use super::{Kernels, Scratch, View, ViewMut};
+
+/// The most rows that pass 16 columns before the next: their share of A stays in the second-level cache.
+const ROW_BLOCK: usize = 96;
+
+/// Products summed at a time: 16 columns of that many rows of B are a quarter of the first-level cache.
+const DEPTH: usize = 128;
+
+/// Panels of B that are fetched together: runs of a few cache lines come faster than lines alone.
+const GROUP: usize = 4;
+
+/// Values from one row of A's share to the next: rows of a multiple of 4 KiB would share their cache sets.
+const A_ROW: usize = DEPTH + LINE;
+
+/// The most panels of 16 columns whose sums wait side by side, in the second-level cache.
+const STRIP: usize = 24;
+
+/// Panels that a worker does well to take at a time: fewer, and it reads A more often.
+const GRAIN: usize = GROUP;
+
+/// How many rows further the results are asked for.
+const AHEAD: usize = 12;
+
+/// f32 values of scratch that [`matmul`] needs.
+pub const MATMUL_SCRATCH: usize = SUMS + ROW_BLOCK * STRIP * PANEL;
+/// Where the packed columns lie in the scratch, after A's share.
+const PACKED: usize = ROW_BLOCK * A_ROW;
+/// Where the sums lie.
+const SUMS: usize = PACKED + DEPTH * PANEL;
+
+/// A product.
+#[derive(Clone, Copy)]
+pub struct Matmul<'a> {
+    /// The left side, \[m, d\], or if `transposed` \[d, m\].
+    pub a: View<'a>,
+    /// Whether the left side is given by columns.
+    pub transposed: bool,
+    /// The right side, \[d, n\].
+    pub b: View<'a>,
+    /// Added to the finished sums; \[m, n\].
+    pub add: Option<View<'a>>,
+}
+
+impl Matmul<'_> {
+    fn rows(&self) -> usize {
+        if self.transposed {
+            self.a.cols()
+        } else {
+            self.a.rows()
+        }
+    }
+
+    fn panels(&self) -> usize {
+        self.b.cols().div_ceil(PANEL)
+    }
+
+    /// The number of units: pieces of work that may be done in any order, by anyone. Unit `u` is panel
+    /// `u % panels` (16 columns) of block `u / panels` of the rows.
+    pub fn units(&self) -> usize {
+        self.rows().div_ceil(ROW_BLOCK) * self.panels()
+    }
+
+    /// How many units a worker does well to take at a time.
+    pub fn grain(&self) -> usize {
+        GRAIN
+    }
+
+    /// Rows of each block but the last: nearly equal, in whole tiles.
+    fn block_rows(&self) -> usize {
+        let blocks = self.rows().div_ceil(ROW_BLOCK).max(1);
+        self.rows().div_ceil(blocks).next_multiple_of(6)
+    }
+}
+
+/// Writes the given units of A · B (+ `add`) to `out`, \[m, n\].
+///
+/// Each element is one sum in ascending order, in f32, whatever the units are; `add` and one rounding to the dtype of
+/// `out` follow. `out` may be the memory of `add`. `scratch` must have [`MATMUL_SCRATCH`] values.
+///
+/// # Panics
+/// If shapes disagree or units are out of range.
+pub fn matmul(
+    kernels: &Kernels,
+    product: &Matmul<'_>,
+    out: ViewMut<'_>,
+    units: &mut dyn Iterator<Item = Range<usize>>,
+    scratch: &mut Scratch,
+) {
+    let Matmul { a, b, add, .. } = *product;
+    let depth = if product.transposed {
+        a.rows()
+    } else {
+        a.cols()
+    };
+    assert_eq!(depth, b.rows(), "summed index of a product");
+    let shape = (product.rows(), b.cols());
+    assert_eq!((out.rows(), out.cols()), shape, "output shape of a product");
+    assert!(
+        add.is_none_or(|add| (add.rows(), add.cols()) == shape),
+        "shape of what is added to a product"
+    );
+    let work = scratch.take(MATMUL_SCRATCH);
+    // SAFETY: a table exists only for a CPU that can run it, and the shapes were checked.
+    unsafe {
+        (kernels.matmul)(Args {
+            product,
+            out,
+            units,
+            work,
+        })
+    };
+}
+
+/// A checked call of [`matmul`].
+pub(super) struct Args<'a> {
+    product: &'a Matmul<'a>,
+    out: ViewMut<'a>,
+    units: &'a mut dyn Iterator<Item = Range<usize>>,
+    work: &'a mut [f32],
+}
+
+/// The body of [`matmul`].
+///
+/// # Safety
+/// The shapes were checked and `work` has [`MATMUL_SCRATCH`] values.
+#[inline(always)]
+pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        match args.product.b.dtype() {
+            DType::F16 => all_units::<S, Half>(s, args),
+            _ => all_units::<S, Single>(s, args),
+        }
+    }
+}
+
+/// [`run`] for one type of right side.
+///
+/// # Safety
+/// As [`run`].
+#[inline(always)]
+unsafe fn all_units<S: Simd, W: Weights>(s: S, args: Args<'_>) {
+    let (product, panels) = (args.product, args.product.panels());
+    let mut ahead = args.units.next();
+    while let Some(range) = ahead {
+        assert!(range.end <= product.units(), "units {range:?}");
+        ahead = args.units.next();
+        let after = ahead.as_ref().map(|range| range.start);
+        let mut unit = range.start;
+        while unit < range.end {
+            let (block, first) = (unit / panels, unit % panels * PANEL);
+            let count = STRIP.min(range.end - unit).min(panels - unit % panels);
+            let start = block * product.block_rows();
+            unit += count;
+            let next = Some(unit).filter(|&unit| unit < range.end).or(after);
+            let strip = Strip {
+                product,
+                out: &args.out,
+                next: next.map(|unit| unit % panels * PANEL),
+                rows: start..product.rows().min(start + product.block_rows()),
+                columns: first..product.b.cols().min(first + count * PANEL),
+                work: args.work.as_mut_ptr(),
+            };
+            // SAFETY: the caller's contract; rows and columns exist.
+            unsafe { strip.run::<S, W>(s) };
+        }
+    }
+}
+
+/// Some panels of one block of rows.
+struct Strip<'a> {
+    product: &'a Matmul<'a>,
+    out: &'a ViewMut<'a>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    /// The first column of the strip to follow.
+    next: Option<usize>,
+    work: *mut f32,
+}
+
+/// A share of the summed index: a panel's part of it is one visit of all tiles.
+#[derive(Clone, Copy)]
+struct Share {
+    start: usize,
+    depth: usize,
+    /// Whether sums start at zero.
+    first: bool,
+    /// Whether sums are finished after it.
+    last: bool,
+}
+
+impl Strip<'_> {
+    /// # Safety
+    /// The rows and columns exist, and `work` has [`MATMUL_SCRATCH`] values that nobody else uses.
+    #[inline(always)]
+    unsafe fn run<S: Simd, W: Weights>(&self, s: S) {
+        let total = self.product.b.rows();
+        let mut start = 0;
+        loop {
+            let depth = DEPTH.min(total - start);
+            let share = Share {
+                start,
+                depth,
+                first: start == 0,
+                last: start + depth == total,
+            };
+            // SAFETY: the caller's contract; the share exists.
+            unsafe {
+                self.load_left(s, share);
+                for first in self.columns.clone().step_by(GROUP * PANEL) {
+                    let group = first..self.columns.end.min(first + GROUP * PANEL);
+                    let mut feed = self.feed::<S>(share, group.clone());
+                    for column in group.step_by(PANEL) {
+                        self.panel::<S, W>(s, share, column, &mut feed);
+                    }
+                }
+            }
+            start += depth;
+            if share.last {
+                break;
+            }
+        }
+    }
+
+    /// A's share, row by row as f32.
+    ///
+    /// # Safety
+    /// As [`Strip::run`]; the share exists.
+    #[inline(always)]
+    unsafe fn load_left<S: Simd>(&self, s: S, share: Share) {
+        let summed = share.start..share.start + share.depth;
+        // SAFETY: the scratch has room for the rows of a block, each rounded up to eight values.
+        unsafe {
+            if self.product.transposed {
+                let a = self.product.a.col_range(self.rows.clone());
+                for first in summed.clone().step_by(LANES) {
+                    let count = LANES.min(summed.end - first);
+                    let to = self.work.add(first - summed.start);
+                    pack_columns(s, a, first, count, to, A_ROW);
+                }
+            } else {
+                let a = self.product.a.col_range(summed);
+                for (i, row) in self.rows.clone().enumerate() {
+                    widen(s, a.row(row), share.depth, self.work.add(i * A_ROW));
+                }
+            }
+        }
+    }
+
+    /// One share of the sums of the panel from `column` on.
+    ///
+    /// # Safety
+    /// As [`Strip::run`]; A's share is loaded.
+    #[inline(always)]
+    unsafe fn panel<S: Simd, W: Weights>(
+        &self,
+        s: S,
+        share: Share,
+        column: usize,
+        feed: &mut Feed,
+    ) {
+        let b = self
+            .product
+            .b
+            .row_range(share.start..share.start + share.depth);
+        let whole = column + PANEL <= b.cols() && b.dtype() != DType::BF16;
+        let packed = self.work.wrapping_add(PACKED);
+        if !whole {
+            // SAFETY: the columns exist; the scratch has room for a share of a panel.
+            unsafe { pack_rows(s, b.col_range(column..b.cols().min(column + PANEL)), packed) };
+        }
+        let tiles = Tiles::new(self.rows.len(), S::MAX_ROWS);
+        for i in 0..tiles.count() {
+            let (first, rows) = tiles.tile(i);
+            let tile = Tile {
+                strip: self,
+                share,
+                column,
+                first,
+                source: (whole && i == 0 && share.depth > 0)
+                    .then(|| (b.row(0).at(column), b.stride() * W::SIZE)),
+            };
+            // SAFETY: the caller's contract; all but the first tile read what that, or `pack_rows`, packed.
+            unsafe {
+                match rows {
+                    1 => tile.run::<S, W, 1>(s, feed),
+                    2 => tile.run::<S, W, 2>(s, feed),
+                    3 => tile.run::<S, W, 3>(s, feed),
+                    4 if S::MAX_ROWS >= 4 => tile.run::<S, W, 4>(s, feed),
+                    5 if S::MAX_ROWS >= 5 => tile.run::<S, W, 5>(s, feed),
+                    6 if S::MAX_ROWS >= 6 => tile.run::<S, W, 6>(s, feed),
+                    _ => unreachable!("a tile of {rows} rows"),
+                }
+            }
+        }
+    }
+
+    /// What is read of B after a group of panels: the same share of the next group, the next share of the first, or what
+    /// follows the strip.
+    #[inline(always)]
+    fn feed<S: Simd>(&self, share: Share, group: Range<usize>) -> Feed {
+        let b = self.product.b;
+        let (start, column) = if group.end < self.columns.end {
+            (share.start, group.end)
+        } else if !share.last {
+            (share.start + share.depth, self.columns.start)
+        } else if let Some(next) = self.next.filter(|_| b.rows() > 0) {
+            (0, next)
+        } else {
+            return Feed::none();
+        };
+        let count = DEPTH.min(b.rows() - start);
+        let columns = (GROUP * PANEL).min(b.cols() - column);
+        let size = b.dtype().size();
+        let tiles = Tiles::new(self.rows.len(), S::MAX_ROWS).count();
+        let blocks = group.len().div_ceil(PANEL) * tiles * (share.depth / BLOCK);
+        Feed::runs(
+            b.row(start).at(column),
+            count,
+            (columns * size, b.stride() * size),
+            blocks,
+        )
+    }
+}
+
+/// Packs all rows of at most 16 columns as f32, missing columns as zeros.
+///
+/// # Safety
+/// `to` is valid for writing 16 values a row.
+#[inline(always)]
+unsafe fn pack_rows<S: Simd>(s: S, b: View<'_>, to: *mut f32) {
+    for r in 0..b.rows() {
+        for c in [0, LANES] {
+            let left = b.cols().saturating_sub(c);
+            // SAFETY: the caller's contract; only columns that exist are read.
+            unsafe {
+                let x = if left > 0 {
+                    b.row(r).load_up_to(s, c, left)
+                } else {
+                    s.splat(0.0)
+                };
+                s.store_f32(to.add(r * PANEL + c), x);
+            }
+        }
+    }
+}
+
+/// A few rows of one panel.
+struct Tile<'a> {
+    strip: &'a Strip<'a>,
+    share: Share,
+    /// The panel's first column.
+    column: usize,
+    /// The first row, in the block.
+    first: usize,
+    /// Where the panel lies in B and the bytes from row to row, if it is not packed yet.
+    source: Option<(*const u8, usize)>,
+}
+
+impl Tile<'_> {
+    /// Adds the products of one share to R rows of sums.
+    ///
+    /// # Safety
+    /// A's share is loaded; the panel is packed or its source may be read.
+    #[inline(always)]
+    unsafe fn run<S: Simd, W: Weights, const R: usize>(&self, s: S, feed: &mut Feed) {
+        let Share {
+            depth, first, last, ..
+        } = self.share;
+        if last {
+            (0..R).for_each(|r| self.ask(s, r + AHEAD));
+        }
+        let mut acc = [[s.splat(0.0); 2]; R];
+        // SAFETY: the caller's contract; the scratch has room for the sums.
+        unsafe {
+            if !first {
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let sums = self.sums(r);
+                    *acc = [s.load_f32(sums), s.load_f32(sums.add(LANES))];
+                }
+            }
+            let a = self.strip.work.add(self.first * A_ROW);
+            let whole = depth / BLOCK * BLOCK;
+            let packed = self.strip.work.add(PACKED);
+            for i in (0..whole).step_by(BLOCK) {
+                feed.advance(s);
+                let copy = packed.add(i * PANEL);
+                match self.source {
+                    Some((b, step)) => {
+                        let b = (b.wrapping_add(i * step), step);
+                        W::eight_packing_steps(s, &mut acc, a.add(i), A_ROW, b, copy);
+                    }
+                    None => Single::eight_steps(s, &mut acc, a.add(i), A_ROW, copy.cast()),
+                }
+            }
+            for i in whole..depth {
+                let copy = packed.add(i * PANEL);
+                if let Some((b, step)) = self.source {
+                    let b = b.wrapping_add(i * step);
+                    s.store_f32(copy, W::load(s, b));
+                    s.store_f32(copy.add(LANES), W::load(s, b.add(LANES * W::SIZE)));
+                }
+                step(s, &mut acc, a.add(i), copy);
+            }
+            self.store(s, acc);
+        }
+    }
+
+    /// Asks for the place of a result: row `r` from the tile on, of the next panel after the last row.
+    #[inline(always)]
+    fn ask<S: Simd>(&self, s: S, r: usize) {
+        let (rows, row) = (&self.strip.rows, self.first + r);
+        let (row, column) = if row < rows.len() {
+            (row, self.column)
+        } else {
+            (row - rows.len(), self.column + PANEL)
+        };
+        if row < rows.len() {
+            s.prefetch(self.strip.out.as_view().row(rows.start + row).at(column));
+        }
+    }
+
+    /// Where the sums of row `r` of the tile wait between shares.
+    #[inline(always)]
+    fn sums(&self, r: usize) -> *mut f32 {
+        let at = (self.first + r) * STRIP * PANEL + self.column - self.strip.columns.start;
+        self.strip.work.wrapping_add(SUMS + at)
+    }
+
+    /// # Safety
+    /// The scratch has room for the sums, and the rows and columns exist.
+    #[inline(always)]
+    unsafe fn store<S: Simd, const R: usize>(&self, s: S, acc: [[S::V; 2]; R]) {
+        let (product, out) = (self.strip.product, self.strip.out);
+        let added = product.add.map_or(out.dtype(), View::dtype);
+        let whole = self.column + PANEL <= out.cols();
+        // SAFETY: the caller's contract.
+        unsafe {
+            if !self.share.last {
+                for (r, [low, high]) in acc.into_iter().enumerate() {
+                    s.store_f32(self.sums(r), low);
+                    s.store_f32(self.sums(r).add(LANES), high);
+                }
+            } else {
+                match (out.dtype(), added) {
+                    (DType::F32, DType::F32) if whole => self.finish(s, acc, Some(DType::F32)),
+                    (DType::F16, DType::F16) if whole => self.finish(s, acc, Some(DType::F16)),
+                    _ => self.finish(s, acc, None),
+                }
+            }
+        }
+    }
+
+    /// Adds what is to be added and stores the result; `known` is the dtype of both where all 16 columns exist.
+    ///
+    /// # Safety
+    /// The rows and columns exist.
+    #[inline(always)]
+    unsafe fn finish<S: Simd, const R: usize>(
+        &self,
+        s: S,
+        acc: [[S::V; 2]; R],
+        known: Option<DType>,
+    ) {
+        let end = self.strip.out.cols();
+        for (r, sums) in acc.into_iter().enumerate() {
+            let row = self.strip.rows.start + self.first + r;
+            let out = self.strip.out.row(row).known(known);
+            let add = self.strip.product.add.map(|add| add.row(row).known(known));
+            for (column, mut y) in (self.column..).step_by(LANES).zip(sums) {
+                let left = if known.is_some() {
+                    LANES
+                } else {
+                    end.saturating_sub(column)
+                };
+                // SAFETY: the caller's contract; so many columns exist.
+                unsafe {
+                    if let Some(add) = add.filter(|_| left > 0) {
+                        y = s.add(y, add.load_up_to(s, column, left));
+                    }
+                    if left > 0 {
+                        out.store(s, column, left, y);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One step of the summed index: `acc[r] += a[r] · b`.
+///
+/// # Safety
+/// The R left values and 16 values of b may be read.
+#[inline(always)]
+unsafe fn step<S: Simd, const R: usize>(
+    s: S,
+    acc: &mut [[S::V; 2]; R],
+    a: *const f32,
+    b: *const f32,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let (low, high) = (s.load_f32(b), s.load_f32(b.add(LANES)));
+        for (r, sums) in acc.iter_mut().enumerate() {
+            let x = s.splat(*a.add(r * A_ROW));
+            *sums = [s.fma(x, low, sums[0]), s.fma(x, high, sums[1])];
+        }
+    }
+}
