@@ -10,7 +10,7 @@ use lxpod_runtime::train::{
     newest, trainable,
 };
 use lxpod_runtime::{Model, Samples, SessionOptions};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::Train;
 use super::progress::bar;
@@ -147,7 +147,6 @@ impl Setup {
             ("replicas".to_owned(), self.compile.replicas.into()),
             ("seed".to_owned(), train.options.seed.unwrap_or(0).into()),
             ("batches".to_owned(), batches.description()),
-            ("eval_every".to_owned(), json!(train.eval_every)),
         ])
     }
 }
