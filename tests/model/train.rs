@@ -138,18 +138,23 @@ impl Golden {
         let persistent = learner.executable.persistent();
         let parameters = persistent.iter().filter_map(|(name, tensor)| {
             let binding: lxpod_ir::Binding = name.strip_prefix("param:")?.parse().ok()?;
-            Some((binding, tensor.reals().to_vec()))
+            Some((binding, tensor.shape.rows(), tensor.reals().to_vec()))
         });
-        let shapes = &self.last;
-        let mut named = BTreeMap::new();
-        for (binding, values) in parameters {
-            let mut at = 0;
-            for tensor in binding.tensors() {
-                let elements: usize = shapes[tensor].shape().iter().product();
-                if at + elements <= values.len() && !binding.to_string().contains("rows(") {
-                    named.insert(tensor.to_owned(), values[at..at + elements].to_vec());
-                    at += elements;
-                }
+        let rows = |name: &str| self.last[name].shape().first().copied().unwrap_or(1);
+        let mut named: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+        for (binding, count, values) in parameters {
+            let pieces = binding.pieces(0, count, &rows);
+            let mut rest = values.as_slice();
+            for piece in pieces {
+                let last = &self.last[piece.tensor];
+                let elements: usize = last.shape().iter().product();
+                let width = elements / rows(piece.tensor).max(1);
+                let (own, more) = rest.split_at((piece.end - piece.start) * width);
+                // Rows that no parameter has are those of the golden.
+                let whole = || last.to_f32().expect("floats").to_vec();
+                let tensor = named.entry(piece.tensor.to_owned()).or_insert_with(whole);
+                tensor[piece.start * width..piece.end * width].copy_from_slice(own);
+                rest = more;
             }
         }
         Trajectory {

@@ -44,6 +44,10 @@ impl Machine<'_> {
                 self.attention(step, attention, [*queries, *keys], worker, scratch);
             }
             Kernel::LayerNorm(eps) => self.layer_norm(step, *eps, worker),
+            Kernel::Definition(definition) if worker.index == 0 => {
+                return self.define(step, definition);
+            }
+            Kernel::Definition(_) => {}
             Kernel::Gradient(gradient) => return self.gradient(step, gradient, worker, scratch),
             Kernel::Gather => return self.gather(step, worker),
             Kernel::Concat(columns) => self.concat(step, *columns, worker),
@@ -97,7 +101,7 @@ impl Machine<'_> {
         unsafe { step.outputs[index].view_mut(self.arenas, self.moment()) }
     }
 
-    fn moment(&self) -> Moment<'_> {
+    pub(super) fn moment(&self) -> Moment<'_> {
         Moment {
             extents: self.extents,
             micro_batch: self.micro_batch,

@@ -7,6 +7,7 @@
 
 mod affinity;
 mod arena;
+mod definition;
 mod exec;
 mod exec_grad;
 pub mod kernels;

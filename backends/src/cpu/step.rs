@@ -1,6 +1,7 @@
 //! Steps with everything resolved that does not change between runs.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use lxpod_ir::ops::{Attention, Op, Reduction};
 use lxpod_ir::{DType, Extents, Graph, NodeId, SpaceId, Value};
@@ -9,6 +10,7 @@ use lxpod_passes::plan::{Place, Plan, Program};
 use lxpod_passes::schedule::Phase;
 
 use super::arena::Arena;
+use super::definition::Definition;
 use super::exec_grad::Gradient;
 use super::kernels::{View, ViewMut};
 use super::store::{Form, Resident, Store};
@@ -220,6 +222,8 @@ pub(super) enum Kernel {
     Bce(f32),
     /// `smooth_l1`.
     SmoothL1,
+    /// An op without a kernel.
+    Definition(Arc<Definition>),
     /// A step of the backward half.
     Gradient(Gradient),
 }
@@ -471,12 +475,11 @@ impl Resolver<'_> {
 
     fn kernel(&self, node: NodeId) -> Result<Kernel, BackendError> {
         let types = self.graph().input_types(node);
+        let define = || Kernel::Definition(Arc::new(Definition::of(self.graph(), node)));
         let unsupported = |what: &str| Err(BackendError::Unsupported(format!("{what} on the CPU")));
         Ok(match &self.graph().node(node).op {
             Op::Linear(linear) => Kernel::Linear(linear.activation),
-            Op::Attention(attention) if attention.dropout.is_some() => {
-                return unsupported("dropout");
-            }
+            Op::Attention(attention) if attention.dropout.is_some() => define(),
             Op::Attention(attention) => match (types[0].rows, types[1].rows) {
                 (Some(query), Some(key)) => Kernel::Attention(attention.clone(), query, key),
                 _ => return unsupported("attention without row spaces"),
@@ -487,7 +490,7 @@ impl Resolver<'_> {
             Op::Concat(concat) if concat.axis == 1 && types[0].shape.len() == 2 => {
                 Kernel::Concat(true)
             }
-            Op::Concat(_) => return unsupported("concat along an inner axis"),
+            Op::Concat(_) => define(),
             Op::Add(_) => Kernel::Add,
             Op::Scale(scale) => Kernel::Scale(scale.factor),
             Op::Activate(activate) => Kernel::Activate(activate.kind),
@@ -495,13 +498,13 @@ impl Resolver<'_> {
             Op::CrossEntropy(loss) => Kernel::CrossEntropy(loss.reduction),
             Op::Bce(loss) => Kernel::Bce(loss.factor),
             Op::SmoothL1(_) => Kernel::SmoothL1,
-            Op::AttentionGrad(grad) if grad.dropout.is_some() => {
-                return unsupported("dropout");
-            }
-            Op::Dropout(_) => return unsupported("dropout"),
-            Op::SumSquares(_) | Op::Clip(_) | Op::Sgd(_) | Op::Adam(_) | Op::Lamb(_) => {
-                return unsupported("updates");
-            }
+            Op::AttentionGrad(grad) if grad.dropout.is_some() => define(),
+            Op::Dropout(_)
+            | Op::SumSquares(_)
+            | Op::Clip(_)
+            | Op::Sgd(_)
+            | Op::Adam(_)
+            | Op::Lamb(_) => define(),
             Op::Zeros(_)
             | Op::Matmul(_)
             | Op::WeightGrad(_)
