@@ -106,6 +106,7 @@ impl<'a> Values<'a> {
         readers.sort_unstable();
         readers.dedup();
         let writer = match &self.graph.node(value.node).op {
+            Op::Param(_) | Op::Constant(_) | Op::State(_) => None,
             Op::Input(_) => readers.first().copied(),
             _ => self.role(value.node),
         };
