@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lxpod_backends::{Feed, Outputs};
 use lxpod_ir::Target;
 use lxpod_ir::front::Task;
-use lxpod_passes::schedule::Rule;
+use lxpod_passes::schedule::{Rule, Schedule};
 use lxpod_passes::{CompileOptions, Precision, Recompute, TrainingOptions};
 use lxpod_runtime::tensors::HostTensor;
 use lxpod_runtime::train::{
@@ -211,5 +211,51 @@ fn the_cpu_follows_transformers() {
     for name in RecipeName::ALL {
         let golden = Golden::open(name);
         golden.check(&format!("{name}, cpu"), &golden.run(PLAIN, 20));
+    }
+}
+
+/// Every schedule that the accumulation allows, over so many stages.
+fn rules(stages: usize, accumulation: usize) -> Vec<Rule> {
+    let allows = |rule: &Rule| {
+        let schedule = Schedule {
+            rule: *rule,
+            tiles: stages,
+            chunks: if *rule == Rule::Interleaved { 2 } else { 1 },
+            training: true,
+        };
+        schedule.check(accumulation).is_ok()
+    };
+    Rule::ALL.into_iter().filter(allows).collect()
+}
+
+#[test]
+fn stages_schedules_recomputation_and_threads_change_no_bit() {
+    for name in RecipeName::ALL {
+        let golden = Golden::open(name);
+        let expected = golden.run(PLAIN, 4);
+        let compare = |variant: Variant| {
+            let found = golden.run(variant, 4);
+            let bits = |values: &[f64]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&found.losses), bits(&expected.losses), "{name} {variant:?}");
+            assert_eq!(bits(&found.norms), bits(&expected.norms), "{name} {variant:?}");
+            for (tensor, values) in &expected.persistent {
+                let same = values.iter().zip(&found.persistent[tensor]);
+                let same = same.filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+                assert_eq!(same, 0, "{name} {variant:?}: {tensor}");
+            }
+        };
+        for stages in [1, 4, 16] {
+            for rule in rules(stages, golden.accumulation) {
+                for recompute in [Recompute::None, Recompute::Layer] {
+                    compare(Variant {
+                        stages,
+                        rule,
+                        recompute,
+                        threads: 1 + stages % 2,
+                        ..PLAIN
+                    });
+                }
+            }
+        }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The atoms are the operators left after fusion, one each; a view belongs to the atom whose result
 //! it names, which loses nothing, since a view takes no time and only the viewed bytes cross a cut.
-//! Leaves, and values that only pick rows of inputs, are no atoms: each stage that reads one gets
-//! its own copy. The engine in [`crate::solve::partition`] then finds the split with the smallest
+//! Leaves, zeros, and values that only pick rows of inputs, are no atoms: each stage that reads one
+//! gets its own copy. The engine in [`crate::solve::partition`] then finds the split with the smallest
 //! bottleneck. A value that crosses cuts is passed on by a `transfer` from each stage to the next.
 //!
 //! Nodes of the backward half ride with the forward operator whose derivative they are part of: an
@@ -111,7 +111,8 @@ impl Atoms {
                 && inputs
                     .iter()
                     .all(|value| !matches!(graph.node(value.node).op, Op::Param(_)));
-            if op.is_leaf() || picks_inputs || (op.is_view() && from_sources) {
+            let from_nothing = op.is_leaf() || matches!(op, Op::Zeros(_));
+            if from_nothing || picks_inputs || (op.is_view() && from_sources) {
                 source[id.index()] = true;
             } else if op.is_view() {
                 atoms.of_node[id.index()] = atoms.of_node[inputs[0].node.index()];
@@ -151,9 +152,14 @@ impl Atoms {
                 self.phases[node.index()] == Phase::Backward || graph.node(id).op.is_view()
             });
             let earliest = arriving.filter_map(|node| stages[node.index()]).min();
-            let follows = node.op.is_view()
-                || (self.phases[id.index()] == Phase::Backward && node.forward.is_none());
-            stages[id.index()] = earliest.filter(|_| follows).or(Some(device(atom)));
+            let own = Some(device(atom));
+            stages[id.index()] = match self.phases[id.index()] {
+                _ if node.op.is_view() => earliest.or(own),
+                Phase::Backward if node.forward.is_none() => earliest.or(own),
+                // Cotangents only move to earlier stages.
+                Phase::Backward => own.map(|own| earliest.map_or(own, |stage| stage.min(own))),
+                Phase::Forward | Phase::Update => own,
+            };
         }
         stages
     }
