@@ -6,10 +6,11 @@ use lxpod_ir::ops::Reduction;
 use lxpod_ir::{Extents, SpaceId};
 
 use super::arena::Arena;
+use super::exec_update::Sums;
 use super::kernels::{self, Kernels, LayerNorm, Linear, Scratch, View};
 use super::step::{CpuStep, Kernel, Moment, Operand, Source};
 use super::store::Resident;
-use super::team::Worker;
+use super::team::{Poisoned, Worker};
 
 /// Rows that a worker takes at a time, at least, of work that costs a microsecond a row.
 const ROWS: usize = 2;
@@ -24,6 +25,28 @@ pub(super) struct Machine<'a> {
     pub extents: &'a Extents,
     /// The micro-batch, counted per replica.
     pub micro_batch: usize,
+    /// What workers leave for each other within a step.
+    pub sums: &'a Sums,
+}
+
+/// Why a worker did not do its share of a step.
+pub(super) enum Halt {
+    /// A value fed by the user is out of range.
+    Data(String),
+    /// Another worker panicked.
+    Poisoned,
+}
+
+impl From<String> for Halt {
+    fn from(error: String) -> Self {
+        Halt::Data(error)
+    }
+}
+
+impl From<Poisoned> for Halt {
+    fn from(_: Poisoned) -> Self {
+        Halt::Poisoned
+    }
 }
 
 impl Machine<'_> {
@@ -31,13 +54,13 @@ impl Machine<'_> {
     /// and meet before the next, and that no step writes what it reads.
     ///
     /// # Errors
-    /// A value fed by the user is out of range.
+    /// A value fed by the user is out of range, or another worker panicked.
     pub(super) fn run(
         &self,
         step: &CpuStep,
         worker: &Worker<'_>,
         scratch: &mut Scratch,
-    ) -> Result<(), String> {
+    ) -> Result<(), Halt> {
         match &step.kernel {
             Kernel::Linear(activation) => self.linear(step, *activation, worker, scratch),
             Kernel::Attention(attention, queries, keys) => {
@@ -45,14 +68,15 @@ impl Machine<'_> {
             }
             Kernel::LayerNorm(eps) => self.layer_norm(step, *eps, worker),
             Kernel::Definition(definition) if worker.index == 0 => {
-                return self.define(step, definition);
+                self.define(step, definition)?;
             }
             Kernel::Definition(_) => {}
-            Kernel::Gradient(gradient) => return self.gradient(step, gradient, worker, scratch),
-            Kernel::Gather => return self.gather(step, worker),
+            Kernel::Gradient(gradient) => self.gradient(step, gradient, worker, scratch)?,
+            Kernel::Updating(updating) => self.updating(step, updating, worker, scratch)?,
+            Kernel::Gather => self.gather(step, worker)?,
             Kernel::Concat(columns) => self.concat(step, *columns, worker),
             Kernel::CrossEntropy(reduction) if worker.index == 0 => {
-                return self.cross_entropy(step, *reduction, scratch);
+                self.cross_entropy(step, *reduction, scratch)?;
             }
             Kernel::Bce(factor) if worker.index == 0 => self.bce(step, *factor),
             Kernel::SmoothL1 if worker.index == 0 => self.smooth_l1(step, scratch),
@@ -275,8 +299,17 @@ impl Machine<'_> {
         }
     }
 
-    fn store_scalar(&self, step: &CpuStep, value: f64) {
-        self.write(step, 0)
+    /// Operand `index`, one number.
+    pub(super) fn scalar(&self, step: &CpuStep, index: usize) -> f64 {
+        let mut value = [0.0];
+        self.read(step, index)
+            .load_row(self.kernels, 0, 0..1, &mut value);
+        f64::from(value[0])
+    }
+
+    /// Writes output `index`, one number.
+    pub(super) fn store_scalar(&self, step: &CpuStep, index: usize, value: f64) {
+        self.write(step, index)
             .store_row(self.kernels, 0, 0, &[value as f32]);
     }
 
@@ -300,7 +333,7 @@ impl Machine<'_> {
                 (self.weigh(step, losses), labels.len())
             }
         };
-        self.store_scalar(step, total / rows as f64);
+        self.store_scalar(step, 0, total / rows as f64);
         Ok(())
     }
 
@@ -316,13 +349,13 @@ impl Machine<'_> {
         let logits = self.read(step, 0);
         let elements = (logits.rows() * logits.cols()) as f64;
         let total = kernels::bce_with_logits(self.kernels, logits, self.read(step, 1));
-        self.store_scalar(step, total / elements * f64::from(factor));
+        self.store_scalar(step, 0, total / elements * f64::from(factor));
     }
 
     fn smooth_l1(&self, step: &CpuStep, scratch: &mut Scratch) {
         let x = self.read(step, 0);
         let losses = scratch.take(x.rows());
         kernels::smooth_l1(self.kernels, x, self.read(step, 1), losses);
-        self.store_scalar(step, self.weigh(step, losses) / losses.len() as f64);
+        self.store_scalar(step, 0, self.weigh(step, losses) / losses.len() as f64);
     }
 }

@@ -122,14 +122,6 @@ impl Machine<'_> {
         (step.inputs.len() > index).then(|| self.read(step, index))
     }
 
-    /// Operand `index`, one number.
-    fn scalar(&self, step: &CpuStep, index: usize) -> f64 {
-        let mut value = [0.0];
-        self.read(step, index)
-            .load_row(self.kernels, 0, 0..1, &mut value);
-        f64::from(value[0])
-    }
-
     fn product(
         &self,
         step: &CpuStep,

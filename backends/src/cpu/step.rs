@@ -12,6 +12,7 @@ use lxpod_passes::schedule::Phase;
 use super::arena::Arena;
 use super::definition::Definition;
 use super::exec_grad::Gradient;
+use super::exec_update::Updating;
 use super::kernels::{View, ViewMut};
 use super::store::{Form, Resident, Store};
 use crate::BackendError;
@@ -226,6 +227,8 @@ pub(super) enum Kernel {
     Definition(Arc<Definition>),
     /// A step of the backward half.
     Gradient(Gradient),
+    /// A step of the update.
+    Updating(Updating),
 }
 
 /// One step, ready to run.
@@ -370,7 +373,7 @@ impl Resolver<'_> {
     }
 
     /// Checks what the kernels take for granted beyond the type rules: weights of linears are
-    /// parameters, and vectors are parameters or lie in the arena as f32.
+    /// parameters, vectors are parameters or lie in the arena as f32, and what an update reads has no gaps.
     fn check_operands(&self, node: NodeId, inputs: &[Source]) -> Result<(), BackendError> {
         let op = &self.graph().node(node).op;
         let vectors: &[usize] = match op {
@@ -390,7 +393,12 @@ impl Resolver<'_> {
         let weight = inputs
             .get(1)
             .is_some_and(|w| matches!(w, Source::Resident(Resident::Panels(_))));
-        if !vectors.iter().all(is_f32) || (matches!(op, Op::Linear(_)) && !weight) {
+        let has_gaps = |source: &Source| match source {
+            Source::Arena(operand) => operand.capacity > 1 && !operand.is_dense(),
+            Source::Resident(_) => false,
+        };
+        let gaps = Updating::of(self.graph(), node).is_some() && inputs.iter().any(has_gaps);
+        if !vectors.iter().all(is_f32) || (matches!(op, Op::Linear(_)) && !weight) || gaps {
             return Err(BackendError::Unsupported(format!(
                 "these operands of `{}` on the CPU",
                 op.name()
@@ -476,6 +484,7 @@ impl Resolver<'_> {
     fn kernel(&self, node: NodeId) -> Result<Kernel, BackendError> {
         let types = self.graph().input_types(node);
         let define = || Kernel::Definition(Arc::new(Definition::of(self.graph(), node)));
+        let internal = |what: &str| BackendError::Internal(what.to_owned());
         let unsupported = |what: &str| Err(BackendError::Unsupported(format!("{what} on the CPU")));
         Ok(match &self.graph().node(node).op {
             Op::Linear(linear) => Kernel::Linear(linear.activation),
@@ -499,12 +508,11 @@ impl Resolver<'_> {
             Op::Bce(loss) => Kernel::Bce(loss.factor),
             Op::SmoothL1(_) => Kernel::SmoothL1,
             Op::AttentionGrad(grad) if grad.dropout.is_some() => define(),
-            Op::Dropout(_)
-            | Op::SumSquares(_)
-            | Op::Clip(_)
-            | Op::Sgd(_)
-            | Op::Adam(_)
-            | Op::Lamb(_) => define(),
+            Op::Dropout(_) | Op::Lamb(_) => define(),
+            Op::SumSquares(_) | Op::Clip(_) | Op::Sgd(_) | Op::Adam(_) => {
+                let updating = Updating::of(self.graph(), node);
+                Kernel::Updating(updating.ok_or_else(|| internal("an op of another kind"))?)
+            }
             Op::Zeros(_)
             | Op::Matmul(_)
             | Op::WeightGrad(_)
@@ -525,9 +533,7 @@ impl Resolver<'_> {
             | Op::Constant(_)
             | Op::Slice(_)
             | Op::Part(_) => {
-                return Err(BackendError::Internal(
-                    "a step of a leaf or a view".to_owned(),
-                ));
+                return Err(internal("a step of a leaf or a view"));
             }
         })
     }

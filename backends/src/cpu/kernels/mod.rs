@@ -27,7 +27,9 @@ mod pack;
 mod peak;
 mod scratch;
 mod simd;
+mod squares;
 mod sums;
+mod update;
 mod view;
 
 pub use attention::{Attention, attention_head, attention_scratch};
@@ -50,5 +52,7 @@ pub use norm_grad::{
 pub use pack::Panels;
 pub use peak::multiply_adds;
 pub use scratch::Scratch;
+pub use squares::sum_squares;
 pub use sums::{ScatterAdd, scatter_add, sum_rows};
+pub use update::{AdamRule, Rounding, Rule, SgdRule, Update, lamb_squares, update};
 pub use view::{Element, View, ViewMut};
