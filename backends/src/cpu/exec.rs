@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
-use lxpod_ir::ops::Reduction;
+use lxpod_ir::ops::{Dropout, Reduction};
+use lxpod_ir::random_bits::{RowState, name_hash, part_salt};
 use lxpod_ir::{Extents, SpaceId};
 
 use super::arena::Arena;
 use super::exec_update::Sums;
 use super::kernels::{self, Kernels, LayerNorm, Linear, Scratch, View};
-use super::step::{CpuStep, Kernel, Moment, Operand, Source};
+use super::step::{CpuStep, Dropping, Kernel, Moment, Operand, Source};
 use super::store::Resident;
 use super::team::{Poisoned, Worker};
 
@@ -66,6 +67,7 @@ impl Machine<'_> {
             Kernel::Attention(attention, queries, keys) => {
                 self.attention(step, attention, [*queries, *keys], worker, scratch);
             }
+            Kernel::Dropout(dropping) => self.dropout(step, dropping, worker),
             Kernel::LayerNorm(eps) => self.layer_norm(step, *eps, worker),
             Kernel::Definition(definition) if worker.index == 0 => {
                 self.define(step, definition)?;
@@ -203,6 +205,7 @@ impl Machine<'_> {
                 v: part(2, &seen),
                 mask: &self.vector(step, 3)[seen.clone()],
                 scale: attention.scale,
+                dropout: self.head_dropout(step, 4, attention.dropout.as_ref(), [segment, head]),
             };
             let out = self
                 .write(step, 0)
@@ -217,6 +220,47 @@ impl Machine<'_> {
                     .col_range(first..first + seen.len())
             });
             kernels::attention_head(self.kernels, &inputs, out, probabilities, scratch);
+        }
+    }
+
+    /// The dropout of a head of a segment, whose keys are operand `keys`.
+    pub(super) fn head_dropout(
+        &self,
+        step: &CpuStep,
+        keys: usize,
+        dropout: Option<&Dropout>,
+        [segment, head]: [usize; 2],
+    ) -> Option<kernels::HeadDropout> {
+        let dropout = dropout?;
+        Some(kernels::HeadDropout {
+            rate: dropout.rate,
+            key: self.key(step, keys, segment),
+            salt: part_salt(dropout.salt, head as u64),
+        })
+    }
+
+    /// The key of an entity; operand `keys` has two words for each.
+    fn key(&self, step: &CpuStep, keys: usize, entity: usize) -> [u32; 2] {
+        let keys = self.ints(step, keys);
+        [0, 1].map(|word| keys[2 * entity + word].cast_unsigned())
+    }
+
+    /// Workers claim rows, whose segments are then found.
+    fn dropout(&self, step: &CpuStep, dropping: &Dropping, worker: &Worker<'_>) {
+        let Dropping { dropout, spaces, rows } = dropping;
+        for claimed in worker.claims(self.rows(&step.outputs[0]), ROWS) {
+            self.extents.visit_segments(spaces, *rows, &mut |segment| {
+                let start = segment.rows.start;
+                let own = start.max(claimed.start)..segment.rows.end.min(claimed.end);
+                if own.is_empty() {
+                    return;
+                }
+                let salt = part_salt(dropout.salt, name_hash(&spaces.get(segment.space).name));
+                let key = self.key(step, 1, segment.entity);
+                let state = |row: usize| RowState::new(key, salt, (row - start) as u32);
+                let (x, out) = (self.read(step, 0), self.write(step, 0));
+                kernels::dropout(self.kernels, x, dropout.rate, state, out, own);
+            });
         }
     }
 

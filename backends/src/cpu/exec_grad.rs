@@ -193,7 +193,8 @@ impl Machine<'_> {
                 let all = self.read(step, index);
                 all.row_range(rows.clone()).col_range(columns.clone())
             };
-            let given = self.read_optional(step, 5).map(|given| {
+            let after = 5 + usize::from(grad.dropout.is_some());
+            let given = self.read_optional(step, after).map(|given| {
                 let first = head * (given.cols() / heads);
                 let given = given.row_range(rows.clone());
                 given.col_range(first..first + seen.len())
@@ -205,6 +206,7 @@ impl Machine<'_> {
                     v: part(3, &seen),
                     mask: &self.vector(step, 4)[seen.clone()],
                     scale: grad.scale,
+                    dropout: self.head_dropout(step, 5, grad.dropout.as_ref(), [segment, head]),
                 },
                 dy: part(0, &rows),
                 dprobs: given,

@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lxpod_ir::ops::{Attention, Op, Reduction};
-use lxpod_ir::{DType, Extents, Graph, NodeId, SpaceId, Value};
+use lxpod_ir::ops::{Attention, Dropout, Op, Reduction};
+use lxpod_ir::{DType, Extents, Graph, NodeId, SpaceId, Spaces, Value};
 use lxpod_passes::accumulate::ACCUMULATOR;
 use lxpod_passes::plan::{Place, Plan, Program};
 use lxpod_passes::schedule::Phase;
@@ -205,6 +205,8 @@ pub(super) enum Kernel {
     Attention(Attention, SpaceId, SpaceId),
     /// `layer_norm` with that eps.
     LayerNorm(f32),
+    /// `dropout`.
+    Dropout(Arc<Dropping>),
     /// `gather_rows`.
     Gather,
     /// `concat` of rows (`false`) or columns (`true`).
@@ -229,6 +231,14 @@ pub(super) enum Kernel {
     Gradient(Gradient),
     /// A step of the update.
     Updating(Updating),
+}
+
+/// A `dropout`, and what its rows belong to.
+#[derive(Debug)]
+pub(super) struct Dropping {
+    pub dropout: Dropout,
+    pub spaces: Spaces,
+    pub rows: SpaceId,
 }
 
 /// One step, ready to run.
@@ -488,7 +498,6 @@ impl Resolver<'_> {
         let unsupported = |what: &str| Err(BackendError::Unsupported(format!("{what} on the CPU")));
         Ok(match &self.graph().node(node).op {
             Op::Linear(linear) => Kernel::Linear(linear.activation),
-            Op::Attention(attention) if attention.dropout.is_some() => define(),
             Op::Attention(attention) => match (types[0].rows, types[1].rows) {
                 (Some(query), Some(key)) => Kernel::Attention(attention.clone(), query, key),
                 _ => return unsupported("attention without row spaces"),
@@ -507,8 +516,12 @@ impl Resolver<'_> {
             Op::CrossEntropy(loss) => Kernel::CrossEntropy(loss.reduction),
             Op::Bce(loss) => Kernel::Bce(loss.factor),
             Op::SmoothL1(_) => Kernel::SmoothL1,
-            Op::AttentionGrad(grad) if grad.dropout.is_some() => define(),
-            Op::Dropout(_) | Op::Lamb(_) => define(),
+            Op::Dropout(dropout) => Kernel::Dropout(Arc::new(Dropping {
+                dropout: dropout.clone(),
+                spaces: self.graph().spaces.clone(),
+                rows: types[0].rows.ok_or_else(|| internal("a `dropout` in no row space"))?,
+            })),
+            Op::Lamb(_) => define(),
             Op::SumSquares(_) | Op::Clip(_) | Op::Sgd(_) | Op::Adam(_) => {
                 let updating = Updating::of(self.graph(), node);
                 Kernel::Updating(updating.ok_or_else(|| internal("an op of another kind"))?)

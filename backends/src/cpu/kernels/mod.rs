@@ -32,9 +32,11 @@ mod sums;
 mod update;
 mod view;
 
-pub use attention::{Attention, attention_head, attention_scratch};
+pub use attention::{Attention, HeadDropout, attention_head, attention_scratch};
 pub use attention_grad::{AttentionGrad, attention_grad_head, attention_grad_scratch};
-pub use elementwise::{activate, activate_grad, add, bce_grad, copy, scale, smooth_l1_grad, zeros};
+pub use elementwise::{
+    activate, activate_grad, add, bce_grad, copy, dropout, scale, smooth_l1_grad, zeros,
+};
 pub use gather::{IndexError, gather, gather_panels};
 pub(super) use huge::huge_pages;
 pub use isa::{IsaError, Kernels};
