@@ -141,6 +141,7 @@ fn attention_of<T: Float>(c: &mut Criterion) {
                         v: View::new(&v, keys, HIDDEN).col_range(columns.clone()),
                         mask: &mask,
                         scale: 0.125,
+                        dropout: None,
                     };
                     let out = ViewMut::new(&mut y, queries, HIDDEN).col_range(columns);
                     attention_head(table(), &inputs, out, None, &mut scratch);

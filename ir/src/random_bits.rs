@@ -12,6 +12,9 @@
 /// 2⁶⁴ / φ, added so that not even zeros mix to zeros.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
+/// What a word is multiplied by in its three rounds.
+pub const MULTIPLIERS: [u32; 3] = [0xed5a_d4bb, 0xac4c_1b51, 0x3184_8bab];
+
 /// The elements that share a row of words in [`rounding_word`].
 pub const ROUNDING_ROW: usize = 4096;
 
@@ -55,11 +58,12 @@ impl RowState {
     }
 
     /// The word of a column.
+    #[inline]
     pub const fn word(self, column: u32) -> u32 {
         let mut x = column.wrapping_add(self.add);
-        x = (x ^ (x >> 17)).wrapping_mul(0xed5a_d4bb);
-        x = (x ^ (x >> 11) ^ self.xor).wrapping_mul(0xac4c_1b51);
-        x = (x ^ (x >> 15)).wrapping_mul(0x3184_8bab);
+        x = (x ^ (x >> 17)).wrapping_mul(MULTIPLIERS[0]);
+        x = (x ^ (x >> 11) ^ self.xor).wrapping_mul(MULTIPLIERS[1]);
+        x = (x ^ (x >> 15)).wrapping_mul(MULTIPLIERS[2]);
         x ^ (x >> 14)
     }
 }

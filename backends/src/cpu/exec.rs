@@ -2,14 +2,16 @@
 
 use std::ops::Range;
 
-use lxpod_ir::ops::Reduction;
+use lxpod_ir::ops::{Dropout, Reduction};
+use lxpod_ir::random_bits::{RowState, name_hash, part_salt};
 use lxpod_ir::{Extents, SpaceId};
 
 use super::arena::Arena;
+use super::exec_update::Sums;
 use super::kernels::{self, Kernels, LayerNorm, Linear, Scratch, View};
-use super::step::{CpuStep, Kernel, Moment, Operand, Source};
+use super::step::{CpuStep, Dropping, Kernel, Moment, Operand, Source};
 use super::store::Resident;
-use super::team::Worker;
+use super::team::{Poisoned, Worker};
 
 /// Rows that a worker takes at a time, at least, of work that costs a microsecond a row.
 const ROWS: usize = 2;
@@ -24,6 +26,28 @@ pub(super) struct Machine<'a> {
     pub extents: &'a Extents,
     /// The micro-batch, counted per replica.
     pub micro_batch: usize,
+    /// What workers leave for each other within a step.
+    pub sums: &'a Sums,
+}
+
+/// Why a worker did not do its share of a step.
+pub(super) enum Halt {
+    /// A value fed by the user is out of range.
+    Data(String),
+    /// Another worker panicked.
+    Poisoned,
+}
+
+impl From<String> for Halt {
+    fn from(error: String) -> Self {
+        Halt::Data(error)
+    }
+}
+
+impl From<Poisoned> for Halt {
+    fn from(_: Poisoned) -> Self {
+        Halt::Poisoned
+    }
 }
 
 impl Machine<'_> {
@@ -31,28 +55,30 @@ impl Machine<'_> {
     /// and meet before the next, and that no step writes what it reads.
     ///
     /// # Errors
-    /// A value fed by the user is out of range.
+    /// A value fed by the user is out of range, or another worker panicked.
     pub(super) fn run(
         &self,
         step: &CpuStep,
         worker: &Worker<'_>,
         scratch: &mut Scratch,
-    ) -> Result<(), String> {
+    ) -> Result<(), Halt> {
         match &step.kernel {
             Kernel::Linear(activation) => self.linear(step, *activation, worker, scratch),
             Kernel::Attention(attention, queries, keys) => {
                 self.attention(step, attention, [*queries, *keys], worker, scratch);
             }
+            Kernel::Dropout(dropping) => self.dropout(step, dropping, worker),
             Kernel::LayerNorm(eps) => self.layer_norm(step, *eps, worker),
             Kernel::Definition(definition) if worker.index == 0 => {
-                return self.define(step, definition);
+                self.define(step, definition)?;
             }
             Kernel::Definition(_) => {}
-            Kernel::Gradient(gradient) => return self.gradient(step, gradient, worker, scratch),
-            Kernel::Gather => return self.gather(step, worker),
+            Kernel::Gradient(gradient) => self.gradient(step, gradient, worker, scratch)?,
+            Kernel::Updating(updating) => self.updating(step, updating, worker, scratch)?,
+            Kernel::Gather => self.gather(step, worker)?,
             Kernel::Concat(columns) => self.concat(step, *columns, worker),
             Kernel::CrossEntropy(reduction) if worker.index == 0 => {
-                return self.cross_entropy(step, *reduction, scratch);
+                self.cross_entropy(step, *reduction, scratch)?;
             }
             Kernel::Bce(factor) if worker.index == 0 => self.bce(step, *factor),
             Kernel::SmoothL1 if worker.index == 0 => self.smooth_l1(step, scratch),
@@ -179,6 +205,7 @@ impl Machine<'_> {
                 v: part(2, &seen),
                 mask: &self.vector(step, 3)[seen.clone()],
                 scale: attention.scale,
+                dropout: self.head_dropout(step, 4, attention.dropout.as_ref(), [segment, head]),
             };
             let out = self
                 .write(step, 0)
@@ -193,6 +220,47 @@ impl Machine<'_> {
                     .col_range(first..first + seen.len())
             });
             kernels::attention_head(self.kernels, &inputs, out, probabilities, scratch);
+        }
+    }
+
+    /// The dropout of a head of a segment, whose keys are operand `keys`.
+    pub(super) fn head_dropout(
+        &self,
+        step: &CpuStep,
+        keys: usize,
+        dropout: Option<&Dropout>,
+        [segment, head]: [usize; 2],
+    ) -> Option<kernels::HeadDropout> {
+        let dropout = dropout?;
+        Some(kernels::HeadDropout {
+            rate: dropout.rate,
+            key: self.key(step, keys, segment),
+            salt: part_salt(dropout.salt, head as u64),
+        })
+    }
+
+    /// The key of an entity; operand `keys` has two words for each.
+    fn key(&self, step: &CpuStep, keys: usize, entity: usize) -> [u32; 2] {
+        let keys = self.ints(step, keys);
+        [0, 1].map(|word| keys[2 * entity + word].cast_unsigned())
+    }
+
+    /// Workers claim rows, whose segments are then found.
+    fn dropout(&self, step: &CpuStep, dropping: &Dropping, worker: &Worker<'_>) {
+        let Dropping { dropout, spaces, rows } = dropping;
+        for claimed in worker.claims(self.rows(&step.outputs[0]), ROWS) {
+            self.extents.visit_segments(spaces, *rows, &mut |segment| {
+                let start = segment.rows.start;
+                let own = start.max(claimed.start)..segment.rows.end.min(claimed.end);
+                if own.is_empty() {
+                    return;
+                }
+                let salt = part_salt(dropout.salt, name_hash(&spaces.get(segment.space).name));
+                let key = self.key(step, 1, segment.entity);
+                let state = |row: usize| RowState::new(key, salt, (row - start) as u32);
+                let (x, out) = (self.read(step, 0), self.write(step, 0));
+                kernels::dropout(self.kernels, x, dropout.rate, state, out, own);
+            });
         }
     }
 
@@ -275,8 +343,17 @@ impl Machine<'_> {
         }
     }
 
-    fn store_scalar(&self, step: &CpuStep, value: f64) {
-        self.write(step, 0)
+    /// Operand `index`, one number.
+    pub(super) fn scalar(&self, step: &CpuStep, index: usize) -> f64 {
+        let mut value = [0.0];
+        self.read(step, index)
+            .load_row(self.kernels, 0, 0..1, &mut value);
+        f64::from(value[0])
+    }
+
+    /// Writes output `index`, one number.
+    pub(super) fn store_scalar(&self, step: &CpuStep, index: usize, value: f64) {
+        self.write(step, index)
             .store_row(self.kernels, 0, 0, &[value as f32]);
     }
 
@@ -300,7 +377,7 @@ impl Machine<'_> {
                 (self.weigh(step, losses), labels.len())
             }
         };
-        self.store_scalar(step, total / rows as f64);
+        self.store_scalar(step, 0, total / rows as f64);
         Ok(())
     }
 
@@ -316,13 +393,13 @@ impl Machine<'_> {
         let logits = self.read(step, 0);
         let elements = (logits.rows() * logits.cols()) as f64;
         let total = kernels::bce_with_logits(self.kernels, logits, self.read(step, 1));
-        self.store_scalar(step, total / elements * f64::from(factor));
+        self.store_scalar(step, 0, total / elements * f64::from(factor));
     }
 
     fn smooth_l1(&self, step: &CpuStep, scratch: &mut Scratch) {
         let x = self.read(step, 0);
         let losses = scratch.take(x.rows());
         kernels::smooth_l1(self.kernels, x, self.read(step, 1), losses);
-        self.store_scalar(step, self.weigh(step, losses) / losses.len() as f64);
+        self.store_scalar(step, 0, self.weigh(step, losses) / losses.len() as f64);
     }
 }

@@ -122,14 +122,6 @@ impl Machine<'_> {
         (step.inputs.len() > index).then(|| self.read(step, index))
     }
 
-    /// Operand `index`, one number.
-    fn scalar(&self, step: &CpuStep, index: usize) -> f64 {
-        let mut value = [0.0];
-        self.read(step, index)
-            .load_row(self.kernels, 0, 0..1, &mut value);
-        f64::from(value[0])
-    }
-
     fn product(
         &self,
         step: &CpuStep,
@@ -201,7 +193,8 @@ impl Machine<'_> {
                 let all = self.read(step, index);
                 all.row_range(rows.clone()).col_range(columns.clone())
             };
-            let given = self.read_optional(step, 5).map(|given| {
+            let after = 5 + usize::from(grad.dropout.is_some());
+            let given = self.read_optional(step, after).map(|given| {
                 let first = head * (given.cols() / heads);
                 let given = given.row_range(rows.clone());
                 given.col_range(first..first + seen.len())
@@ -213,6 +206,7 @@ impl Machine<'_> {
                     v: part(3, &seen),
                     mask: &self.vector(step, 4)[seen.clone()],
                     scale: grad.scale,
+                    dropout: self.head_dropout(step, 5, grad.dropout.as_ref(), [segment, head]),
                 },
                 dy: part(0, &rows),
                 dprobs: given,

@@ -10,6 +10,7 @@ mod arena;
 mod definition;
 mod exec;
 mod exec_grad;
+mod exec_update;
 pub mod kernels;
 mod persistent;
 mod step;
@@ -32,6 +33,7 @@ pub use store::PackedWeights;
 
 use crate::{BackendError, Executable, Feed, Fetch, HostLedger, Outputs, StepTime, TileLedger};
 use arena::Arena;
+use exec_update::{Sums, Updating};
 use kernels::{Kernels, Scratch};
 use step::CpuProgram;
 use store::{Form, Store};
@@ -59,6 +61,8 @@ pub struct Cpu {
     /// By replica, then tile.
     arenas: Vec<Vec<Arena>>,
     scratch: Vec<Mutex<Scratch>>,
+    /// What workers leave for each other within a step of the update.
+    sums: Sums,
     /// By tile of all replicas.
     traces: Vec<Mutex<TileTrace>>,
     /// The schedules played so far, by whether they train and their number of micro-batches.
@@ -150,6 +154,7 @@ impl Cpu {
             accumulators: train::accumulator_blocks(&plan),
             plays: BTreeMap::new(),
             results: Vec::new(),
+            sums: Sums::of(plan.update.as_ref()),
             weight_bytes: store.bytes(),
             guard: options.guard,
             plan,
@@ -393,7 +398,7 @@ fn scratch_len(graph: &Graph) -> usize {
                 kernels::attention_scratch(keys, types[0].shape.last_axis() / attention.heads)
             }
             Op::CrossEntropy(_) | Op::SmoothL1(_) => types[0].shape.rows(),
-            _ => exec_grad::Gradient::scratch(graph, id),
+            _ => exec_grad::Gradient::scratch(graph, id).max(Updating::scratch(graph, id)),
         }
     };
     graph.nodes().map(need).max().unwrap_or(0)

@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lxpod_ir::ops::{Attention, Op, Reduction};
-use lxpod_ir::{DType, Extents, Graph, NodeId, SpaceId, Value};
+use lxpod_ir::ops::{Attention, Dropout, Op, Reduction};
+use lxpod_ir::{DType, Extents, Graph, NodeId, SpaceId, Spaces, Value};
 use lxpod_passes::accumulate::ACCUMULATOR;
 use lxpod_passes::plan::{Place, Plan, Program};
 use lxpod_passes::schedule::Phase;
@@ -12,6 +12,7 @@ use lxpod_passes::schedule::Phase;
 use super::arena::Arena;
 use super::definition::Definition;
 use super::exec_grad::Gradient;
+use super::exec_update::Updating;
 use super::kernels::{View, ViewMut};
 use super::store::{Form, Resident, Store};
 use crate::BackendError;
@@ -204,6 +205,8 @@ pub(super) enum Kernel {
     Attention(Attention, SpaceId, SpaceId),
     /// `layer_norm` with that eps.
     LayerNorm(f32),
+    /// `dropout`.
+    Dropout(Arc<Dropping>),
     /// `gather_rows`.
     Gather,
     /// `concat` of rows (`false`) or columns (`true`).
@@ -226,6 +229,16 @@ pub(super) enum Kernel {
     Definition(Arc<Definition>),
     /// A step of the backward half.
     Gradient(Gradient),
+    /// A step of the update.
+    Updating(Updating),
+}
+
+/// A `dropout`, and what its rows belong to.
+#[derive(Debug)]
+pub(super) struct Dropping {
+    pub dropout: Dropout,
+    pub spaces: Spaces,
+    pub rows: SpaceId,
 }
 
 /// One step, ready to run.
@@ -370,7 +383,7 @@ impl Resolver<'_> {
     }
 
     /// Checks what the kernels take for granted beyond the type rules: weights of linears are
-    /// parameters, and vectors are parameters or lie in the arena as f32.
+    /// parameters, vectors are parameters or lie in the arena as f32, and what an update reads has no gaps.
     fn check_operands(&self, node: NodeId, inputs: &[Source]) -> Result<(), BackendError> {
         let op = &self.graph().node(node).op;
         let vectors: &[usize] = match op {
@@ -390,7 +403,12 @@ impl Resolver<'_> {
         let weight = inputs
             .get(1)
             .is_some_and(|w| matches!(w, Source::Resident(Resident::Panels(_))));
-        if !vectors.iter().all(is_f32) || (matches!(op, Op::Linear(_)) && !weight) {
+        let has_gaps = |source: &Source| match source {
+            Source::Arena(operand) => operand.capacity > 1 && !operand.is_dense(),
+            Source::Resident(_) => false,
+        };
+        let gaps = Updating::of(self.graph(), node).is_some() && inputs.iter().any(has_gaps);
+        if !vectors.iter().all(is_f32) || (matches!(op, Op::Linear(_)) && !weight) || gaps {
             return Err(BackendError::Unsupported(format!(
                 "these operands of `{}` on the CPU",
                 op.name()
@@ -476,10 +494,10 @@ impl Resolver<'_> {
     fn kernel(&self, node: NodeId) -> Result<Kernel, BackendError> {
         let types = self.graph().input_types(node);
         let define = || Kernel::Definition(Arc::new(Definition::of(self.graph(), node)));
+        let internal = |what: &str| BackendError::Internal(what.to_owned());
         let unsupported = |what: &str| Err(BackendError::Unsupported(format!("{what} on the CPU")));
         Ok(match &self.graph().node(node).op {
             Op::Linear(linear) => Kernel::Linear(linear.activation),
-            Op::Attention(attention) if attention.dropout.is_some() => define(),
             Op::Attention(attention) => match (types[0].rows, types[1].rows) {
                 (Some(query), Some(key)) => Kernel::Attention(attention.clone(), query, key),
                 _ => return unsupported("attention without row spaces"),
@@ -498,13 +516,16 @@ impl Resolver<'_> {
             Op::CrossEntropy(loss) => Kernel::CrossEntropy(loss.reduction),
             Op::Bce(loss) => Kernel::Bce(loss.factor),
             Op::SmoothL1(_) => Kernel::SmoothL1,
-            Op::AttentionGrad(grad) if grad.dropout.is_some() => define(),
-            Op::Dropout(_)
-            | Op::SumSquares(_)
-            | Op::Clip(_)
-            | Op::Sgd(_)
-            | Op::Adam(_)
-            | Op::Lamb(_) => define(),
+            Op::Dropout(dropout) => Kernel::Dropout(Arc::new(Dropping {
+                dropout: dropout.clone(),
+                spaces: self.graph().spaces.clone(),
+                rows: types[0].rows.ok_or_else(|| internal("a `dropout` in no row space"))?,
+            })),
+            Op::Lamb(_) => define(),
+            Op::SumSquares(_) | Op::Clip(_) | Op::Sgd(_) | Op::Adam(_) => {
+                let updating = Updating::of(self.graph(), node);
+                Kernel::Updating(updating.ok_or_else(|| internal("an op of another kind"))?)
+            }
             Op::Zeros(_)
             | Op::Matmul(_)
             | Op::WeightGrad(_)
@@ -525,9 +546,7 @@ impl Resolver<'_> {
             | Op::Constant(_)
             | Op::Slice(_)
             | Op::Part(_) => {
-                return Err(BackendError::Internal(
-                    "a step of a leaf or a view".to_owned(),
-                ));
+                return Err(internal("a step of a leaf or a view"));
             }
         })
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use lxpod_ir::{Data, Tensor};
 
-use super::exec::Machine;
+use super::exec::{Halt, Machine};
 use super::kernels::{self, Scratch, View, ViewMut};
 use super::step::{CpuProgram, CpuStep, HostValue, Moment, Source};
 use super::team::{Poisoned, Worker};
@@ -53,6 +53,7 @@ impl Visit<'_> {
             arenas,
             extents: &self.feed.extents,
             micro_batch: self.micro_batch,
+            sums: &self.cpu.sums,
         };
         let guard = self.cpu.guard.then(|| Guard {
             plan: &self.cpu.plan.tiles[self.tile],
@@ -77,11 +78,11 @@ impl Visit<'_> {
             let before = |guard: &Guard<'_>| guard.before(time, step, self.moment());
             let checked = guard.as_ref().map_or(Ok(()), before);
             self.note(checked.map_err(BackendError::Internal));
-            self.note(
-                machine
-                    .run(step, worker, scratch)
-                    .map_err(|error| self.data_error(step, &error)),
-            );
+            match machine.run(step, worker, scratch) {
+                Err(Halt::Data(error)) => self.note(Err(self.data_error(step, &error))),
+                Err(Halt::Poisoned) => return Err(Poisoned),
+                Ok(()) => {}
+            }
             let after = |guard: &Guard<'_>| guard.after(&arenas[self.tile], time, end - 1);
             let checked = guard.as_ref().map_or(Ok(()), after);
             self.note(checked.map_err(BackendError::Internal));

@@ -45,6 +45,7 @@ impl Head {
             v: self.v.view().row_range(0..nk),
             mask: &self.mask[..nk],
             scale: self.scale,
+            dropout: None,
         };
         let mut scratch = Scratch::new(attention_scratch(nk, d));
         attention_head(

@@ -101,6 +101,7 @@ fn run_all(kernels: &Kernels, dtype: DType, rows: usize, cols: usize) {
         v: y,
         mask: &mask,
         scale: 1.0,
+        dropout: None,
     };
     let probs = probs.view_mut(dtype, rows, rows);
     attention_head(

@@ -1,10 +1,11 @@
 //! The kernels of the backward half, against the `eval` of their ops in f64.
 
 use lxpod_backends::cpu::kernels::{
-    self, Attention, AttentionGrad, IGNORE_INDEX, Kernels, LayerNormGrad, MATMUL_SCRATCH, Matmul,
+    self, Attention, AttentionGrad, HeadDropout, IGNORE_INDEX, Kernels, LayerNormGrad, MATMUL_SCRATCH, Matmul,
     ScatterAdd, Scratch,
 };
 use lxpod_ir::ops::{self, Activation, Eval, Op, Reduction};
+use lxpod_ir::random_bits::{RowState, name_hash, part_salt};
 use lxpod_ir::{DType, Extents, SpaceId, Spaces, Tensor, TensorType};
 use proptest::prelude::*;
 
@@ -176,6 +177,52 @@ proptest! {
     }
 
     #[test]
+    fn dropped_elements_match(seed: u64, rows in 1..6_usize, cols in 1..90_usize, dtypes in [float(), float()], rate in 0.0..0.99_f32) {
+        let x = Matrix::random(&mut Random::new(seed), dtypes[0], rows, cols, 1);
+        let (salt, key) = (seed ^ 9, [seed as u32, 3]);
+        let mut spaces = Spaces::default();
+        let sample = spaces.entities("sample", 1);
+        let space = spaces.segments("text", sample, rows);
+        let given = [(real(&x), Some(space)), keys_of(key, sample)];
+        let want = eval(ops::Dropout { rate, salt }, &spaces, &given, &[&[rows, cols]]);
+        let part = part_salt(salt, name_hash("text"));
+        for kernels in tables() {
+            let mut out = Matrix::output(dtypes[1], rows, cols, 2);
+            let state = |row: usize| RowState::new(key, part, row as u32);
+            kernels::dropout(kernels, x.view(), rate, state, out.view_mut(), 0..rows);
+            check(kernels, dtypes[1], &out, &want[0], 2e-5);
+        }
+    }
+
+    #[test]
+    fn attention_with_dropout_matches(
+        seed: u64, nq in 1..20_usize, nk in 1..40_usize, d in 1..40_usize, dtypes in [float(), float()], rate in 0.0..0.9_f32,
+    ) {
+        let mut random = Random::new(seed);
+        let [q, k, v] = [nq, nk, nk].map(|rows| Matrix::random(&mut random, dtypes[0], rows, d, 3));
+        let mask = vec![1.0; nk];
+        let key = [seed as u32, 3];
+        let mut spaces = Spaces::default();
+        let sample = spaces.entities("sample", 1);
+        let queries = Some(spaces.segments("queries", sample, nq));
+        let keys = Some(spaces.segments("keys", sample, nk));
+        let given = [(real(&q), queries), (real(&k), keys), (real(&v), keys), (vector(&mask), keys), keys_of(key, sample)];
+        let dropout = Some(ops::Dropout { rate, salt: seed });
+        let op = ops::Attention { heads: 1, scale: 0.7, probabilities: true, dropout };
+        let want = eval(op, &spaces, &given, &[&[nq, d], &[nq, 1, nk]]);
+        let dropout = Some(HeadDropout { rate, key, salt: part_salt(seed, 0) });
+        let inputs = Attention { q: q.view(), k: k.view(), v: v.view(), mask: &mask, scale: 0.7, dropout };
+        let mut scratch = Scratch::new(kernels::attention_scratch(nk, d));
+        for kernels in tables() {
+            let mut out = Matrix::output(dtypes[1], nq, d, 1);
+            let mut probs = Matrix::output(dtypes[1], nq, nk, 2);
+            kernels::attention_head(kernels, &inputs, out.view_mut(), Some(probs.view_mut()), &mut scratch);
+            check(kernels, dtypes[1], &out, &want[0], 1e-4);
+            check(kernels, dtypes[1], &probs, &want[1], 5e-5);
+        }
+    }
+
+    #[test]
     fn slopes_match(seed: u64, rows in 1..6_usize, cols in 1..90_usize, dtypes in [float(), float(), float()]) {
         let mut random = Random::new(seed);
         let dy = Matrix::random(&mut random, dtypes[0], rows, cols, 1);
@@ -224,6 +271,7 @@ proptest! {
     fn attention_gradients_match(
         seed: u64, nq in 1..20_usize, nk in 1..40_usize, d in prop_oneof![Just(64), 1..40_usize],
         dtypes in [float(), float()], holes in 0..4_u32, given: bool,
+        rate in prop::option::of(0.0..0.9_f32),
     ) {
         let mut random = Random::new(seed);
         let rows = [nq, nq, nk, nk];
@@ -232,8 +280,11 @@ proptest! {
         let dprobs = Matrix::random(&mut random, dtypes[0], nq, nk, 2);
         let mut mask = || if random.next() * 4.0 < holes as f32 - 3.5 { 0.0 } else { 1.0 };
         let mask: Vec<f32> = (0..nk).map(|_| mask()).collect();
-        let want = attention_reference([dy, q, k, v], &mask, given.then_some(&dprobs));
-        let forward = Attention { q: q.view(), k: k.view(), v: v.view(), mask: &mask, scale: 0.7 };
+        let key = [seed as u32, 5];
+        let dropout = rate.map(|rate| ops::Dropout { rate, salt: seed });
+        let want = attention_reference([dy, q, k, v], &mask, given.then_some(&dprobs), dropout.map(|d| (d, key)));
+        let dropout = rate.map(|rate| HeadDropout { rate, key, salt: part_salt(seed, 0) });
+        let forward = Attention { q: q.view(), k: k.view(), v: v.view(), mask: &mask, scale: 0.7, dropout };
         let grad = AttentionGrad { forward, dy: dy.view(), dprobs: given.then(|| dprobs.view()) };
         let mut scratch = Scratch::new(kernels::attention_grad_scratch(nq, nk, d));
         for kernels in tables() {
@@ -241,7 +292,7 @@ proptest! {
             let views = out.each_mut().map(Matrix::view_mut);
             kernels::attention_grad_head(kernels, &grad, views, &mut scratch);
             for (out, want) in out.iter().zip(&want) {
-                check(kernels, dtypes[1], out, want, 2e-4);
+                check(kernels, dtypes[1], out, want, if rate.is_some() { 5e-3 } else { 2e-4 });
             }
         }
     }
@@ -283,11 +334,18 @@ proptest! {
     }
 }
 
+/// The keys of one entity.
+fn keys_of(key: [u32; 2], owner: SpaceId) -> Given {
+    let words = key.map(u32::cast_signed).to_vec();
+    (Tensor::int([1, 2], words), Some(owner))
+}
+
 /// dq, dk, dv of one head of one segment.
 fn attention_reference(
     [dy, q, k, v]: [&Matrix; 4],
     mask: &[f32],
     dprobs: Option<&Matrix>,
+    dropout: Option<(ops::Dropout, [u32; 2])>,
 ) -> Vec<Tensor<f64>> {
     let mut spaces = Spaces::default();
     let sample = spaces.entities("sample", 1);
@@ -296,6 +354,7 @@ fn attention_reference(
     let mut given = vec![(real(dy), queries), (real(q), queries)];
     given.extend([k, v].map(|x| (real(x), keys)));
     given.push((vector(mask), keys));
+    given.extend(dropout.as_ref().map(|(_, key)| keys_of(*key, sample)));
     given.extend(dprobs.map(|p| {
         let values = real(p).reals().to_vec();
         (Tensor::real([p.rows, 1, p.cols], values), queries)
@@ -303,7 +362,7 @@ fn attention_reference(
     let op = ops::AttentionGrad {
         heads: 1,
         scale: 0.7,
-        dropout: None,
+        dropout: dropout.map(|(dropout, _)| dropout),
     };
     let shapes = [q, k, v].map(|x| [x.rows, x.cols]);
     eval(

@@ -9,3 +9,4 @@ mod linear;
 mod losses;
 mod rowwise;
 mod support;
+mod updates;

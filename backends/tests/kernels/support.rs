@@ -106,6 +106,23 @@ impl Matrix {
         }
     }
 
+    /// The same memory to read and to write, for kernels that work in place.
+    pub(crate) fn in_place(&mut self) -> (View<'_>, ViewMut<'_>) {
+        let (data, dtype) = match &mut self.data {
+            Data::F32(data) => (data.as_mut_ptr().cast::<u8>(), DType::F32),
+            Data::F16(data) => (data.as_mut_ptr().cast(), DType::F16),
+            Data::BF16(data) => (data.as_mut_ptr().cast(), DType::BF16),
+        };
+        let extent = [self.rows, self.cols];
+        // SAFETY: the rows exist, and such a kernel reads each element before it writes it.
+        unsafe {
+            (
+                View::from_raw_parts(data, dtype, extent, self.stride),
+                ViewMut::from_raw_parts(data, dtype, extent, self.stride),
+            )
+        }
+    }
+
     fn raw(&self, i: usize) -> f32 {
         match &self.data {
             Data::F32(data) => data[i],

@@ -21,6 +21,19 @@ pub struct Clip {
 /// What `torch.nn.utils.clip_grad_norm_` adds to the norm that it divides by.
 const NORM_EPS: f64 = 1e-6;
 
+impl Clip {
+    /// The results, of squares in their order.
+    pub fn factor_and_norm(&self, squares: impl Iterator<Item = f64>, scale: f64) -> (f64, f64) {
+        let norm = scale.abs() * squares.fold(0.0, |sum, square| sum + square).sqrt();
+        let factor = match self.max_norm {
+            _ if !norm.is_finite() => f64::NAN,
+            Some(most) => scale * (most / (norm + NORM_EPS)).min(1.0),
+            None => scale,
+        };
+        (factor, norm)
+    }
+}
+
 impl OpDef for Clip {
     const NAME: &'static str = "clip";
 
@@ -43,12 +56,7 @@ impl OpDef for Clip {
     fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {
         let squares = cx.inputs[0].reals().iter().map(|square| square.to_f64());
         let scale = cx.inputs[1].reals()[0].to_f64();
-        let norm = scale.abs() * squares.fold(0.0, |sum, square| sum + square).sqrt();
-        let factor = match self.max_norm {
-            _ if !norm.is_finite() => f64::NAN,
-            Some(most) => scale * (most / (norm + NORM_EPS)).min(1.0),
-            None => scale,
-        };
+        let (factor, norm) = self.factor_and_norm(squares, scale);
         let scalar = |value| Tensor::real([], vec![S::from_f64(value)]);
         Ok(vec![scalar(factor), scalar(norm)])
     }

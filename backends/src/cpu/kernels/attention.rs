@@ -1,5 +1,8 @@
 //! `attention`: one head of one segment.
 
+use lxpod_ir::random_bits::RowState;
+
+use super::elementwise::Drop;
 use super::gemm::{Feed, Single, Tile, Tiles, multiply, pack_columns, widen};
 use super::math::exp;
 use super::pack::PANEL;
@@ -20,6 +23,39 @@ pub struct Attention<'a> {
     pub mask: &'a [f32],
     /// Multiplies q·k; 1/√d, or 1 where that is folded into the query's weights.
     pub scale: f32,
+    /// Which probabilities are dropped, if any.
+    pub dropout: Option<HeadDropout>,
+}
+
+/// The dropout of one head of one segment; query i of the head is row i of the words, key j column j.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadDropout {
+    /// The probability of being dropped, in 0..1.
+    pub rate: f32,
+    /// The key of the entity that owns the segment.
+    pub key: [u32; 2],
+    /// The salt of the head's part.
+    pub salt: u64,
+}
+
+impl HeadDropout {
+    /// Drops elements of a tile of queries from `first` on, rows `stride` apart and `used` long, a multiple of 8.
+    #[inline(always)]
+    pub(super) fn apply<S: Simd>(
+        self,
+        s: S,
+        first: usize,
+        tile: &mut [f32],
+        (stride, used): (usize, usize),
+    ) {
+        let drop = Drop::new(self.rate);
+        for (r, row) in tile.chunks_exact_mut(stride.max(1)).enumerate() {
+            let state = RowState::new(self.key, self.salt, (first + r) as u32);
+            for (i, p) in row[..used].as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                *p = s.unpack(drop.apply(s, state, i * LANES, s.pack(*p)));
+            }
+        }
+    }
 }
 
 /// The most rows of a tile in any table.
@@ -30,7 +66,7 @@ pub fn attention_scratch(keys: usize, d: usize) -> usize {
     Layout::new(keys, d).end
 }
 
-/// Writes y = P·v to `out`, \[nq, d\], where P = softmax((q·k)·scale + (1 − mask)·f32::MIN) over the keys; and P to `probs`, \[nq, nk\], if asked.
+/// Writes y = P·v to `out`, \[nq, d\], where P = softmax((q·k)·scale + (1 − mask)·f32::MIN) over the keys, less what is dropped; and P to `probs`, \[nq, nk\], if asked.
 ///
 /// All in f32, rounded once at the store. Where all keys are masked, P is uniform. The bits of a row of the result depend on its query,
 /// and on the keys up to the last whose probability is not zero: trailing masked keys can be left out.
@@ -150,13 +186,11 @@ pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
         unsafe {
             scores(s, inputs, (first, rows), args.work, &at);
             let (before, bias) = args.work.split_at_mut(at.bias);
-            softmax(
-                s,
-                &mut before[at.p..][..rows * at.keys],
-                at.keys,
-                &bias[..used],
-                inputs.scale,
-            );
+            let tile = &mut before[at.p..][..rows * at.keys];
+            softmax(s, tile, at.keys, &bias[..used], inputs.scale);
+            if let Some(dropout) = inputs.dropout {
+                dropout.apply(s, first, tile, (at.keys, used));
+            }
             weigh(s, inputs.v, rows, args.work, &at);
             for r in 0..rows {
                 if let Some(probs) = &args.probs {

@@ -31,7 +31,7 @@ pub fn attention_grad_scratch(queries: usize, keys: usize, d: usize) -> usize {
 ///
 /// P is computed as [`super::attention_head`] computes it, bit by bit. With dP = dy · vᵀ + dprobs and
 /// dS = P ∘ (dP − Σ P ∘ dP) · scale: dq = dS · k, dk = dSᵀ · q, dv = Pᵀ · dy, products being sums in ascending order in f32,
-/// rounded once at the store. Trailing masked keys can be left out. `scratch` must have [`attention_grad_scratch`] values.
+/// rounded once at the store. With dropout dP is dropped as P was, and dv = drop(P)ᵀ · dy. Trailing masked keys can be left out. `scratch` must have [`attention_grad_scratch`] values.
 ///
 /// # Panics
 /// If shapes disagree.
@@ -182,8 +182,14 @@ impl Head<'_> {
             softmax(s, tile, keys, &bias[..used], forward.scale);
             self.cotangents(s, rows);
             let (before, ds) = self.work.split_at_mut(self.at.ds);
-            let tiles = (&before[p..][..count * keys], &mut ds[..count * keys]);
-            through_softmax(s, tiles, keys, used, forward.scale);
+            let (p_tile, ds) = (&mut before[p..][..count * keys], &mut ds[..count * keys]);
+            if let Some(dropout) = forward.dropout {
+                dropout.apply(s, first, ds, (keys, used));
+            }
+            through_softmax(s, (p_tile, ds), keys, used, forward.scale);
+            if let Some(dropout) = forward.dropout {
+                dropout.apply(s, first, p_tile, (keys, used));
+            }
             let sums = self.at.forward.y;
             self.multiply(s, (self.at.ds, keys), (self.at.forward.v, nk), count);
             for r in 0..count {

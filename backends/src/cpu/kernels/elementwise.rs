@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use lxpod_ir::DType;
 use lxpod_ir::ops::Activation;
+use lxpod_ir::random_bits::{RowState, drop_threshold};
 
 use super::math::{activation, exp, sigmoid, slope};
 use super::simd::{LANES, Simd};
@@ -109,6 +110,26 @@ pub fn smooth_l1_grad(
     call(kernels, x, Op::SmoothL1Grad(target, factor), out, rows);
 }
 
+/// `out = drop(x)` in the given rows, as [`lxpod_ir::ops::Dropout`] drops at this rate; `state` gives what the words of
+/// a row have in common. `out` may be the memory of `x`.
+///
+/// # Panics
+/// If shapes disagree or rows are out of range.
+pub fn dropout(
+    kernels: &Kernels,
+    x: View<'_>,
+    rate: f32,
+    state: impl Fn(usize) -> RowState,
+    mut out: ViewMut<'_>,
+    rows: Range<usize>,
+) {
+    let drop = Drop::new(rate);
+    for row in rows {
+        let op = Op::Dropout(drop, state(row));
+        call(kernels, x, op, out.reborrow(), row..row + 1);
+    }
+}
+
 /// `out = 0` in the given rows.
 ///
 /// # Panics
@@ -150,6 +171,31 @@ fn second(x: View<'_>, b: View<'_>) {
     );
 }
 
+/// Which words drop an element, and what the others multiply it by.
+#[derive(Clone, Copy)]
+pub(super) struct Drop {
+    threshold: u32,
+    factor: f32,
+}
+
+impl Drop {
+    /// At a rate in 0..1.
+    pub(super) fn new(rate: f32) -> Self {
+        Drop {
+            threshold: drop_threshold(rate),
+            factor: (1.0 / (1.0 - f64::from(rate))) as f32,
+        }
+    }
+
+    /// Eight elements of a row, from column `c` on.
+    #[inline(always)]
+    pub(super) fn apply<S: Simd>(self, s: S, row: RowState, c: usize, x: S::V) -> S::V {
+        let kept = s.mul(x, s.splat(self.factor));
+        let words = s.words(row, c as u32);
+        s.select_below(words, self.threshold, s.splat(0.0), kept)
+    }
+}
+
 /// What is done to each element.
 #[derive(Clone, Copy)]
 enum Op<'a> {
@@ -161,6 +207,7 @@ enum Op<'a> {
     BceGrad(View<'a>, f32),
     SmoothL1Grad(View<'a>, f32),
     Exponential(f32, f32),
+    Dropout(Drop, RowState),
 }
 
 impl<'a> Op<'a> {
@@ -171,7 +218,11 @@ impl<'a> Op<'a> {
             Op::Add(b) | Op::ActivateGrad(_, b) | Op::BceGrad(b, _) | Op::SmoothL1Grad(b, _) => {
                 Some(b)
             }
-            Op::Copy | Op::Scale(_) | Op::Activate(_) | Op::Exponential(..) => None,
+            Op::Copy
+            | Op::Scale(_)
+            | Op::Activate(_)
+            | Op::Exponential(..)
+            | Op::Dropout(..) => None,
         }
     }
 }
@@ -227,28 +278,29 @@ unsafe fn rows<S: Simd>(s: S, args: Args<'_>, known: Option<DType>) {
         // SAFETY: the rows exist, and have as many columns from `c` on as are read and written.
         unsafe {
             while c + LANES <= cols {
-                let y = apply(s, args.op, x.load(s, c), b.load(s, c));
+                let y = apply(s, args.op, c, x.load(s, c), b.load(s, c));
                 out.store(s, c, LANES, y);
                 c += LANES;
             }
             if c < cols {
                 let n = cols - c;
-                let y = apply(s, args.op, x.load_part(s, c, n), b.load_part(s, c, n));
+                let y = apply(s, args.op, c, x.load_part(s, c, n), b.load_part(s, c, n));
                 out.store(s, c, n, y);
             }
         }
     }
 }
 
-/// The operation on eight elements, `b` being those of the second operand if there is one.
+/// The operation on eight elements from column `c` on, `b` being those of the second operand if there is one.
 #[inline(always)]
-fn apply<S: Simd>(s: S, op: Op<'_>, x: S::V, b: S::V) -> S::V {
+fn apply<S: Simd>(s: S, op: Op<'_>, c: usize, x: S::V, b: S::V) -> S::V {
     match op {
         Op::Copy => x,
         Op::Add(_) => s.add(x, b),
         Op::Scale(factor) => s.mul(x, s.splat(factor)),
         Op::Activate(act) => activation(s, act, x),
         Op::ActivateGrad(act, _) => s.mul(b, slope(s, act, x)),
+        Op::Dropout(drop, row) => drop.apply(s, row, c, x),
         Op::Exponential(most, factor) => s.mul(exp(s, s.sub(x, s.splat(most))), s.splat(factor)),
         Op::BceGrad(_, factor) => s.mul(s.splat(factor), s.sub(sigmoid(s, x), b)),
         Op::SmoothL1Grad(_, factor) => {

@@ -1,15 +1,17 @@
 //! Kernel tables: one per instruction set, chosen at run time.
 
 use std::fmt;
+use std::ops::Range;
 
 use thiserror::Error;
 
 #[cfg(target_arch = "x86_64")]
 use super::simd::Avx2;
 use super::simd::Portable;
-use super::view::Row;
+use super::view::{Row, View};
 use super::{
-    attention, attention_grad, elementwise, linear, loss, matmul, norm, norm_grad, peak, sums,
+    attention, attention_grad, elementwise, linear, loss, matmul, norm, norm_grad, peak, squares,
+    sums, update,
 };
 
 /// The environment variable that overrides the choice of a table.
@@ -27,6 +29,9 @@ pub struct Kernels {
     pub(super) sum_rows: unsafe fn(sums::Args<'_>),
     pub(super) elementwise: unsafe fn(elementwise::Args<'_>),
     pub(super) log_sum_exp: unsafe fn(Row, usize) -> loss::LogSum,
+    pub(super) sum_squares: unsafe fn(View<'_>) -> f64,
+    pub(super) update: unsafe fn(update::Args<'_>),
+    pub(super) lamb_squares: unsafe fn(&update::Update<'_>, Range<usize>) -> [f64; 2],
     pub(super) multiply_adds: unsafe fn(u64) -> u64,
 }
 
@@ -162,6 +167,27 @@ macro_rules! table {
                 unsafe { loss::log_sum_exp($token, row, cols) }
             }
             /// # Safety
+            /// The CPU has the features and the row exists.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn sum_squares(x: View<'_>) -> f64 {
+                // SAFETY: the caller's contract.
+                unsafe { squares::run($token, x) }
+            }
+            /// # Safety
+            /// The CPU has the features and the call was checked.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn update(args: update::Args<'_>) {
+                // SAFETY: the caller's contract.
+                unsafe { update::run($token, args) }
+            }
+            /// # Safety
+            /// The CPU has the features and the call was checked.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn lamb_squares(update: &update::Update<'_>, range: Range<usize>) -> [f64; 2] {
+                // SAFETY: the caller's contract.
+                unsafe { update::squares($token, update, range) }
+            }
+            /// # Safety
             /// The CPU has the features.
             $(#[target_feature(enable = $features)])?
             unsafe fn multiply_adds(rounds: u64) -> u64 {
@@ -180,6 +206,9 @@ macro_rules! table {
                 sum_rows,
                 elementwise,
                 log_sum_exp,
+                sum_squares,
+                update,
+                lamb_squares,
                 multiply_adds,
             };
         }

@@ -27,12 +27,16 @@ mod pack;
 mod peak;
 mod scratch;
 mod simd;
+mod squares;
 mod sums;
+mod update;
 mod view;
 
-pub use attention::{Attention, attention_head, attention_scratch};
+pub use attention::{Attention, HeadDropout, attention_head, attention_scratch};
 pub use attention_grad::{AttentionGrad, attention_grad_head, attention_grad_scratch};
-pub use elementwise::{activate, activate_grad, add, bce_grad, copy, scale, smooth_l1_grad, zeros};
+pub use elementwise::{
+    activate, activate_grad, add, bce_grad, copy, dropout, scale, smooth_l1_grad, zeros,
+};
 pub use gather::{IndexError, gather, gather_panels};
 pub(super) use huge::huge_pages;
 pub use isa::{IsaError, Kernels};
@@ -50,5 +54,7 @@ pub use norm_grad::{
 pub use pack::Panels;
 pub use peak::multiply_adds;
 pub use scratch::Scratch;
+pub use squares::sum_squares;
 pub use sums::{ScatterAdd, scatter_add, sum_rows};
+pub use update::{AdamRule, Rounding, Rule, SgdRule, Update, lamb_squares, update};
 pub use view::{Element, View, ViewMut};

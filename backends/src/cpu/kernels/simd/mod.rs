@@ -10,6 +10,7 @@ mod portable;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx2::Avx2;
+use lxpod_ir::random_bits::RowState;
 pub(super) use portable::Portable;
 
 /// Lanes of a vector.
@@ -21,6 +22,8 @@ pub(super) const LANES: usize = 8;
 pub(super) trait Simd: Copy {
     /// Eight f32 lanes.
     type V: Copy;
+    /// Eight u32 lanes.
+    type W: Copy;
 
     /// The most rows a matrix tile of 16 columns may have without spilling accumulators.
     const MAX_ROWS: usize;
@@ -40,6 +43,12 @@ pub(super) trait Simd: Copy {
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a / b`.
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// √a.
+    fn sqrt(self, a: Self::V) -> Self::V;
+    /// The largest integer not above `a`.
+    fn floor(self, a: Self::V) -> Self::V;
+    /// The largest power of two not above `a`, for positive normal `a`: the mantissa cleared.
+    fn binade(self, a: Self::V) -> Self::V;
     /// `a · b + c`, rounded once where the instruction set can, else twice; always the same for one set.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// `a < b ? a : b`.
@@ -54,6 +63,12 @@ pub(super) trait Simd: Copy {
     fn select_lt(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
     /// 2 to the power `n`, for integral `n` in -126..=127; any number for other `n`, NaN included.
     fn pow2(self, n: Self::V) -> Self::V;
+    /// The words of a row's columns `first`.. + 8, as [`RowState::word`] gives them.
+    fn words(self, row: RowState, first: u32) -> Self::W;
+    /// `words < bound ? yes : no`.
+    fn select_below(self, words: Self::W, bound: u32, yes: Self::V, no: Self::V) -> Self::V;
+    /// The upper 24 bits of each word, as a number.
+    fn upper(self, words: Self::W) -> Self::V;
     /// The transpose of an 8x8 matrix given by rows.
     fn transpose(self, rows: &mut [Self::V; LANES]);
 

@@ -1,5 +1,7 @@
 //! The portable instruction set: arrays that the compiler vectorises as it can.
 
+use lxpod_ir::random_bits::RowState;
+
 use super::{LANES, Simd};
 
 /// Proof of nothing: every CPU runs it. Multiplies and adds round separately.
@@ -29,6 +31,7 @@ fn widen_f16(h: u16) -> f32 {
 
 impl Simd for Portable {
     type V = [f32; LANES];
+    type W = [u32; LANES];
 
     const MAX_ROWS: usize = 3;
 
@@ -61,6 +64,18 @@ impl Simd for Portable {
         zip(a, b, |a, b| a / b)
     }
     #[inline(always)]
+    fn sqrt(self, a: Self::V) -> Self::V {
+        a.map(f32::sqrt)
+    }
+    #[inline(always)]
+    fn floor(self, a: Self::V) -> Self::V {
+        a.map(f32::floor)
+    }
+    #[inline(always)]
+    fn binade(self, a: Self::V) -> Self::V {
+        a.map(|a| f32::from_bits(a.to_bits() & 0x7f80_0000))
+    }
+    #[inline(always)]
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         self.add(self.mul(a, b), c)
     }
@@ -91,6 +106,26 @@ impl Simd for Portable {
     #[inline(always)]
     fn pow2(self, n: Self::V) -> Self::V {
         n.map(|n| f32::from_bits((n as i32).wrapping_add(127).cast_unsigned() << 23))
+    }
+    #[inline(always)]
+    fn words(self, row: RowState, first: u32) -> Self::W {
+        let mut words = [0; LANES];
+        for (word, column) in words.iter_mut().zip(first..) {
+            *word = row.word(column);
+        }
+        words
+    }
+    #[inline(always)]
+    fn select_below(self, words: Self::W, bound: u32, yes: Self::V, no: Self::V) -> Self::V {
+        let mut out = no;
+        for i in 0..LANES {
+            out[i] = if words[i] < bound { yes[i] } else { no[i] };
+        }
+        out
+    }
+    #[inline(always)]
+    fn upper(self, words: Self::W) -> Self::V {
+        words.map(|word| (word >> 8) as f32)
     }
     #[inline(always)]
     fn transpose(self, rows: &mut [Self::V; LANES]) {

@@ -4,6 +4,8 @@ mod steps;
 
 use std::arch::x86_64::*;
 
+use lxpod_ir::random_bits::{MULTIPLIERS, RowState};
+
 use super::{LANES, Simd};
 
 /// Proof that this CPU has AVX2, FMA and F16C.
@@ -38,6 +40,7 @@ macro_rules! vector {
 
 impl Simd for Avx2 {
     type V = __m256;
+    type W = __m256i;
 
     const MAX_ROWS: usize = 6;
 
@@ -74,6 +77,21 @@ impl Simd for Avx2 {
         vector!(_mm256_div_ps(a, b))
     }
     #[inline(always)]
+    fn sqrt(self, a: __m256) -> __m256 {
+        vector!(_mm256_sqrt_ps(a))
+    }
+    #[inline(always)]
+    fn floor(self, a: __m256) -> __m256 {
+        vector!(_mm256_floor_ps(a))
+    }
+    #[inline(always)]
+    fn binade(self, a: __m256) -> __m256 {
+        vector!(_mm256_and_ps(
+            a,
+            _mm256_castsi256_ps(_mm256_set1_epi32(0x7f80_0000))
+        ))
+    }
+    #[inline(always)]
     fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
         vector!(_mm256_fmadd_ps(a, b, c))
     }
@@ -106,6 +124,34 @@ impl Simd for Avx2 {
             let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
             _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
         })
+    }
+    #[inline(always)]
+    fn words(self, row: RowState, first: u32) -> __m256i {
+        vector!({
+            let all = |word: u32| _mm256_set1_epi32(word.cast_signed());
+            let times = |x, by: u32| _mm256_mullo_epi32(x, all(by));
+            let start = all(first.wrapping_add(row.add));
+            let x = _mm256_add_epi32(start, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+            let x = _mm256_xor_si256(x, _mm256_srli_epi32::<17>(x));
+            let x = times(x, MULTIPLIERS[0]);
+            let x = _mm256_xor_si256(x, _mm256_srli_epi32::<11>(x));
+            let x = times(_mm256_xor_si256(x, all(row.xor)), MULTIPLIERS[1]);
+            let x = _mm256_xor_si256(x, _mm256_srli_epi32::<15>(x));
+            let x = times(x, MULTIPLIERS[2]);
+            _mm256_xor_si256(x, _mm256_srli_epi32::<14>(x))
+        })
+    }
+    #[inline(always)]
+    fn select_below(self, words: __m256i, bound: u32, yes: __m256, no: __m256) -> __m256 {
+        vector!({
+            let bound = _mm256_set1_epi32(bound.cast_signed());
+            let reached = _mm256_cmpeq_epi32(_mm256_max_epu32(words, bound), words);
+            _mm256_blendv_ps(yes, no, _mm256_castsi256_ps(reached))
+        })
+    }
+    #[inline(always)]
+    fn upper(self, words: __m256i) -> __m256 {
+        vector!(_mm256_cvtepi32_ps(_mm256_srli_epi32::<8>(words)))
     }
     #[inline(always)]
     fn transpose(self, rows: &mut [__m256; LANES]) {

@@ -1,0 +1,59 @@
+//! Sums of squares in f64: `sum_squares`, the norms of `lamb`.
+
+use std::ops::Range;
+
+use super::simd::{LANES, Simd};
+use super::{Kernels, View};
+
+/// Σ x² over some columns of the first row of x, in f64: element i of the range in lane i mod 8.
+///
+/// # Panics
+/// If x has no such columns.
+pub fn sum_squares(kernels: &Kernels, x: View<'_>, range: Range<usize>) -> f64 {
+    let x = x.row_range(0..1).col_range(range);
+    // SAFETY: a table exists only for a CPU that can run it; x has a row.
+    unsafe { (kernels.sum_squares)(x) }
+}
+
+/// Eight sums side by side.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Squares([f64; LANES]);
+
+impl Squares {
+    /// Adds the squares of the first min(n, 8) values, each to the sum of its lane. An f64 holds the square of an f32
+    /// exactly.
+    #[inline(always)]
+    pub(super) fn add(&mut self, mut values: [f32; LANES], n: usize) {
+        if n < LANES {
+            values[n..].fill(0.0);
+        }
+        for (sum, value) in self.0.iter_mut().zip(values) {
+            *sum += f64::from(value) * f64::from(value);
+        }
+    }
+
+    /// The sum of the lanes: pairs four apart, then two apart, then neighbours.
+    #[inline(always)]
+    pub(super) fn total(self) -> f64 {
+        let [a, b, c, d, e, f, g, h] = self.0;
+        ((a + e) + (c + g)) + ((b + f) + (d + h))
+    }
+}
+
+/// The body of [`sum_squares`].
+///
+/// # Safety
+/// x has a row.
+#[inline(always)]
+pub(super) unsafe fn run<S: Simd>(s: S, x: View<'_>) -> f64 {
+    let (row, cols) = (x.row(0), x.cols());
+    let mut sums = Squares::default();
+    let mut c = 0;
+    while c < cols {
+        // SAFETY: the columns exist.
+        let values = unsafe { row.load_up_to(s, c, cols - c) };
+        sums.add(s.unpack(values), cols - c);
+        c += LANES;
+    }
+    sums.total()
+}
