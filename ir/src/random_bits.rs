@@ -37,6 +37,14 @@ pub const fn part_salt(salt: u64, part: u64) -> u64 {
     mix(salt ^ mix(part.wrapping_add(GOLDEN)))
 }
 
+/// The key that decides what one sample drops in one step: two words of a 64-bit hash of the run's
+/// seed, the step and the sample's number among all samples of the step. How a step's samples are
+/// grouped into micro-batches and replicas changes nothing.
+pub const fn dropout_key(seed: u64, step: u64, sample: u64) -> [u32; 2] {
+    let key = mix(mix(mix(seed.wrapping_add(GOLDEN)) ^ step) ^ sample);
+    [key as u32, (key >> 32) as u32]
+}
+
 /// What all words of one row have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowState {
@@ -136,6 +144,20 @@ mod tests {
     /// Computed by another implementation. Masks must not change between versions, or runs are not
     /// repeatable.
     const RECORDED: [u32; 3] = [0xb1e1_0c19, 0x3df6_802e, 0xbce5_3b0b];
+
+    #[test]
+    fn every_sample_of_every_step_has_its_own_dropout_key() {
+        let key = |seed, step, sample| dropout_key(seed, step, sample);
+        let mut keys = std::collections::BTreeSet::new();
+        for seed in 0..4 {
+            for step in 0..16 {
+                keys.extend((0..16).map(|sample| key(seed, step, sample)));
+            }
+        }
+        assert_eq!(keys.len(), 4 * 16 * 16);
+        assert_ne!(key(0, 0, 0), [0, 0]);
+        assert_ne!(key(0, 1, 2), key(0, 2, 1));
+    }
 
     #[test]
     fn every_bit_is_set_half_of_the_time() {

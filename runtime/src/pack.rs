@@ -17,6 +17,9 @@ use crate::error::{Error, Result};
 use crate::samples::{Axes, Content, FIELDS, IGNORED_LABEL, Samples, Values};
 use crate::sharing::{RowKind, Sharing, first_rows};
 
+/// The input that decides what each sample drops; see [`lxpod_ir::front`].
+pub(crate) const DROPOUT_KEYS: &str = "dropout_keys";
+
 /// Packs and unpacks the micro-batches of one plan.
 pub(crate) struct Packer<'a> {
     graph: &'a Graph,
@@ -78,7 +81,8 @@ impl<'a> Packer<'a> {
         micro_batches.map(|samples| self.pack(samples)).collect()
     }
 
-    /// The feed of one micro-batch, without [`LOSS_SCALE`], which is no property of samples.
+    /// The feed of one micro-batch, without [`LOSS_SCALE`] and [`DROPOUT_KEYS`], which are no properties
+    /// of samples.
     pub(crate) fn pack(&self, samples: Range<usize>) -> Result<Feed> {
         let sharing = self.share(samples);
         let extents = self.extents(&sharing)?;
@@ -86,7 +90,7 @@ impl<'a> Packer<'a> {
         let mut inputs = BTreeMap::new();
         for id in self.graph.nodes() {
             if let Op::Input(input) = &self.graph.node(id).op
-                && input.name != LOSS_SCALE
+                && ![LOSS_SCALE, DROPOUT_KEYS].contains(&&*input.name)
             {
                 let ty = &self.graph.node(id).types[0];
                 inputs.insert(input.name.clone(), self.input(&input.name, ty, &rows)?);
@@ -101,7 +105,7 @@ impl<'a> Packer<'a> {
     }
 
     fn share(&self, samples: Range<usize>) -> Sharing {
-        Sharing::find(self.samples, samples, self.dense)
+        Sharing::find(self.samples, samples, self.spaces.are_shared(), self.dense)
     }
 
     /// What the rows of a space are; `None` for a union.

@@ -74,8 +74,14 @@ pub(crate) struct Sharing {
 }
 
 impl Sharing {
-    /// What the samples `range` share. With `dense` every row is computed, masked ones too.
-    pub(crate) fn find(samples: &Samples, range: Range<usize>, dense: bool) -> Sharing {
+    /// What the samples `range` share; nothing unless `merge`. With `dense` every row is computed,
+    /// masked ones too.
+    pub(crate) fn find(
+        samples: &Samples,
+        range: Range<usize>,
+        merge: bool,
+        dense: bool,
+    ) -> Sharing {
         let mut sharing = Sharing {
             question_of: Vec::new(),
             questions: Vec::new(),
@@ -88,7 +94,7 @@ impl Sharing {
         let length = |mask, entity, full| kept_rows(samples, mask, entity, full, dense);
         for sample in range {
             let known = &mut sharing.questions;
-            let same = |&other: &usize| same_question(samples, other, sample);
+            let same = |&other: &usize| merge && same_question(samples, other, sample);
             let question = known.iter().position(same).unwrap_or(known.len());
             if question == known.len() {
                 known.push(sample);
@@ -97,7 +103,7 @@ impl Sharing {
             }
             sharing.question_of.push(question);
             let (number, known) = (samples.images[sample], &mut sharing.images);
-            let same = |&other: &usize| other == number;
+            let same = |&other: &usize| merge && other == number;
             let image = known.iter().position(same).unwrap_or(known.len());
             if image == known.len() {
                 known.push(number);

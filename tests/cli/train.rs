@@ -21,8 +21,6 @@ fn into_folder(options: &[&str]) -> Finished {
 
 #[test]
 fn what_is_missing_says_so() {
-    into_folder(&["--gradient-accumulation", "2"]).fails(3, &["not supported", "training"]);
-    into_folder(&["--schedule", "popart"]).fails(3, &["--schedule"]);
     train(&[]).fails(2, &["--output"]);
     into_folder(&["--eval-every", "2"]).fails(2, &["--eval-batches"]);
 }

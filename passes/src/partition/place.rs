@@ -157,6 +157,11 @@ pub fn place_update(update: &mut Graph, micro: &Graph) {
         let earliest = operands.filter_map(|node| stages[node.index()]).min();
         stages[id.index()] = own.or(earliest).or(Some(0));
     }
+    // A parameter with an f32 weight behind it is stored, but no node of the update reads it.
+    let unread = |id: &NodeId| update.node(*id).op.is_leaf() && update.users(update.value(*id)).is_empty();
+    for id in update.nodes().filter(unread) {
+        stages[id.index()] = owner(id);
+    }
     let copies = copies(micro, &owners);
     place(update, &stages, Routes::Direct);
     for (binding, stage) in copies {

@@ -61,6 +61,10 @@ pub(crate) struct Train {
     #[arg(long, value_name = "IN.safetensors", requires = "eval_every")]
     eval_batches: Option<PathBuf>,
 
+    /// Drop nothing out, whatever the probabilities in config.json
+    #[arg(long)]
+    no_dropout: bool,
+
     /// Write event files for TensorBoard
     #[arg(long, value_name = "DIR")]
     tensorboard: Option<PathBuf>,

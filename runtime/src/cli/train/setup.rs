@@ -7,7 +7,7 @@ use lxpod_ir::{DType, Graph};
 use lxpod_passes::{CompileError, CompileOptions, Precision, config_hash};
 use lxpod_runtime::train::{
     Batches, Evaluation, Export, Recipe, RunFolder, Saving, TrainableOptions, Trainer, checkpoints,
-    newest, trainable,
+    drops_out, newest, trainable,
 };
 use lxpod_runtime::{Model, Samples, SessionOptions};
 use serde_json::{Map, Value};
@@ -49,8 +49,11 @@ impl Setup {
         check_output(train, &model)?;
         let batches = Batches::open(&train.batches, &model.config, task)?;
         let samples = batches.samples(0)?;
-        let compile =
-            options.compile_options(model_options(&options, &model, &samples, &recipe)?)?;
+        let built = ModelOptions {
+            dropout: !train.no_dropout,
+            ..model_options(&options, &model, &samples, &recipe)?
+        };
+        let compile = options.compile_options(built)?;
         compile.resolved_stages()?;
         let micro_batches = options.usage()?.micro_batches;
         batches.steps(micro_batches * compile.replicas)?;
@@ -81,7 +84,8 @@ impl Setup {
         let evaluation = self.evaluation(train, &graph, global)?;
         let batches = self.batches(&train.batches)?;
         let record = self.record(train, &batches);
-        let feeds = Box::new(batches.feeds(graph, self.micro_batches * self.compile.replicas)?);
+        let feeds = batches.feeds(graph, self.micro_batches * self.compile.replicas)?;
+        let feeds = Box::new(feeds.seeded(train.options.seed.unwrap_or(0)));
         let (expected, dtype) = (built.expected, self.stored());
         let saving = Saving {
             export: Export::new(&source, self.task, expected, weights, dtype)?,
@@ -121,6 +125,11 @@ impl Setup {
         let (Some(path), Some(every)) = (&train.eval_batches, train.eval_every) else {
             return Ok(None);
         };
+        if drops_out(graph) {
+            let what = "--eval-batches while the plan drops out; add --no-dropout, or evaluate \
+                        checkpoints with `lxpod run`";
+            return Err(CliError::Unsupported(what.to_owned()));
+        }
         let batches = self.batches(path)?;
         validate(&batches, global)?;
         let feeds = Box::new(batches.feeds(graph.clone(), 1)?);
@@ -145,6 +154,7 @@ impl Setup {
             ("task".to_owned(), self.task.name().into()),
             ("precision".to_owned(), self.precision.name().into()),
             ("replicas".to_owned(), self.compile.replicas.into()),
+            ("dropout".to_owned(), self.compile.model.dropout.into()),
             ("seed".to_owned(), train.options.seed.unwrap_or(0).into()),
             ("batches".to_owned(), batches.description()),
         ])

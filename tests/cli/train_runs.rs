@@ -1,0 +1,383 @@
+//! `lxpod train` from its first step to its last.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use lxpod_runtime::read_tensors;
+use serde_json::Value;
+
+use super::support::lxpod;
+
+/// A golden trajectory.
+struct Golden {
+    recipe: &'static str,
+    folder: String,
+    meta: Value,
+}
+
+impl Golden {
+    fn open(recipe: &'static str) -> Golden {
+        let folder = format!("tests/golden/train_{recipe}");
+        let meta = fs::read(format!("{folder}/meta.json")).expect("meta.json");
+        Golden {
+            recipe,
+            meta: serde_json::from_slice(&meta).expect("JSON"),
+            folder,
+        }
+    }
+
+    /// The words of the command line that trains it.
+    fn words(&self, output: &Path, options: &[&str]) -> Vec<String> {
+        let batches = format!("{}/inputs.safetensors", self.folder);
+        let rate = self.meta["learning_rate"].to_string();
+        let accumulation = self.meta["gradient_accumulation"].to_string();
+        let output = output.to_string_lossy();
+        let mut words = vec!["train", &self.folder, "--batches", &batches];
+        words.extend(["--recipe", self.recipe, "--learning-rate", &rate]);
+        words.extend(["--gradient-accumulation", &accumulation, "--threads", "1", "-o", &output]);
+        words.extend(options);
+        words.into_iter().map(str::to_owned).collect()
+    }
+
+    fn train(&self, output: &Path, options: &[&str]) {
+        lxpod(self.words(output, options)).succeeds();
+    }
+
+    /// Starts a run without waiting for it.
+    fn start(&self, output: &Path, options: &[&str]) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lxpod"));
+        command
+            .args(self.words(output, options))
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command.spawn().expect("the binary runs")
+    }
+
+    fn losses(&self) -> Vec<f64> {
+        floats(&self.meta["log"]["loss"])
+    }
+}
+
+fn floats(values: &Value) -> Vec<f64> {
+    let values = values.as_array().expect("numbers");
+    values
+        .iter()
+        .map(|v| v.as_f64().expect("a number"))
+        .collect()
+}
+
+fn log(output: &Path) -> Value {
+    let text = fs::read(output.join("log.json")).expect("log.json");
+    serde_json::from_slice(&text).expect("JSON")
+}
+
+fn losses(output: &Path) -> Vec<f64> {
+    floats(&log(output)["loss"])
+}
+
+fn model(output: &Path) -> Vec<u8> {
+    fs::read(output.join("model.safetensors")).expect("a model")
+}
+
+/// A folder that is removed at the end, and a path in it.
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = folder.path().join("out");
+    (folder, output)
+}
+
+fn wait_for(what: &str, mut there: impl FnMut() -> bool) {
+    for _ in 0..60_000 {
+        if there() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("{what} did not come");
+}
+
+/// The largest difference between a trained model and a golden's, and how many tensors were compared.
+/// What a key's bias adds to scores is the same for every key, so that its gradient is only rounding.
+fn furthest(output: &Path, golden: &Golden) -> (f32, usize) {
+    let want = Path::new(&golden.folder).join("final_params.safetensors");
+    let want = read_tensors(&want).expect("tensors");
+    let got = read_tensors(&output.join("model.safetensors")).expect("tensors");
+    let (mut furthest, mut compared) = (0f32, 0);
+    for (name, want) in want.iter().filter(|(name, _)| !name.ends_with("key.bias")) {
+        let (want, got) = (
+            want.to_f32().expect("floats"),
+            got[name].to_f32().expect("floats"),
+        );
+        assert_eq!(want.len(), got.len(), "{name}");
+        let difference = want.iter().zip(&got).map(|(want, got)| (want - got).abs());
+        furthest = difference.fold(furthest, f32::max);
+        compared += 1;
+    }
+    (furthest, compared)
+}
+
+#[test]
+fn trajectories_are_transformers_in_fp32() {
+    for recipe in ["hf", "ipu", "airsplay"] {
+        let golden = Golden::open(recipe);
+        for stages in ["1", "4"] {
+            let (_folder, output) = folder();
+            golden.train(&output, &["--precision", "fp32", "--stages", stages]);
+            let (got, want) = (losses(&output), golden.losses());
+            assert_eq!(got.len(), want.len());
+            for (step, (got, want)) in got.iter().zip(&want).enumerate() {
+                assert!(
+                    (got - want).abs() < 2e-5,
+                    "{recipe}, {stages} stages, step {step}: {got} {want}"
+                );
+            }
+            let (difference, compared) = furthest(&output, &golden);
+            assert!(difference < 5e-5, "{recipe}, {stages} stages: {difference}");
+            assert!(compared > 100, "{compared}");
+        }
+    }
+}
+
+/// Checks losses against a golden's: their mean, and each one, within a share of it.
+fn check_close(what: &str, got: &[f64], want: &[f64], mean: f64, each: f64) {
+    let share = got.iter().sum::<f64>() / want.iter().sum::<f64>() - 1.0;
+    let worst = got
+        .iter()
+        .zip(want)
+        .map(|(got, want)| (got / want - 1.0).abs());
+    let worst = worst.fold(0.0, f64::max);
+    println!(
+        "{what}: mean {:.4} %, worst step {:.4} %",
+        share * 100.0,
+        worst * 100.0
+    );
+    assert!(share.abs() < mean, "{what}: the mean is off by {share}");
+    assert!(worst < each, "{what}: a step is off by {worst}");
+}
+
+#[test]
+fn trajectories_in_mixed_precision_stay_close() {
+    for (recipe, mean) in [("hf", 0.005), ("ipu", 0.01), ("airsplay", 0.005)] {
+        let golden = Golden::open(recipe);
+        for stages in ["1", "4"] {
+            let (_folder, output) = folder();
+            golden.train(&output, &["--precision", "mixed", "--stages", stages]);
+            let what = format!("{recipe}, {stages} stages");
+            check_close(&what, &losses(&output), &golden.losses(), mean, 0.05);
+        }
+    }
+    let golden = Golden::open("ipu");
+    let (_folder, output) = folder();
+    golden.train(&output, &["--master-weights", "true", "--stages", "4"]);
+    check_close(
+        "ipu with masters",
+        &losses(&output),
+        &golden.losses(),
+        0.005,
+        0.05,
+    );
+}
+
+#[test]
+fn an_interrupted_run_goes_on_to_the_same_bits() {
+    let golden = Golden::open("ipu");
+    let (whole_folder, whole) = folder();
+    golden.train(&whole, &["--stages", "2"]);
+    let output = whole_folder.path().join("interrupted");
+    let saving = ["--stages", "2", "--save-every", "1"];
+    let mut child = golden.start(&output, &saving);
+    wait_for("a checkpoint", || output.join("checkpoint-1").exists());
+    let pid = child.id().to_string();
+    let sent = Command::new("kill").args(["-INT", &pid]).status();
+    assert!(sent.expect("kill runs").success());
+    assert_eq!(child.wait().expect("an end").code(), Some(130));
+    assert!(!output.join("model.safetensors").exists());
+    let shown = output.to_string_lossy().into_owned();
+    golden.train(&output, &["--stages", "2", "--resume", &shown]);
+    assert_eq!(model(&output), model(&whole));
+    assert_eq!(losses(&output), losses(&whole));
+}
+
+/// Kills a run at any moment, and again, until it gets through: checkpoints stay readable, and the
+/// result is the uninterrupted one's. `LXPOD_KILLS` is how often.
+#[test]
+fn a_killed_run_goes_on_to_the_same_bits() {
+    let kills = std::env::var("LXPOD_KILLS")
+        .ok()
+        .and_then(|kills| kills.parse().ok());
+    let golden = Golden::open("hf");
+    let (kept, whole) = folder();
+    golden.train(&whole, &["--stages", "2"]);
+    for round in 0..kills.unwrap_or(3u64) {
+        let output = kept.path().join(format!("killed-{round}"));
+        let shown = output.to_string_lossy().into_owned();
+        let saving = ["--stages", "2", "--save-every", "1"];
+        let mut child = golden.start(&output, &saving);
+        wait_for("a checkpoint", || output.join("checkpoint-1").exists());
+        // Up to 0.4 s, spread over the rounds.
+        std::thread::sleep(
+            Duration::from_millis(round.wrapping_mul(0x9e37_79b9) >> 8 & 0xff) * 3 / 2,
+        );
+        child.kill().expect("alive, or ended and not waited for");
+        child.wait().expect("an end");
+        golden.train(
+            &output,
+            &["--stages", "2", "--save-every", "1", "--resume", &shown],
+        );
+        assert_eq!(model(&output), model(&whole), "round {round}");
+        assert_eq!(losses(&output), losses(&whole), "round {round}");
+    }
+}
+
+#[test]
+fn what_is_frozen_stays_to_the_bit() {
+    let golden = Golden::open("hf");
+    let (_folder, output) = folder();
+    golden.train(
+        &output,
+        &[
+            "--freeze",
+            "lxmert.",
+            "--precision",
+            "fp32",
+            "--stages",
+            "2",
+        ],
+    );
+    let read = |folder: &Path| read_tensors(&folder.join("model.safetensors")).expect("tensors");
+    let (before, after) = (read(Path::new(&golden.folder)), read(&output));
+    let (mut same, mut changed) = (0, 0);
+    for (name, before) in &before {
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let unchanged =
+            bits(before.to_f32().expect("floats")) == bits(after[name].to_f32().expect("floats"));
+        assert_eq!(unchanged, name.starts_with("lxmert."), "{name}");
+        *(if unchanged { &mut same } else { &mut changed }) += 1;
+    }
+    assert!(same > 100 && changed >= 6, "{same} {changed}");
+}
+
+#[test]
+fn evaluation_is_logged() {
+    let golden = Golden::open("airsplay");
+    let (_folder, output) = folder();
+    let batches = format!("{}/inputs.safetensors", golden.folder);
+    golden.train(
+        &output,
+        &[
+            "--eval-batches",
+            &batches,
+            "--eval-every",
+            "8",
+            "--stages",
+            "2",
+        ],
+    );
+    let log = log(&output);
+    let evaluated = log["eval"].as_array().expect("evaluations");
+    let steps: Vec<_> = evaluated.iter().map(|one| one["step"].as_u64()).collect();
+    assert_eq!(steps, [Some(8), Some(16), Some(20)]);
+    let first = evaluated[0]["loss"].as_f64().expect("a loss");
+    let last = evaluated[2]["loss"].as_f64().expect("a loss");
+    assert!(last < first, "{first} {last}");
+}
+
+/// Copies a golden's model with dropout switched on.
+fn dropping(golden: &Golden, to: &Path) -> String {
+    fs::create_dir(to).expect("a folder");
+    let source = Path::new(&golden.folder);
+    let name = "model.safetensors";
+    fs::copy(source.join(name), to.join(name)).expect("a copy");
+    let config = fs::read(source.join("config.json")).expect("config.json");
+    let mut config: Value = serde_json::from_slice(&config).expect("JSON");
+    for field in ["hidden_dropout_prob", "attention_probs_dropout_prob"] {
+        config[field] = 0.25.into();
+    }
+    fs::write(to.join("config.json"), config.to_string()).expect("written");
+    to.to_string_lossy().into_owned()
+}
+
+#[test]
+fn dropout_follows_the_configuration_and_the_seed() {
+    let golden = Golden::open("ipu");
+    let (kept, _) = folder();
+    let model = dropping(&golden, &kept.path().join("model"));
+    let run = |name: &str, options: &[&str]| {
+        let output = kept.path().join(name);
+        let mut words = golden.words(&output, options);
+        words[1].clone_from(&model);
+        words.extend(["--precision", "fp32", "--stages", "2"].map(str::to_owned));
+        lxpod(words).succeeds();
+        losses(&output)
+    };
+    let (first, again) = (run("first", &[]), run("again", &[]));
+    assert_eq!(first, again);
+    assert_ne!(first, run("seeded", &["--seed", "1"]));
+    let kept_all = run("kept", &["--no-dropout"]);
+    for (got, want) in kept_all.iter().zip(golden.losses()) {
+        assert!((got - want).abs() < 2e-5, "{got} {want}");
+    }
+    assert_ne!(first, kept_all);
+}
+
+/// Stacks the same samples anew, two instead of four to a micro-batch.
+fn halved(batches: &Path, to: &Path) {
+    let bytes = fs::read(batches).expect("a file");
+    let (length, rest) = bytes.split_at(8);
+    let length = u64::from_le_bytes(length.try_into().expect("8 bytes")) as usize;
+    let (header, data) = rest.split_at(length);
+    let mut header: Value = serde_json::from_slice(header).expect("JSON");
+    for (_, tensor) in header.as_object_mut().expect("tensors") {
+        if let Some(shape) = tensor["shape"].as_array_mut() {
+            let axis = |value: &Value| value.as_u64().expect("a size");
+            let [stacked, samples] = [axis(&shape[0]), axis(&shape[1])];
+            (shape[0], shape[1]) = ((stacked * 2).into(), (samples / 2).into());
+        }
+    }
+    let mut header = header.to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let length = (header.len() as u64).to_le_bytes();
+    fs::write(to, [&length, &*header, data].concat()).expect("written");
+}
+
+#[test]
+fn masks_do_not_depend_on_the_grouping_into_micro_batches() {
+    let golden = Golden::open("ipu");
+    let (kept, output) = folder();
+    let model = dropping(&golden, &kept.path().join("model"));
+    let whole = PathBuf::from(format!("{}/inputs.safetensors", golden.folder));
+    let half = kept.path().join("halved.safetensors");
+    halved(&whole, &half);
+    let run = |batches: &Path, accumulation: &str| {
+        let batches = batches.to_string_lossy();
+        let output = output.join(accumulation);
+        let words = [
+            "train",
+            &model,
+            "--batches",
+            &batches,
+            "--precision",
+            "fp32",
+            "--stages",
+            "2",
+        ];
+        let more = [
+            "--learning-rate",
+            "0",
+            "--gradient-accumulation",
+            accumulation,
+            "-o",
+        ];
+        let shown = output.to_string_lossy();
+        lxpod(words.iter().chain(&more).chain(&[&*shown])).succeeds();
+        losses(&output)
+    };
+    let (fours, twos) = (run(&whole, "2"), run(&half, "4"));
+    assert_eq!(fours.len(), twos.len());
+    for (step, (fours, twos)) in fours.iter().zip(&twos).enumerate() {
+        assert!((fours - twos).abs() < 1e-6, "step {step}: {fours} {twos}");
+    }
+}
