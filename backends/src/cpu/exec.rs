@@ -101,6 +101,11 @@ impl Machine<'_> {
         unsafe { step.outputs[index].view_mut(self.arenas, self.moment()) }
     }
 
+    /// The operand that reads as zeros now.
+    pub(super) fn reset(&self, step: &CpuStep) -> Option<usize> {
+        step.reset.filter(|_| self.micro_batch == 0)
+    }
+
     pub(super) fn moment(&self) -> Moment<'_> {
         Moment {
             extents: self.extents,
@@ -259,12 +264,34 @@ impl Machine<'_> {
         for rows in worker.claims(self.rows(&step.outputs[0]), ROWS) {
             let (x, out) = (self.read(step, 0), self.write(step, 0));
             match step.kernel {
-                Kernel::Add => kernels::add(self.kernels, x, self.read(step, 1), out, rows),
+                Kernel::Add => self.add(step, out, rows),
                 Kernel::Scale(factor) => kernels::scale(self.kernels, x, factor, out, rows),
                 Kernel::Activate(kind) => kernels::activate(self.kernels, x, kind, out, rows),
                 _ => kernels::copy(self.kernels, x, out, rows),
             }
         }
+    }
+
+    /// A reset operand is written as zeros where the sum will be.
+    fn add(&self, step: &CpuStep, out: kernels::ViewMut<'_>, rows: Range<usize>) {
+        let Some(reset) = self.reset(step) else {
+            return kernels::add(
+                self.kernels,
+                self.read(step, 0),
+                self.read(step, 1),
+                out,
+                rows,
+            );
+        };
+        let zeros = self.write(step, 0);
+        kernels::zeros(self.kernels, self.write(step, 0), rows.clone());
+        kernels::add(
+            self.kernels,
+            zeros.as_view(),
+            self.read(step, 1 - reset),
+            out,
+            rows,
+        );
     }
 
     fn copy_ints(&self, step: &CpuStep, worker: &Worker<'_>) {

@@ -241,6 +241,8 @@ pub(super) struct CpuStep {
     pub parameters: Vec<Range<u64>>,
     /// The results.
     pub outputs: Vec<Operand>,
+    /// The operand that reads as zeros in the first micro-batch of a step, when its bytes are still the last step's.
+    pub reset: Option<usize>,
 }
 
 /// A graph input to write, or a graph output to read, on one stage.
@@ -366,7 +368,26 @@ impl Resolver<'_> {
             inputs,
             parameters,
             outputs,
+            reset: self.reset(node)?,
         })
+    }
+
+    /// The operand of a node that is a resetting state, read by a program of micro-batches.
+    fn reset(&self, node: NodeId) -> Result<Option<usize>, BackendError> {
+        let resets = |value: &Value| {
+            let root = &self.graph.node(self.root(*value).node).op;
+            matches!(root, Op::State(state) if state.reset)
+        };
+        let inputs = self.graph.inputs(node);
+        let reset = inputs.iter().position(resets).filter(|_| self.program.phase != Phase::Update);
+        match (&self.graph.node(node).op, reset) {
+            (_, None) => Ok(None),
+            (Op::WeightGrad(_) | Op::ScatterAddRows(_), Some(2)) | (Op::Add(_), Some(_)) => Ok(reset),
+            (op, Some(_)) => Err(BackendError::Unsupported(format!(
+                "a state that resets as an operand of `{}` on the CPU",
+                op.name()
+            ))),
+        }
     }
 
     /// Checks what the kernels take for granted beyond the type rules: weights of linears are

@@ -70,7 +70,7 @@ pub(super) fn accumulator_blocks(plan: &Plan) -> Vec<(usize, Range<u64>)> {
 }
 
 impl Cpu {
-    /// Clears the accumulators of a replica.
+    /// Clears the accumulators of a replica without a micro-batch: the first of others overwrites them.
     fn clear_accumulators(&self, replica: usize, worker: &Worker<'_>) {
         for (tile, block) in self.accumulator_blocks(worker) {
             let arena = &self.arenas[replica][*tile];
@@ -116,7 +116,6 @@ impl Cpu {
 
     /// Packs every weight anew from its parameter.
     fn repack(&self, worker: &Worker<'_>) {
-        let mut scratch = lock(&self.scratch[worker.index]);
         for Repack { panels, tile, span } in &self.repacks {
             let extent = [panels.n(), panels.k()];
             // SAFETY: no step runs, so nobody writes the parameter.
@@ -126,7 +125,7 @@ impl Cpu {
             };
             let own = worker.share(panels.panels());
             // SAFETY: workers have disjoint panels, and no step runs.
-            unsafe { panels.refill(self.kernels, weight, own, &mut scratch) };
+            unsafe { panels.refill(self.kernels, weight, own) };
         }
     }
 
@@ -193,10 +192,14 @@ impl Trainable for Cpu {
         let results: Vec<Cell> = update.iter_mut().map(Cell::new).collect();
         let schedule = self.plan.schedule;
         self.prepare(&schedule, feeds, outputs)?;
-        self.team.run(&|worker| {
-            (0..self.plan.replicas).for_each(|replica| self.clear_accumulators(replica, worker));
-            worker.meet()
-        });
+        let idle = |replica: &usize| self.own(*replica, feeds.len()) == 0;
+        if (0..self.plan.replicas).any(|replica| idle(&replica)) {
+            self.team.run(&|worker| {
+                let idle = (0..self.plan.replicas).filter(idle);
+                idle.for_each(|replica| self.clear_accumulators(replica, worker));
+                worker.meet()
+            });
+        }
         (0..self.plan.replicas).try_for_each(|replica| self.play(replica, true, feeds))?;
         self.update(&feed, &results)
     }
