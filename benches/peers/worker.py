@@ -32,22 +32,32 @@ def timed(run, warmup):
     return time.perf_counter() - start, logits
 
 
-def serve(pipe, job):
-    """Builds the job's engine, sends its note, then answers each number of warm-up runs with seconds and logits.
+def answer_requests(pipe, build):
+    """Sends the note of `build`, which also gives a function; then answers each request with what that makes of it.
 
     Whatever fails is sent as ("failed", traceback) and ends the process.
     """
     isolate()
     try:
-        run, note = engines.build(job)
-        run()
+        run, note = build()
         pipe.send(("ready", note))
-        while (warmup := pipe.recv()) is not None:
-            pipe.send(("ran", timed(run, warmup)))
+        while (request := pipe.recv()) is not None:
+            pipe.send(("ran", run(request)))
     except EOFError:
         return
     except Exception:
         pipe.send(("failed", traceback.format_exc()))
+
+
+def serve(pipe, job):
+    """Builds the job's engine and answers each number of warm-up runs with seconds and logits."""
+
+    def build():
+        run, note = engines.build(job)
+        run()
+        return (lambda warmup: timed(run, warmup)), note
+
+    answer_requests(pipe, build)
 
 
 def write_exports(pipe, model, folder, forms):
@@ -94,10 +104,10 @@ class Worker:
         os.kill(self.process.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
-    def measure(self, warmup):
-        """Seconds and logits of one run after `warmup` untimed ones."""
+    def measure(self, request):
+        """The answer to a request, for which alone the process runs: to a number of warm-up runs, seconds and logits."""
         os.kill(self.process.pid, signal.SIGCONT)
-        self.pipe.send(warmup)
+        self.pipe.send(request)
         result = self.answer()
         self.pause()
         return result

@@ -13,7 +13,9 @@ use thiserror::Error;
 use crate::cost;
 use crate::manager::{Manager, PassError, PassReport};
 use crate::partition::{Partition, Pipeline, partition, place_update};
-use crate::pass::{LossScale, MICRO_BATCH, Mode, Options, PIPELINE, Pass, Precision, Recompute, TRAINING};
+use crate::pass::{
+    LossScale, MICRO_BATCH, Mode, Options, PIPELINE, Pass, Precision, Recompute, TRAINING,
+};
 use crate::plan::{Plan, PlanError, Provenance, Work, lower};
 use crate::schedule::{Rule, Schedule};
 use crate::update::{Optimizer, UpdateOptions, update_graph};
@@ -130,7 +132,11 @@ impl CompileOptions {
         let schedule = Schedule {
             rule: training.rule,
             tiles,
-            chunks: if interleaved { training.chunks.max(1) } else { 1 },
+            chunks: if interleaved {
+                training.chunks.max(1)
+            } else {
+                1
+            },
             training: true,
         };
         let problem = |message| CompileError::Option {
@@ -149,7 +155,11 @@ impl CompileOptions {
         Options {
             mode: training.map_or(Mode::Inference, |_| Mode::Training),
             precision: self.precision,
-            loss_scale: if mixed { LossScale::Input } else { LossScale::One },
+            loss_scale: if mixed {
+                LossScale::Input
+            } else {
+                LossScale::One
+            },
             recompute: training.map_or(Recompute::None, |training| training.recompute),
             accumulator: training.map_or(DType::F32, |training| training.accumulator),
         }

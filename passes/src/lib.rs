@@ -67,4 +67,5 @@ pub use pass::{
     Run, TRAINING, UnknownPass, find, names,
 };
 pub use phase::phases;
+pub use schedule::Phase;
 pub use update::{Optimizer, UpdateOptions, update_graph};

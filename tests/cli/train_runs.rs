@@ -36,7 +36,14 @@ impl Golden {
         let output = output.to_string_lossy();
         let mut words = vec!["train", &self.folder, "--batches", &batches];
         words.extend(["--recipe", self.recipe, "--learning-rate", &rate]);
-        words.extend(["--gradient-accumulation", &accumulation, "--threads", "1", "-o", &output]);
+        words.extend([
+            "--gradient-accumulation",
+            &accumulation,
+            "--threads",
+            "1",
+            "-o",
+            &output,
+        ]);
         words.extend(options);
         words.into_iter().map(str::to_owned).collect()
     }

@@ -126,11 +126,15 @@ impl Golden {
                 ("step", step as f32),
             ];
             let hyper = hyper.map(|(name, value)| (name.to_owned(), value)).into();
-            let run = learner.executable.step(&read, &hyper, &mut outputs, &mut update);
+            let run = learner
+                .executable
+                .step(&read, &hyper, &mut outputs, &mut update);
             run.expect("a step");
             let at = |names: &[String], name: &str| names.iter().position(|n| n == name);
             let loss = at(&learner.outputs, "loss").expect("a loss");
-            let micro = outputs.iter().map(|outputs| f64::from(outputs[loss].reals()[0]));
+            let micro = outputs
+                .iter()
+                .map(|outputs| f64::from(outputs[loss].reals()[0]));
             losses.push(micro.sum::<f64>() / self.accumulation as f64);
             let norm = at(&learner.update, "grad_norm").expect("a norm");
             norms.push(f64::from(update[norm].reals()[0]));
@@ -236,8 +240,16 @@ fn stages_schedules_recomputation_and_threads_change_no_bit() {
         let compare = |variant: Variant| {
             let found = golden.run(variant, 4);
             let bits = |values: &[f64]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            assert_eq!(bits(&found.losses), bits(&expected.losses), "{name} {variant:?}");
-            assert_eq!(bits(&found.norms), bits(&expected.norms), "{name} {variant:?}");
+            assert_eq!(
+                bits(&found.losses),
+                bits(&expected.losses),
+                "{name} {variant:?}"
+            );
+            assert_eq!(
+                bits(&found.norms),
+                bits(&expected.norms),
+                "{name} {variant:?}"
+            );
             for (tensor, values) in &expected.persistent {
                 let same = values.iter().zip(&found.persistent[tensor]);
                 let same = same.filter(|(a, b)| a.to_bits() != b.to_bits()).count();

@@ -3,6 +3,9 @@
 use std::cell::UnsafeCell;
 
 use bytemuck::Zeroable;
+use bytemuck::allocation::try_zeroed_vec;
+
+use super::kernels::huge_pages;
 
 /// One cache line, aligned like one.
 #[derive(Clone, Copy, Zeroable)]
@@ -22,21 +25,20 @@ pub(super) struct Arena {
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// The addresses `base..end` of a tile, zeroed.
+    /// The addresses `base..end` of a tile, zeroed, in large pages that come where they are first touched.
     ///
     /// # Errors
     /// The host does not have that much memory.
     pub(super) fn new(base: u64, end: u64) -> Result<Self, String> {
         let lines = (end - base).div_ceil(64) as usize;
-        let refused = |_| {
+        let refused = |()| {
             format!(
                 "{} bytes of memory for the activations of one tile",
                 end - base
             )
         };
-        let mut cells = Vec::new();
-        cells.try_reserve_exact(lines).map_err(refused)?;
-        cells.resize_with(lines, || UnsafeCell::new(Line::zeroed()));
+        let cells: Vec<UnsafeCell<Line>> = try_zeroed_vec(lines).map_err(refused)?;
+        huge_pages(&cells);
         Ok(Arena {
             lines: cells.into_boxed_slice(),
             base,

@@ -4,7 +4,8 @@ use lxpod_ir::ops::{Eval, Op};
 use lxpod_ir::{Data, Graph, NodeId, Spaces, Tensor, TensorType};
 
 use super::exec::Machine;
-use super::step::{CpuStep, Operand, Source};
+use super::operand::Operand;
+use super::step::{CpuStep, Source};
 use super::store::Resident;
 
 /// An op and all that its `eval` asks for beside its operands.

@@ -9,7 +9,8 @@ use lxpod_ir::{Extents, SpaceId};
 use super::arena::Arena;
 use super::exec_update::Sums;
 use super::kernels::{self, Kernels, LayerNorm, Linear, Scratch, View};
-use super::step::{CpuStep, Dropping, Kernel, Moment, Operand, Source};
+use super::operand::{Moment, Operand};
+use super::step::{CpuStep, Dropping, Kernel, Source};
 use super::store::Resident;
 use super::team::{Poisoned, Worker};
 
@@ -125,6 +126,11 @@ impl Machine<'_> {
     pub(super) fn write<'a>(&'a self, step: &'a CpuStep, index: usize) -> kernels::ViewMut<'a> {
         // SAFETY: workers write disjoint rows or columns, and nobody reads an output before all met.
         unsafe { step.outputs[index].view_mut(self.arenas, self.moment()) }
+    }
+
+    /// The operand that reads as zeros now.
+    pub(super) fn reset(&self, step: &CpuStep) -> Option<usize> {
+        step.reset.filter(|_| self.micro_batch == 0)
     }
 
     pub(super) fn moment(&self) -> Moment<'_> {
@@ -247,7 +253,11 @@ impl Machine<'_> {
 
     /// Workers claim rows, whose segments are then found.
     fn dropout(&self, step: &CpuStep, dropping: &Dropping, worker: &Worker<'_>) {
-        let Dropping { dropout, spaces, rows } = dropping;
+        let Dropping {
+            dropout,
+            spaces,
+            rows,
+        } = dropping;
         for claimed in worker.claims(self.rows(&step.outputs[0]), ROWS) {
             self.extents.visit_segments(spaces, *rows, &mut |segment| {
                 let start = segment.rows.start;
@@ -327,12 +337,34 @@ impl Machine<'_> {
         for rows in worker.claims(self.rows(&step.outputs[0]), ROWS) {
             let (x, out) = (self.read(step, 0), self.write(step, 0));
             match step.kernel {
-                Kernel::Add => kernels::add(self.kernels, x, self.read(step, 1), out, rows),
+                Kernel::Add => self.add(step, out, rows),
                 Kernel::Scale(factor) => kernels::scale(self.kernels, x, factor, out, rows),
                 Kernel::Activate(kind) => kernels::activate(self.kernels, x, kind, out, rows),
                 _ => kernels::copy(self.kernels, x, out, rows),
             }
         }
+    }
+
+    /// A reset operand is written as zeros where the sum will be.
+    fn add(&self, step: &CpuStep, out: kernels::ViewMut<'_>, rows: Range<usize>) {
+        let Some(reset) = self.reset(step) else {
+            return kernels::add(
+                self.kernels,
+                self.read(step, 0),
+                self.read(step, 1),
+                out,
+                rows,
+            );
+        };
+        let zeros = self.write(step, 0);
+        kernels::zeros(self.kernels, self.write(step, 0), rows.clone());
+        kernels::add(
+            self.kernels,
+            zeros.as_view(),
+            self.read(step, 1 - reset),
+            out,
+            rows,
+        );
     }
 
     fn copy_ints(&self, step: &CpuStep, worker: &Worker<'_>) {

@@ -4,7 +4,9 @@ use lxpod_ir::ops::{Activation, AttentionGrad, Op, Reduction};
 use lxpod_ir::{Graph, NodeId, SpaceId};
 
 use super::exec::Machine;
-use super::kernels::{self, IGNORE_INDEX, LayerNormGrad, Matmul, ScatterAdd, Scratch, View};
+use super::kernels::{
+    self, Addend, IGNORE_INDEX, LayerNormGrad, Matmul, ScatterAdd, Scratch, View,
+};
 use super::step::CpuStep;
 use super::team::Worker;
 
@@ -129,11 +131,16 @@ impl Machine<'_> {
         worker: &Worker<'_>,
         scratch: &mut Scratch,
     ) {
+        let add = match (self.read_optional(step, 2), self.reset(step)) {
+            (Some(_), Some(_)) => Addend::Zeros,
+            (Some(add), None) => Addend::View(add),
+            (None, _) => Addend::Nothing,
+        };
         let product = Matmul {
             a: self.read(step, 0),
             transposed,
             b: self.read(step, 1),
-            add: self.read_optional(step, 2),
+            add,
         };
         let mut units = worker.claims(product.units(), product.grain());
         let out = self.write(step, 0);
@@ -160,7 +167,9 @@ impl Machine<'_> {
             x: self.read(step, 0),
             index: self.ints(step, 1),
             padding,
-            start: self.read_optional(step, 2),
+            start: self
+                .read_optional(step, 2)
+                .filter(|_| self.reset(step).is_none()),
         };
         let targets = self.write(step, 0).rows();
         let grain = targets.div_ceil(SCATTERS * worker.workers);

@@ -12,6 +12,7 @@ mod exec;
 mod exec_grad;
 mod exec_update;
 pub mod kernels;
+mod operand;
 mod persistent;
 mod step;
 mod store;
@@ -38,8 +39,8 @@ use kernels::{Kernels, Scratch};
 use step::CpuProgram;
 use store::{Form, Store};
 use team::Team;
-use train::Repack;
 use trace::TileTrace;
+use train::Repack;
 use visit::{Cell, Visit};
 
 /// How to run a plan on the CPU.
@@ -150,7 +151,11 @@ impl Cpu {
                 .map(|_| Mutex::default())
                 .collect(),
             times: Mutex::new(programs.iter().map(no_times).collect()),
-            repacks: if updated { Repack::all(&plan, &programs) } else { Vec::new() },
+            repacks: if updated {
+                Repack::all(&plan, &programs)
+            } else {
+                Vec::new()
+            },
             accumulators: train::accumulator_blocks(&plan),
             plays: BTreeMap::new(),
             results: Vec::new(),
@@ -277,8 +282,7 @@ impl Executable for Cpu {
             ..self.plan.schedule
         };
         self.prepare(&schedule, feeds, outputs)?;
-        (0..self.plan.replicas)
-            .try_for_each(|replica| self.play(replica, schedule.training, feeds))
+        (0..self.plan.replicas).try_for_each(|replica| self.play(replica, schedule.training, feeds))
     }
 
     fn ledger(&self) -> Vec<TileLedger> {
@@ -332,7 +336,10 @@ impl Executable for Cpu {
 fn check_outputs(graph: &Graph, programs: &[Vec<CpuProgram>]) -> Result<(), BackendError> {
     let outputs = graph.outputs().iter().enumerate();
     for (index, output) in outputs.filter(|(_, output)| !output.is_stored()) {
-        let stores = programs.iter().flatten().flat_map(|program| &program.stores);
+        let stores = programs
+            .iter()
+            .flatten()
+            .flat_map(|program| &program.stores);
         if stores.filter(|store| store.index == index).count() != 1 {
             let what = format!(
                 "output `{}`, which is no step's result, on the CPU",

@@ -47,7 +47,10 @@ impl Cpu {
         let (name, binding) = match &node.op {
             Op::Param(param) => (format!("param:{}", param.value), Some(param.value.clone())),
             Op::State(state) => {
-                let of = state.name.strip_prefix(MASTER).map(|text| self.binding(text));
+                let of = state
+                    .name
+                    .strip_prefix(MASTER)
+                    .map(|text| self.binding(text));
                 (format!("state:{}", state.name), of.flatten())
             }
             _ => return None,
@@ -83,9 +86,17 @@ impl Cpu {
             };
             let width = entry.shape.row_elements();
             let mut fill = |first: usize, values: &[f32]| {
-                (0..self.plan.replicas).for_each(|replica| self.write(&entry, replica, first, values));
+                (0..self.plan.replicas)
+                    .for_each(|replica| self.write(&entry, replica, first, values));
             };
-            store::read(binding, 0..entry.shape.rows(), width, rows, fetch, &mut fill)?;
+            store::read(
+                binding,
+                0..entry.shape.rows(),
+                width,
+                rows,
+                fetch,
+                &mut fill,
+            )?;
         }
         Ok(())
     }

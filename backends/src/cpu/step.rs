@@ -4,188 +4,17 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lxpod_ir::ops::{Attention, Dropout, Op, Reduction};
-use lxpod_ir::{DType, Extents, Graph, NodeId, SpaceId, Spaces, Value};
+use lxpod_ir::{DType, Graph, NodeId, SpaceId, Spaces, Value};
 use lxpod_passes::accumulate::ACCUMULATOR;
 use lxpod_passes::plan::{Place, Plan, Program};
 use lxpod_passes::schedule::Phase;
 
-use super::arena::Arena;
 use super::definition::Definition;
 use super::exec_grad::Gradient;
 use super::exec_update::Updating;
-use super::kernels::{View, ViewMut};
+use super::operand::{Operand, Role};
 use super::store::{Form, Resident, Store};
 use crate::BackendError;
-
-/// What an operand is to the tile: the category of its bytes, by its role in the graph.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
-    /// An input or an output of the graph.
-    HostIo,
-    /// Received from another stage.
-    Received,
-    /// Computed by a forward program for a backward one.
-    Stash,
-    /// A parameter.
-    Weight,
-    /// A state of the optimiser.
-    Optimizer,
-    /// A sum of gradients.
-    Accumulator,
-    /// Computed and used by steps of one program.
-    Activation,
-}
-
-/// What a run-time address depends on.
-#[derive(Clone, Copy)]
-pub(super) struct Moment<'a> {
-    /// The micro-batch's extents.
-    pub extents: &'a Extents,
-    /// The micro-batch, counted per replica.
-    pub micro_batch: usize,
-}
-
-/// A value in a tile's arena.
-#[derive(Clone, Debug)]
-pub(super) struct Operand {
-    /// The tile whose arena it lies in.
-    pub tile: usize,
-    /// Tile address of its buffer.
-    pub offset: u64,
-    /// Tile address one past its buffer.
-    pub end: u64,
-    /// Slots of the buffer, and bytes from one to the next.
-    slots: (usize, u64),
-    /// Index of its buffer in the tile.
-    pub buffer: usize,
-    /// What it is to the tile.
-    pub role: Role,
-    /// How its elements are stored.
-    pub dtype: DType,
-    /// The row space of its rows; none for a fixed number.
-    pub rows: Option<SpaceId>,
-    capacity: usize,
-    columns: usize,
-    column: usize,
-    stride: usize,
-    after: Vec<SpaceId>,
-}
-
-impl Operand {
-    /// Whether its rows lie end to end.
-    fn is_dense(&self) -> bool {
-        self.stride == self.columns
-    }
-
-    /// Rows in this run.
-    pub(super) fn extent(&self, moment: Moment<'_>) -> usize {
-        let extents = moment.extents;
-        self.rows.map_or(self.capacity, |space| extents.rows(space))
-    }
-
-    /// Tile addresses from its first to one past its last element in this run.
-    pub(super) fn span(&self, moment: Moment<'_>) -> Range<u64> {
-        let before = self.after.iter().map(|&space| moment.extents.rows(space));
-        let before: usize = before.sum();
-        let (slots, stride) = self.slots;
-        let slot = self.offset + (moment.micro_batch % slots) as u64 * stride;
-        let size = self.dtype.size() as u64;
-        let start = slot + (before * self.stride + self.column) as u64 * size;
-        let rows = self.extent(moment);
-        let elements = if rows == 0 {
-            0
-        } else {
-            (rows - 1) * self.stride + self.columns
-        };
-        start..start + elements as u64 * size
-    }
-
-    /// Reads it.
-    ///
-    /// # Safety
-    /// Nobody writes its bytes while the view is read.
-    pub(super) unsafe fn view<'a>(&self, arenas: &'a [Arena], moment: Moment<'_>) -> View<'a> {
-        let span = self.span(moment);
-        let extent = [self.extent(moment), self.columns];
-        // SAFETY: the arena checks the range; the caller promises that nobody writes it.
-        unsafe {
-            View::from_raw_parts(
-                arenas[self.tile].at(span.start, span.end),
-                self.dtype,
-                extent,
-                self.stride,
-            )
-        }
-    }
-
-    /// Writes it.
-    ///
-    /// # Safety
-    /// Workers write disjoint elements, and nobody else accesses its bytes meanwhile.
-    pub(super) unsafe fn view_mut<'a>(
-        &self,
-        arenas: &'a [Arena],
-        moment: Moment<'_>,
-    ) -> ViewMut<'a> {
-        let span = self.span(moment);
-        let extent = [self.extent(moment), self.columns];
-        // SAFETY: the arena checks the range; the caller promises exclusive elements.
-        unsafe {
-            ViewMut::from_raw_parts(
-                arenas[self.tile].at(span.start, span.end),
-                self.dtype,
-                extent,
-                self.stride,
-            )
-        }
-    }
-
-    /// Its integers.
-    ///
-    /// # Safety
-    /// As [`Operand::view`].
-    pub(super) unsafe fn ints<'a>(&self, arenas: &'a [Arena], moment: Moment<'_>) -> &'a [i32] {
-        let span = self.span(moment);
-        let length = (span.end - span.start) as usize / size_of::<i32>();
-        // SAFETY: buffers are aligned to cache lines, the arena checks the range, and any bits are integers.
-        unsafe {
-            std::slice::from_raw_parts(arenas[self.tile].at(span.start, span.end).cast(), length)
-        }
-    }
-
-    /// Its integers, to write.
-    ///
-    /// # Safety
-    /// Only one worker calls this at a time, and nobody else accesses the bytes meanwhile.
-    #[expect(
-        clippy::mut_from_ref,
-        reason = "the arena is shared memory; exclusive access is the caller's promise"
-    )]
-    pub(super) unsafe fn ints_mut<'a>(
-        &self,
-        arenas: &'a [Arena],
-        moment: Moment<'_>,
-    ) -> &'a mut [i32] {
-        let span = self.span(moment);
-        let length = (span.end - span.start) as usize / size_of::<i32>();
-        // SAFETY: as `ints`; the caller promises exclusive access.
-        unsafe {
-            std::slice::from_raw_parts_mut(
-                arenas[self.tile].at(span.start, span.end).cast(),
-                length,
-            )
-        }
-    }
-
-    /// Its f32 values, one per row.
-    ///
-    /// # Safety
-    /// As [`Operand::view`].
-    pub(super) unsafe fn floats<'a>(&self, arenas: &'a [Arena], moment: Moment<'_>) -> &'a [f32] {
-        // SAFETY: any bits are an i32 and a f32, which have the same size and alignment.
-        bytemuck::cast_slice(unsafe { self.ints(arenas, moment) })
-    }
-}
 
 /// An operand of a step: in the arena, or resident.
 #[derive(Clone)]
@@ -254,6 +83,8 @@ pub(super) struct CpuStep {
     pub parameters: Vec<Range<u64>>,
     /// The results.
     pub outputs: Vec<Operand>,
+    /// The operand that reads as zeros in the first micro-batch of a step, when its bytes are still the last step's.
+    pub reset: Option<usize>,
 }
 
 /// A graph input to write, or a graph output to read, on one stage.
@@ -297,8 +128,11 @@ pub(super) fn resolve(
             tile,
             store,
         };
-        let steps: Result<Vec<CpuStep>, _> =
-            program.steps.iter().map(|step| resolver.step(step)).collect();
+        let steps: Result<Vec<CpuStep>, _> = program
+            .steps
+            .iter()
+            .map(|step| resolver.step(step))
+            .collect();
         let steps = steps?;
         Ok(CpuProgram {
             first,
@@ -360,7 +194,9 @@ impl Resolver<'_> {
         }
         self.check_operands(node, &inputs)?;
         let schedule = &self.plan.schedule;
-        let receiver = step.receiver(self.graph()).map(|stage| schedule.tile_of(stage));
+        let receiver = step
+            .receiver(self.graph())
+            .map(|stage| schedule.tile_of(stage));
         let receiver = receiver.unwrap_or(self.tile);
         let output = |(output, place): (usize, &Place)| {
             self.operand(
@@ -379,7 +215,31 @@ impl Resolver<'_> {
             inputs,
             parameters,
             outputs,
+            reset: self.reset(node)?,
         })
+    }
+
+    /// The operand of a node that is a resetting state, read by a program of micro-batches.
+    fn reset(&self, node: NodeId) -> Result<Option<usize>, BackendError> {
+        let resets = |value: &Value| {
+            let root = &self.graph.node(self.root(*value).node).op;
+            matches!(root, Op::State(state) if state.reset)
+        };
+        let inputs = self.graph.inputs(node);
+        let reset = inputs
+            .iter()
+            .position(resets)
+            .filter(|_| self.program.phase != Phase::Update);
+        match (&self.graph.node(node).op, reset) {
+            (_, None) => Ok(None),
+            (Op::WeightGrad(_) | Op::ScatterAddRows(_), Some(2)) | (Op::Add(_), Some(_)) => {
+                Ok(reset)
+            }
+            (op, Some(_)) => Err(BackendError::Unsupported(format!(
+                "a state that resets as an operand of `{}` on the CPU",
+                op.name()
+            ))),
+        }
     }
 
     /// Checks what the kernels take for granted beyond the type rules: weights of linears are
@@ -439,7 +299,11 @@ impl Resolver<'_> {
 
     /// What the bytes of a value are to its tile.
     fn role(&self, root: Value) -> Role {
-        let stored = self.graph.outputs().iter().find(|output| output.value == root);
+        let stored = self
+            .graph
+            .outputs()
+            .iter()
+            .find(|output| output.value == root);
         let stored = stored.and_then(|output| self.stored_role(output));
         match &self.graph.node(root.node).op {
             Op::Input(_) => Role::HostIo,
@@ -519,7 +383,9 @@ impl Resolver<'_> {
             Op::Dropout(dropout) => Kernel::Dropout(Arc::new(Dropping {
                 dropout: dropout.clone(),
                 spaces: self.graph().spaces.clone(),
-                rows: types[0].rows.ok_or_else(|| internal("a `dropout` in no row space"))?,
+                rows: types[0]
+                    .rows
+                    .ok_or_else(|| internal("a `dropout` in no row space"))?,
             })),
             Op::Lamb(_) => define(),
             Op::SumSquares(_) | Op::Clip(_) | Op::Sgd(_) | Op::Adam(_) => {
@@ -585,7 +451,11 @@ impl Resolver<'_> {
         let mut readers = Vec::new();
         self.readers(value, &mut readers);
         let update = self.program.phase == Phase::Update;
-        let none = if update { Phase::Update } else { Phase::Forward };
+        let none = if update {
+            Phase::Update
+        } else {
+            Phase::Forward
+        };
         readers.into_iter().min().unwrap_or((none, 0))
     }
 
@@ -597,8 +467,13 @@ impl Resolver<'_> {
             }
             let programs = self.plan.tiles[self.tile].programs.iter();
             let reading = programs.filter(|program| {
-                let same_graph = (program.phase == Phase::Update) == (self.program.phase == Phase::Update);
-                same_graph && program.steps.iter().any(|step| step.node == user.node.index())
+                let same_graph =
+                    (program.phase == Phase::Update) == (self.program.phase == Phase::Update);
+                same_graph
+                    && program
+                        .steps
+                        .iter()
+                        .any(|step| step.node == user.node.index())
             });
             found.extend(reading.map(|program| (program.phase, program.round)));
         }

@@ -10,7 +10,8 @@ use std::ops::Range;
 use lxpod_passes::plan::{Category, Memory, Tile};
 
 use super::arena::Arena;
-use super::step::{CpuStep, Moment, Operand, Role, Source};
+use super::operand::{Moment, Operand, Role};
+use super::step::{CpuStep, Source};
 
 /// What a poisoned byte holds: a float of such bytes is NaN, an index is -1.
 const POISON: u8 = 0xff;
@@ -110,7 +111,11 @@ impl TileTrace {
 
     /// Folds a program that has run into the ledger.
     pub(super) fn finish(&mut self) {
-        let TileTrace { now, memory, extent } = self;
+        let TileTrace {
+            now,
+            memory,
+            extent,
+        } = self;
         let live = |time| {
             let alive = now
                 .written
@@ -272,7 +277,10 @@ fn gaps(live: &[Span], arena: Span) -> Vec<Span> {
 /// which are all of them where nothing updates them.
 pub(super) fn arena_range(tile: &Tile, updated: bool) -> Span {
     let end_of = |b: &lxpod_passes::plan::Buffer| b.offset + b.slot_stride() * u64::from(b.slots);
-    let parameters = tile.buffers.iter().filter(|b| b.category == Category::Weights);
+    let parameters = tile
+        .buffers
+        .iter()
+        .filter(|b| b.category == Category::Weights);
     let base = parameters.map(end_of).max().unwrap_or(0);
     let end = tile.buffers.iter().map(end_of).max().unwrap_or(0);
     if updated { 0..end } else { base..end.max(base) }

@@ -70,7 +70,7 @@ pub(super) fn accumulator_blocks(plan: &Plan) -> Vec<(usize, Range<u64>)> {
 }
 
 impl Cpu {
-    /// Clears the accumulators of a replica.
+    /// Clears the accumulators of a replica without a micro-batch: the first of others overwrites them.
     fn clear_accumulators(&self, replica: usize, worker: &Worker<'_>) {
         for (tile, block) in self.accumulator_blocks(worker) {
             let arena = &self.arenas[replica][*tile];
@@ -95,11 +95,31 @@ impl Cpu {
             for replica in 1..self.plan.replicas {
                 // SAFETY: the block holds that many f32; replicas have their own arenas.
                 let (sum, more) = unsafe {
-                    let sum = ViewMut::from_raw_parts(at(0).cast(), lxpod_ir::DType::F32, [1, elements], elements);
-                    (sum, View::from_raw_parts(at(replica).cast(), lxpod_ir::DType::F32, [1, elements], elements))
+                    let sum = ViewMut::from_raw_parts(
+                        at(0).cast(),
+                        lxpod_ir::DType::F32,
+                        [1, elements],
+                        elements,
+                    );
+                    (
+                        sum,
+                        View::from_raw_parts(
+                            at(replica).cast(),
+                            lxpod_ir::DType::F32,
+                            [1, elements],
+                            elements,
+                        ),
+                    )
                 };
                 // SAFETY: as above; an element is read before it is written.
-                let own = unsafe { View::from_raw_parts(at(0).cast(), lxpod_ir::DType::F32, [1, elements], elements) };
+                let own = unsafe {
+                    View::from_raw_parts(
+                        at(0).cast(),
+                        lxpod_ir::DType::F32,
+                        [1, elements],
+                        elements,
+                    )
+                };
                 kernels::add(self.kernels, own, more, sum, 0..1);
             }
             for replica in 1..self.plan.replicas {
@@ -116,7 +136,6 @@ impl Cpu {
 
     /// Packs every weight anew from its parameter.
     fn repack(&self, worker: &Worker<'_>) {
-        let mut scratch = lock(&self.scratch[worker.index]);
         for Repack { panels, tile, span } in &self.repacks {
             let extent = [panels.n(), panels.k()];
             // SAFETY: no step runs, so nobody writes the parameter.
@@ -126,7 +145,7 @@ impl Cpu {
             };
             let own = worker.share(panels.panels());
             // SAFETY: workers have disjoint panels, and no step runs.
-            unsafe { panels.refill(self.kernels, weight, own, &mut scratch) };
+            unsafe { panels.refill(self.kernels, weight, own) };
         }
     }
 
@@ -136,7 +155,14 @@ impl Cpu {
         for (tile, planned) in self.plan.tiles.iter().enumerate() {
             for (program, planned) in planned.programs.iter().enumerate() {
                 if planned.phase == Phase::Update {
-                    plays.push((planned.round, Play { tile, program, micro_batch: 0 }));
+                    plays.push((
+                        planned.round,
+                        Play {
+                            tile,
+                            program,
+                            micro_batch: 0,
+                        },
+                    ));
                 }
             }
         }
@@ -185,7 +211,9 @@ impl Trainable for Cpu {
         update: &mut Outputs,
     ) -> Result<(), BackendError> {
         let Some(graph) = &self.plan.update else {
-            return Err(BackendError::Unsupported("training with an inference plan".to_owned()));
+            return Err(BackendError::Unsupported(
+                "training with an inference plan".to_owned(),
+            ));
         };
         let feed = update_feed(graph, hyper)?;
         check_feed(graph, &feed)?;
@@ -193,10 +221,14 @@ impl Trainable for Cpu {
         let results: Vec<Cell> = update.iter_mut().map(Cell::new).collect();
         let schedule = self.plan.schedule;
         self.prepare(&schedule, feeds, outputs)?;
-        self.team.run(&|worker| {
-            (0..self.plan.replicas).for_each(|replica| self.clear_accumulators(replica, worker));
-            worker.meet()
-        });
+        let idle = |replica: &usize| self.own(*replica, feeds.len()) == 0;
+        if (0..self.plan.replicas).any(|replica| idle(&replica)) {
+            self.team.run(&|worker| {
+                let idle = (0..self.plan.replicas).filter(idle);
+                idle.for_each(|replica| self.clear_accumulators(replica, worker));
+                worker.meet()
+            });
+        }
         (0..self.plan.replicas).try_for_each(|replica| self.play(replica, true, feeds))?;
         self.update(&feed, &results)
     }

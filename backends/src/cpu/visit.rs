@@ -7,7 +7,8 @@ use lxpod_ir::{Data, Tensor};
 
 use super::exec::{Halt, Machine};
 use super::kernels::{self, Scratch, View, ViewMut};
-use super::step::{CpuProgram, CpuStep, HostValue, Moment, Source};
+use super::operand::Moment;
+use super::step::{CpuProgram, CpuStep, HostValue, Source};
 use super::team::{Poisoned, Worker};
 use super::trace::{Guard, TileTrace};
 use super::{Cpu, lock};
@@ -168,8 +169,7 @@ impl Visit<'_> {
             }
             Data::Int(values) if worker.index == 0 => {
                 // SAFETY: only worker 0 writes integers, and no step runs.
-                unsafe { load.operand.ints_mut(arenas, self.moment()) }
-                    .copy_from_slice(values);
+                unsafe { load.operand.ints_mut(arenas, self.moment()) }.copy_from_slice(values);
             }
             Data::Int(_) => {}
         }

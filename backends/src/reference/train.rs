@@ -62,7 +62,12 @@ impl ReferenceTrainer {
     }
 
     /// Runs a graph, keeps what it stores, and returns its outputs; stored ones are empty.
-    fn run_graph(&mut self, update: bool, feed: &Feed, first: bool) -> Result<Outputs, BackendError> {
+    fn run_graph(
+        &mut self,
+        update: bool,
+        feed: &Feed,
+        first: bool,
+    ) -> Result<Outputs, BackendError> {
         let graph = if update { &self.update } else { &self.graph };
         let given = |op: &Op, ty: &TensorType| match op {
             Op::Input(input) => {
@@ -159,7 +164,9 @@ impl Trainable for ReferenceTrainer {
     fn persistent(&self) -> Vec<(String, Tensor<f32>)> {
         let lasting = |name: &&String| !name.starts_with("state:acc:");
         let names = self.tensors.keys().filter(lasting);
-        names.map(|name| (name.clone(), self.tensors[name].clone())).collect()
+        names
+            .map(|name| (name.clone(), self.tensors[name].clone()))
+            .collect()
     }
 
     fn restore(&mut self, name: &str, tensor: &Tensor<f32>) -> Result<(), BackendError> {
@@ -167,7 +174,9 @@ impl Trainable for ReferenceTrainer {
         let kept = self.tensors.get_mut(name).ok_or_else(missing)?;
         if kept.shape != tensor.shape {
             let (shape, given) = (&kept.shape, &tensor.shape);
-            return Err(BackendError::Data(format!("`{name}` is {given}, the plan's is {shape}")));
+            return Err(BackendError::Data(format!(
+                "`{name}` is {given}, the plan's is {shape}"
+            )));
         }
         *kept = tensor.clone();
         Ok(())

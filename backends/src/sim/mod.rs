@@ -89,7 +89,11 @@ fn collective_cycles(plan: &Plan, tile: usize) -> u64 {
     let bytes = plan.tiles[tile].memory.accumulators;
     let replicas = plan.replicas as u64;
     let moved = 2 * (replicas - 1) * bytes / replicas;
-    if moved == 0 { 0 } else { 2 * plan.target.link_cycles(moved) }
+    if moved == 0 {
+        0
+    } else {
+        2 * plan.target.link_cycles(moved)
+    }
 }
 
 /// Seconds of a step by what the critical path does; the parts add up to the step.

@@ -1,8 +1,8 @@
 //! The kernels of the backward half, against the `eval` of their ops in f64.
 
 use lxpod_backends::cpu::kernels::{
-    self, Attention, AttentionGrad, HeadDropout, IGNORE_INDEX, Kernels, LayerNormGrad, MATMUL_SCRATCH, Matmul,
-    ScatterAdd, Scratch,
+    self, Addend, Attention, AttentionGrad, HeadDropout, IGNORE_INDEX, Kernels, LayerNormGrad,
+    MATMUL_SCRATCH, Matmul, ScatterAdd, Scratch,
 };
 use lxpod_ir::ops::{self, Activation, Eval, Op, Reduction};
 use lxpod_ir::random_bits::{RowState, name_hash, part_salt};
@@ -118,7 +118,7 @@ proptest! {
         } else {
             plain(ops::Matmul {}, given, &[&[m, n]])
         };
-        let add = (added && transposed).then(|| start.view());
+        let add = if added && transposed { Addend::View(start.view()) } else { Addend::Nothing };
         let product = Matmul { a: a.view(), transposed, b: b.view(), add };
         for kernels in tables() {
             let mut out = Matrix::output(dtypes[2], m, n, gap);
@@ -129,11 +129,23 @@ proptest! {
             let mut row = Matrix::output(dtypes[2], 1, n, 0);
             let last = m - 1..m;
             let a = if transposed { a.view().col_range(last.clone()) } else { a.view().row_range(last.clone()) };
-            let add = add.map(|add| add.row_range(last));
+            let add = match add {
+                Addend::View(add) => Addend::View(add.row_range(last)),
+                none => none,
+            };
             multiply(kernels, &Matmul { a, add, ..product }, &mut row, false);
             prop_assert_eq!(row.bits(0), out.bits(m - 1));
             for r in 0..m {
                 prop_assert_eq!(parts.bits(r), out.bits(r));
+            }
+            let zeros = Matrix::new(dtypes[2], m, n, gap, |_, _| 0.0);
+            let [fresh, started] = [Addend::Zeros, Addend::View(zeros.view())].map(|add| {
+                let mut out = Matrix::output(dtypes[2], m, n, gap);
+                multiply(kernels, &Matmul { add, ..product }, &mut out, false);
+                out
+            });
+            for r in 0..m {
+                prop_assert_eq!(fresh.bits(r), started.bits(r));
             }
         }
     }

@@ -21,12 +21,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::cost::CostModel;
 use crate::phase::phases;
-pub use place::place_update;
-use place::{Routes, place};
 use crate::schedule::{Phase, Schedule};
 use crate::solve::partition::{
     Item, Limits, PartitionError, Problem, Shared, Value as Moved, solve,
 };
+pub use place::place_update;
+use place::{Routes, place};
 
 /// How good a split is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,10 +63,7 @@ pub struct Pipeline<'a> {
 ///
 /// # Errors
 /// No split fits the tiles' memory.
-pub fn partition(
-    graph: &mut Graph,
-    pipeline: &Pipeline<'_>,
-) -> Result<Partition, PartitionError> {
+pub fn partition(graph: &mut Graph, pipeline: &Pipeline<'_>) -> Result<Partition, PartitionError> {
     let atoms = Atoms::of(graph);
     let problem = problem(graph, &atoms, pipeline);
     let solution = solve(&problem, &Limits::default())?;
@@ -202,7 +199,9 @@ fn problem(graph: &Graph, atoms: &Atoms, pipeline: &Pipeline<'_>) -> Problem {
         let outputs = outputs.map(|output| output.value);
         let leaving = outputs.filter(|value| atoms.of_node[value.node.index()] == Some(atom));
         let host = leaving.map(|value| target.host_cycles(graph.ty(value).bytes() as u64));
-        let work = nodes.clone().map(|id| pipeline.cost.node(graph, id).total());
+        let work = nodes
+            .clone()
+            .map(|id| pipeline.cost.node(graph, id).total());
         Item {
             cycles: work.sum::<u64>() + host.sum::<u64>(),
             resident: 0,
@@ -215,9 +214,7 @@ fn problem(graph: &Graph, atoms: &Atoms, pipeline: &Pipeline<'_>) -> Problem {
         values: Vec::new(),
         shared: Vec::new(),
         devices: schedule.stages(),
-        memory_limit: Some(
-            (target.capacity() - target.tile.code - target.tile.reserved) / chunks,
-        ),
+        memory_limit: Some((target.capacity() - target.tile.code - target.tile.reserved) / chunks),
         in_flight: in_flight(schedule, accumulation),
     };
     for id in graph.nodes() {

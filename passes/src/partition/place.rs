@@ -151,14 +151,19 @@ pub fn place_update(update: &mut Graph, micro: &Graph) {
         _ => None,
     };
     let mut stages: Vec<Option<u32>> = vec![None; update.bound()];
-    for id in update.topo().into_iter().filter(|&id| !update.node(id).op.is_leaf()) {
+    for id in update
+        .topo()
+        .into_iter()
+        .filter(|&id| !update.node(id).op.is_leaf())
+    {
         let operands = update.inputs(id).into_iter().map(|value| value.node);
         let own = operands.clone().find_map(owner);
         let earliest = operands.filter_map(|node| stages[node.index()]).min();
         stages[id.index()] = own.or(earliest).or(Some(0));
     }
     // A parameter with an f32 weight behind it is stored, but no node of the update reads it.
-    let unread = |id: &NodeId| update.node(*id).op.is_leaf() && update.users(update.value(*id)).is_empty();
+    let unread =
+        |id: &NodeId| update.node(*id).op.is_leaf() && update.users(update.value(*id)).is_empty();
     for id in update.nodes().filter(unread) {
         stages[id.index()] = owner(id);
     }
@@ -209,7 +214,12 @@ fn send_copy(update: &mut Graph, micro: &Graph, binding: &str, to: u32) {
         .expect("a copy of a parameter has its type");
     patch.set_stage(leaf, to);
     let sent = patch
-        .add(update, new.value.node, Transfer { to }, &[Wire::Old(new.value)])
+        .add(
+            update,
+            new.value.node,
+            Transfer { to },
+            &[Wire::Old(new.value)],
+        )
         .expect("any value can be transferred");
     let home = update.node(new.value.node).stage.unwrap_or(0);
     patch.set_stage(sent, home);

@@ -211,7 +211,9 @@ impl Plan {
         if used == 0 || self.tiles.len() != used || self.accumulation == 0 {
             return Err(file("the plan's tiles do not match its schedule"));
         }
-        self.schedule.check(self.accumulation).map_err(|problem| file(&problem))?;
+        self.schedule
+            .check(self.accumulation)
+            .map_err(|problem| file(&problem))?;
         if self.replicas == 0 || self.replicas > tiles / used {
             return Err(file(
                 "the plan's replicas and stages do not match its target's tiles",
@@ -301,7 +303,10 @@ mod tests {
     fn a_plan_whose_programs_are_not_its_graphs_is_refused() {
         Plan::from_bytes(&hand_made(|_| {})).expect("nothing changed");
         for (path, value) in [
-            ("/tiles/0/programs/0/steps/0/outputs/0/stride", 1_000_000_000_u64),
+            (
+                "/tiles/0/programs/0/steps/0/outputs/0/stride",
+                1_000_000_000_u64,
+            ),
             ("/tiles/0/programs/0/steps/0/inputs/0/buffer", 7),
             ("/tiles/1/buffers/3/offset", 1 << 40),
             ("/tiles/1/buffers/3/bytes", 1),

@@ -7,6 +7,9 @@ use crate::solve::offsets;
 
 /// Where a buffer may begin: a cache line, and a whole number of every machine's vectors.
 pub(super) const ALIGNMENT: u64 = 64;
+/// Nodes of the exact search for offsets: some tens of milliseconds on each tile, which is what a
+/// compilation may spend on the last per cent of a region.
+const MOST_NODES: u64 = 20_000;
 /// What a core's share of a buffer is rounded up to: one 64-bit load.
 const GRAIN: u64 = 8;
 
@@ -75,7 +78,11 @@ fn pack_activations(buffers: &mut [Buffer], base: u64) -> u64 {
             align: ALIGNMENT,
         })
         .collect();
-    let assignment = offsets::assign(&problem, &offsets::Limits::default())
+    let limits = offsets::Limits {
+        nodes: MOST_NODES,
+        ..offsets::Limits::default()
+    };
+    let assignment = offsets::assign(&problem, &limits)
         .expect("lifetimes are not empty and sizes fit the address space");
     for (buffer, &offset) in packed.iter_mut().zip(&assignment.offsets) {
         buffer.offset = base + offset;

@@ -62,9 +62,16 @@ pub fn lower(
                 Phase::Update => (graphs[1], &places[1]),
                 _ => (graphs[0], &places[0]),
             };
-            tile.programs.push(planned.resolve(values.graph, cost, places));
+            tile.programs
+                .push(planned.resolve(values.graph, cost, places));
         }
-        let graph_of = |phase| if phase == Phase::Update { graphs[1].graph } else { graph };
+        let graph_of = |phase| {
+            if phase == Phase::Update {
+                graphs[1].graph
+            } else {
+                graph
+            }
+        };
         set_lifetimes(&mut tile, &graph_of);
         lay_out(&mut tile, target, lowered.best_peak, index)?;
         Ok(tile)
@@ -123,7 +130,9 @@ impl Lowered {
         };
         let leaves = graph.nodes().filter(|&id| graph.node(id).op.is_leaf());
         let arriving = graph.nodes().filter(|&id| is_send(graph, id));
-        let ordered = self.programs[first..].iter().flat_map(|program| &program.nodes);
+        let ordered = self.programs[first..]
+            .iter()
+            .flat_map(|program| &program.nodes);
         let computed = ordered.copied().filter(|&id| !is_send(graph, id));
         let resident: Vec<NodeId> = leaves
             .chain(arriving)
@@ -243,7 +252,9 @@ impl Planned {
         let step = |&id: &NodeId| Step {
             node: id.index(),
             inputs: graph.inputs(id).iter().map(place).collect(),
-            outputs: crate::walk::values(graph, id).map(|value| place(&value)).collect(),
+            outputs: crate::walk::values(graph, id)
+                .map(|value| place(&value))
+                .collect(),
             cycles: cost.node(graph, id),
         };
         Program {
@@ -274,7 +285,9 @@ fn set_lifetimes<'a>(tile: &mut Tile, graph_of: &dyn Fn(Phase) -> &'a Graph) {
             for place in step.inputs.iter().chain(outputs) {
                 let buffer = &mut tile.buffers[place.buffer];
                 buffer.birth = buffer.birth.min(time);
-                buffer.death = buffer.death.max(if sends { window[1] as u32 } else { time + 1 });
+                buffer.death = buffer
+                    .death
+                    .max(if sends { window[1] as u32 } else { time + 1 });
             }
         }
     }

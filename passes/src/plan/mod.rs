@@ -314,9 +314,9 @@ impl Plan {
     /// Cycles in which a tile works on one micro-batch, forward and backward.
     pub fn tile_cycles(&self, tile: usize) -> StageCycles {
         let phases = [Phase::Forward, Phase::Backward];
-        let cycles = self.stages_of(tile).flat_map(|stage| {
-            phases.map(|phase| self.stage_cycles(stage, phase))
-        });
+        let cycles = self
+            .stages_of(tile)
+            .flat_map(|stage| phases.map(|phase| self.stage_cycles(stage, phase)));
         cycles.fold(StageCycles::default(), |sum, more| sum + more)
     }
 
@@ -361,9 +361,13 @@ impl Plan {
         let in_phase = |id: NodeId| phase == Phase::Update || phase_of[id.index()] == phase;
         let at_home = |id: &NodeId| lower::home(graph, *id) == Some(stage as u32);
         let here: Vec<NodeId> = graph.nodes().filter(at_home).collect();
-        let is_send = |id: &&NodeId| matches!(graph.node(**id).op, Op::Transfer(_)) && in_phase(**id);
+        let is_send =
+            |id: &&NodeId| matches!(graph.node(**id).op, Op::Transfer(_)) && in_phase(**id);
         let is_input = |id: &&NodeId| matches!(graph.node(**id).op, Op::Input(_));
-        let loads = here.iter().filter(is_input).filter(|_| phase != Phase::Backward);
+        let loads = here
+            .iter()
+            .filter(is_input)
+            .filter(|_| phase != Phase::Backward);
         let outputs = graph.outputs().iter().filter(|output| !output.is_stored());
         let stores = outputs.map(|output| output.value);
         let stores = stores.filter(|value| at_home(&value.node) && in_phase(value.node));

@@ -32,14 +32,22 @@ pub(super) struct Values<'a> {
 
 impl<'a> Values<'a> {
     /// Of a micro-batch's graph.
-    pub(super) fn of_micro_batch(graph: &'a Graph, schedule: &'a Schedule, accumulation: usize) -> Self {
+    pub(super) fn of_micro_batch(
+        graph: &'a Graph,
+        schedule: &'a Schedule,
+        accumulation: usize,
+    ) -> Self {
         // An inference plan takes any number of micro-batches; beyond a full pipeline nothing changes.
         let steady = 2 * schedule.stages();
         Values {
             graph,
             update: false,
             schedule,
-            micro_batches: if schedule.training { accumulation } else { steady },
+            micro_batches: if schedule.training {
+                accumulation
+            } else {
+                steady
+            },
             phases: phases(graph),
             rounds: vec![0; graph.bound()],
             depths: RefCell::default(),
@@ -138,7 +146,9 @@ impl<'a> Values<'a> {
         }
         let mut readers = Vec::new();
         self.readers(value, &mut readers);
-        let kept = readers.iter().any(|&(_, phase)| phase != self.phase(value.node));
+        let kept = readers
+            .iter()
+            .any(|&(_, phase)| phase != self.phase(value.node));
         match op {
             _ if kept => Category::Stash,
             Op::Transfer(_) => Category::Transfer,
@@ -163,7 +173,11 @@ impl<'a> Values<'a> {
 
     /// The leaf whose bytes a value replaces, if it is stored.
     pub(super) fn stored_over(&self, value: Value) -> Option<NodeId> {
-        let mut stored = self.graph.outputs().iter().filter(|output| output.value == value);
+        let mut stored = self
+            .graph
+            .outputs()
+            .iter()
+            .filter(|output| output.value == value);
         let output = stored.find(|output| output.is_stored())?;
         let stage = home(self.graph, value.node);
         self.graph.nodes().find(|&id| {

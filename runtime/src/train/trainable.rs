@@ -123,7 +123,9 @@ fn executable(
         }
         BackendKind::Reference => {
             let expected = &plan.provenance.expected;
-            Box::new(ReferenceTrainer::load(plan.graph, update, expected, &fetch)?)
+            Box::new(ReferenceTrainer::load(
+                plan.graph, update, expected, &fetch,
+            )?)
         }
     })
 }

@@ -51,7 +51,12 @@ impl HeadDropout {
         let drop = Drop::new(self.rate);
         for (r, row) in tile.chunks_exact_mut(stride.max(1)).enumerate() {
             let state = RowState::new(self.key, self.salt, (first + r) as u32);
-            for (i, p) in row[..used].as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            for (i, p) in row[..used]
+                .as_chunks_mut::<LANES>()
+                .0
+                .iter_mut()
+                .enumerate()
+            {
                 *p = s.unpack(drop.apply(s, state, i * LANES, s.pack(*p)));
             }
         }

@@ -218,11 +218,9 @@ impl<'a> Op<'a> {
             Op::Add(b) | Op::ActivateGrad(_, b) | Op::BceGrad(b, _) | Op::SmoothL1Grad(b, _) => {
                 Some(b)
             }
-            Op::Copy
-            | Op::Scale(_)
-            | Op::Activate(_)
-            | Op::Exponential(..)
-            | Op::Dropout(..) => None,
+            Op::Copy | Op::Scale(_) | Op::Activate(_) | Op::Exponential(..) | Op::Dropout(..) => {
+                None
+            }
         }
     }
 }

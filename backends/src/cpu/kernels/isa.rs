@@ -10,8 +10,8 @@ use super::simd::Avx2;
 use super::simd::Portable;
 use super::view::{Row, View};
 use super::{
-    attention, attention_grad, elementwise, linear, loss, matmul, norm, norm_grad, peak, squares,
-    sums, update,
+    attention, attention_grad, elementwise, linear, loss, matmul, norm, norm_grad, pack, peak,
+    squares, sums, update,
 };
 
 /// The environment variable that overrides the choice of a table.
@@ -28,6 +28,7 @@ pub struct Kernels {
     pub(super) layer_norm_grad: unsafe fn(norm_grad::Args<'_>),
     pub(super) sum_rows: unsafe fn(sums::Args<'_>),
     pub(super) elementwise: unsafe fn(elementwise::Args<'_>),
+    pub(super) refill: unsafe fn(pack::Refill<'_>),
     pub(super) log_sum_exp: unsafe fn(Row, usize) -> loss::LogSum,
     pub(super) sum_squares: unsafe fn(View<'_>) -> f64,
     pub(super) update: unsafe fn(update::Args<'_>),
@@ -160,6 +161,13 @@ macro_rules! table {
                 unsafe { elementwise::run($token, args) }
             }
             /// # Safety
+            /// The CPU has the features and the call was checked.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn refill(args: pack::Refill<'_>) {
+                // SAFETY: the caller's contract.
+                unsafe { pack::refill($token, args) }
+            }
+            /// # Safety
             /// The CPU has the features and the row exists.
             $(#[target_feature(enable = $features)])?
             unsafe fn log_sum_exp(row: Row, cols: usize) -> loss::LogSum {
@@ -205,6 +213,7 @@ macro_rules! table {
                 layer_norm_grad,
                 sum_rows,
                 elementwise,
+                refill,
                 log_sum_exp,
                 sum_squares,
                 update,

@@ -12,7 +12,7 @@ use super::gemm::{BLOCK, Feed, Half, Single, Tiles, Weights, pack_columns, widen
 use super::pack::PANEL;
 use super::scratch::LINE;
 use super::simd::{LANES, Simd};
-use super::{Kernels, Scratch, View, ViewMut};
+use super::{Addend, Kernels, Scratch, View, ViewMut};
 
 /// The most rows that pass 16 columns before the next: their share of A stays in the second-level cache.
 const ROW_BLOCK: usize = 96;
@@ -51,8 +51,8 @@ pub struct Matmul<'a> {
     pub transposed: bool,
     /// The right side, \[d, n\].
     pub b: View<'a>,
-    /// Added to the finished sums; \[m, n\].
-    pub add: Option<View<'a>>,
+    /// Added to the finished sums.
+    pub add: Addend<'a>,
 }
 
 impl Matmul<'_> {
@@ -77,6 +77,15 @@ impl Matmul<'_> {
     /// How many units a worker does well to take at a time.
     pub fn grain(&self) -> usize {
         GRAIN
+    }
+
+    /// Whether results go past the caches: they start a sum that the next micro-batch, or the update, goes on with, and
+    /// the 16 columns of a panel are a cache line.
+    fn streams(&self, out: &ViewMut<'_>) -> bool {
+        let line = LINE * size_of::<f32>();
+        let start = out.as_view().row(0).at(0).addr();
+        let whole = (start | (out.stride() * size_of::<f32>())).is_multiple_of(line);
+        matches!(self.add, Addend::Zeros) && out.dtype() == DType::F32 && out.rows() > 0 && whole
     }
 
     /// Rows of each block but the last: nearly equal, in whole tiles.
@@ -110,7 +119,8 @@ pub fn matmul(
     let shape = (product.rows(), b.cols());
     assert_eq!((out.rows(), out.cols()), shape, "output shape of a product");
     assert!(
-        add.is_none_or(|add| (add.rows(), add.cols()) == shape),
+        add.view()
+            .is_none_or(|add| (add.rows(), add.cols()) == shape),
         "shape of what is added to a product"
     );
     let work = scratch.take(MATMUL_SCRATCH);
@@ -155,6 +165,7 @@ pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
 #[inline(always)]
 unsafe fn all_units<S: Simd, W: Weights>(s: S, args: Args<'_>) {
     let (product, panels) = (args.product, args.product.panels());
+    let streams = product.streams(&args.out);
     let mut ahead = args.units.next();
     while let Some(range) = ahead {
         assert!(range.end <= product.units(), "units {range:?}");
@@ -173,11 +184,15 @@ unsafe fn all_units<S: Simd, W: Weights>(s: S, args: Args<'_>) {
                 next: next.map(|unit| unit % panels * PANEL),
                 rows: start..product.rows().min(start + product.block_rows()),
                 columns: first..product.b.cols().min(first + count * PANEL),
+                streams,
                 work: args.work.as_mut_ptr(),
             };
             // SAFETY: the caller's contract; rows and columns exist.
             unsafe { strip.run::<S, W>(s) };
         }
+    }
+    if streams {
+        s.fence();
     }
 }
 
@@ -189,6 +204,8 @@ struct Strip<'a> {
     columns: Range<usize>,
     /// The first column of the strip to follow.
     next: Option<usize>,
+    /// Whether results go past the caches.
+    streams: bool,
     work: *mut f32,
 }
 
@@ -381,8 +398,8 @@ impl Tile<'_> {
         let Share {
             depth, first, last, ..
         } = self.share;
-        if last {
-            (0..R).for_each(|r| self.ask(s, r + AHEAD));
+        if last && !self.strip.streams {
+            self.ask::<S, R>(s);
         }
         let mut acc = [[s.splat(0.0); 2]; R];
         // SAFETY: the caller's contract; the scratch has room for the sums.
@@ -420,18 +437,30 @@ impl Tile<'_> {
         }
     }
 
-    /// Asks for the place of a result: row `r` from the tile on, of the next panel after the last row.
+    /// Asks for the places of results [`AHEAD`] rows further; after the last row come those of the next panel, which may
+    /// not be there.
     #[inline(always)]
-    fn ask<S: Simd>(&self, s: S, r: usize) {
-        let (rows, row) = (&self.strip.rows, self.first + r);
-        let (row, column) = if row < rows.len() {
-            (row, self.column)
-        } else {
-            (row - rows.len(), self.column + PANEL)
-        };
-        if row < rows.len() {
-            s.prefetch(self.strip.out.as_view().row(rows.start + row).at(column));
+    fn ask<S: Simd, const R: usize>(&self, s: S) {
+        let rows = self.strip.rows.len();
+        let (start, step) = self.place(0);
+        let next = start
+            .wrapping_sub(rows * step)
+            .wrapping_add(PANEL * self.strip.out.dtype().size());
+        for r in AHEAD..AHEAD + R {
+            let start = if self.first + r < rows { start } else { next };
+            s.prefetch(start.wrapping_add(r * step));
         }
+    }
+
+    /// Where row `r` of the result begins in the panel, and the bytes from row to row.
+    #[inline(always)]
+    fn place(&self, r: usize) -> (*mut u8, usize) {
+        let out = self.strip.out;
+        let (start, step) = (
+            out.as_view().row(self.strip.rows.start).at(self.column),
+            out.stride() * out.dtype().size(),
+        );
+        (start.cast_mut().wrapping_add((self.first + r) * step), step)
     }
 
     /// Where the sums of row `r` of the tile wait between shares.
@@ -446,7 +475,7 @@ impl Tile<'_> {
     #[inline(always)]
     unsafe fn store<S: Simd, const R: usize>(&self, s: S, acc: [[S::V; 2]; R]) {
         let (product, out) = (self.strip.product, self.strip.out);
-        let added = product.add.map_or(out.dtype(), View::dtype);
+        let added = product.add.view().map_or(out.dtype(), View::dtype);
         let whole = self.column + PANEL <= out.cols();
         // SAFETY: the caller's contract.
         unsafe {
@@ -457,9 +486,45 @@ impl Tile<'_> {
                 }
             } else {
                 match (out.dtype(), added) {
-                    (DType::F32, DType::F32) if whole => self.finish(s, acc, Some(DType::F32)),
+                    (DType::F32, DType::F32) if whole => self.finish_whole(s, acc),
                     (DType::F16, DType::F16) if whole => self.finish(s, acc, Some(DType::F16)),
                     _ => self.finish(s, acc, None),
+                }
+            }
+        }
+    }
+
+    /// [`Tile::finish`] where everything is f32 and all 16 columns exist.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn finish_whole<S: Simd, const R: usize>(&self, s: S, acc: [[S::V; 2]; R]) {
+        let (to, step) = self.place(0);
+        let (from, from_step) = match self.strip.product.add {
+            Addend::View(add) => {
+                let row = add.row(self.strip.rows.start + self.first);
+                (row.at(self.column), add.stride() * size_of::<f32>())
+            }
+            Addend::Nothing | Addend::Zeros => (std::ptr::null(), 0),
+        };
+        let zeros = matches!(self.strip.product.add, Addend::Zeros);
+        for (r, mut sums) in acc.into_iter().enumerate() {
+            let to = to.wrapping_add(r * step).cast::<f32>();
+            let from = from.wrapping_add(r * from_step).cast::<f32>();
+            for (half, y) in sums.iter_mut().enumerate() {
+                // SAFETY: the caller's contract; streams are of whole aligned cache lines.
+                unsafe {
+                    if zeros {
+                        *y = s.add(*y, s.splat(0.0));
+                    } else if !from.is_null() {
+                        *y = s.add(*y, s.load_f32(from.add(half * LANES)));
+                    }
+                    if self.strip.streams {
+                        s.stream_f32(to.add(half * LANES), *y);
+                    } else {
+                        s.store_f32(to.add(half * LANES), *y);
+                    }
                 }
             }
         }
@@ -476,11 +541,12 @@ impl Tile<'_> {
         acc: [[S::V; 2]; R],
         known: Option<DType>,
     ) {
-        let end = self.strip.out.cols();
+        let (end, added) = (self.strip.out.cols(), self.strip.product.add);
+        let zeros = matches!(added, Addend::Zeros);
         for (r, sums) in acc.into_iter().enumerate() {
             let row = self.strip.rows.start + self.first + r;
             let out = self.strip.out.row(row).known(known);
-            let add = self.strip.product.add.map(|add| add.row(row).known(known));
+            let add = added.view().map(|add| add.row(row).known(known));
             for (column, mut y) in (self.column..).step_by(LANES).zip(sums) {
                 let left = if known.is_some() {
                     LANES
@@ -489,6 +555,9 @@ impl Tile<'_> {
                 };
                 // SAFETY: the caller's contract; so many columns exist.
                 unsafe {
+                    if zeros {
+                        y = s.add(y, s.splat(0.0));
+                    }
                     if let Some(add) = add.filter(|_| left > 0) {
                         y = s.add(y, add.load_up_to(s, column, left));
                     }

@@ -10,6 +10,7 @@
 //! call has, how rows and panels are split over calls or workers, nor (in attention) on trailing
 //! keys that the mask switches off. This holds because every sum has one order, fixed by the index of what it sums over.
 
+mod addend;
 mod attention;
 mod attention_grad;
 mod elementwise;
@@ -32,6 +33,7 @@ mod sums;
 mod update;
 mod view;
 
+pub use addend::Addend;
 pub use attention::{Attention, HeadDropout, attention_head, attention_scratch};
 pub use attention_grad::{AttentionGrad, attention_grad_head, attention_grad_scratch};
 pub use elementwise::{

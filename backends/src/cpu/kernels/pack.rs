@@ -8,7 +8,8 @@ use half::slice::HalfFloatSliceExt;
 use lxpod_ir::DType;
 
 use super::huge::huge_pages;
-use super::scratch::{LINE, Line, Scratch};
+use super::scratch::{LINE, Line};
+use super::simd::{LANES, Simd};
 use super::{Kernels, View};
 
 /// Output columns of a panel.
@@ -112,39 +113,23 @@ impl Panels {
         }
     }
 
-    /// Stores the weight anew in some panels: the rows of `weight` that they hold. `scratch` has room for
-    /// 16 rows.
+    /// Stores the weight anew in some panels: the rows of `weight` that they hold.
     ///
     /// # Panics
-    /// If `weight` is not of this weight's extents.
+    /// If `weight` is not of this weight's extents, or there are no such panels.
     ///
     /// # Safety
     /// Nobody else reads or writes these panels meanwhile.
-    pub unsafe fn refill(
-        &self,
-        kernels: &Kernels,
-        weight: View<'_>,
-        panels: Range<usize>,
-        scratch: &mut Scratch,
-    ) {
+    pub unsafe fn refill(&self, kernels: &Kernels, weight: View<'_>, panels: Range<usize>) {
         assert!((weight.rows(), weight.cols()) == (self.n, self.k) && panels.end <= self.panels());
-        let (k, rows) = (self.k, scratch.take(PANEL * self.k));
-        for panel in panels {
-            let first = panel * PANEL;
-            let count = PANEL.min(self.n - first);
-            for (row, values) in rows.chunks_exact_mut(k.max(1)).enumerate().take(count) {
-                weight.load_row(kernels, first + row, 0..k, values);
-            }
-            rows[count * k..].fill(0.0);
-            let lines = &self.lines[panel * self.panel_lines..][..self.panel_lines];
-            // SAFETY: the cells may be written, and the caller promises that nobody else does.
-            let lines: &mut [Line] =
-                unsafe { std::slice::from_raw_parts_mut(lines.as_ptr().cast_mut().cast(), lines.len()) };
-            match self.dtype {
-                DType::F16 => fill_panel(bytemuck::cast_slice_mut(lines), rows, round),
-                _ => fill_panel(bytemuck::cast_slice_mut(lines), rows, copy),
-            }
-        }
+        // SAFETY: a table exists only for a CPU that can run it; the rest was checked or is the caller's contract.
+        unsafe {
+            (kernels.refill)(Refill {
+                to: self,
+                weight,
+                panels,
+            })
+        };
     }
 
     fn lines_mut(&mut self) -> &mut [Line] {
@@ -234,6 +219,65 @@ impl Panels {
             bytes,
         )
     }
+}
+
+/// A checked call of [`Panels::refill`].
+pub(super) struct Refill<'a> {
+    to: &'a Panels,
+    weight: View<'a>,
+    panels: Range<usize>,
+}
+
+/// The body of [`Panels::refill`]: blocks of eight inputs are transposed in registers and stored past the caches.
+///
+/// # Safety
+/// The extents agree, the panels exist, and nobody else accesses them.
+#[inline(always)]
+pub(super) unsafe fn refill<S: Simd>(s: S, Refill { to, weight, panels }: Refill<'_>) {
+    /// How many inputs further the weight is asked for.
+    const AHEAD: usize = 64;
+    let known = (weight.dtype() == DType::F32).then_some(DType::F32);
+    for panel in panels {
+        let start = to.panel(panel).0.cast_mut();
+        let row = |lane: usize| {
+            let row = panel * PANEL + lane;
+            (row < to.n).then(|| weight.row(row).known(known))
+        };
+        for first in (0..to.k).step_by(LANES) {
+            let count = LANES.min(to.k - first);
+            if first % PANEL == 0 {
+                let rows = (0..PANEL).filter_map(row);
+                rows.for_each(|row| s.prefetch(row.at(first + AHEAD)));
+            }
+            let mut block = [[s.splat(0.0); LANES]; 2];
+            for (lane, x) in block.as_flattened_mut().iter_mut().enumerate() {
+                if let Some(row) = row(lane) {
+                    // SAFETY: so many columns of the row exist.
+                    *x = unsafe { row.load_up_to(s, first, count) };
+                }
+            }
+            let [low, high] = &mut block;
+            s.transpose(low);
+            s.transpose(high);
+            for (input, halves) in (first..first + count).zip(low.iter().zip(high.iter())) {
+                for (half, &x) in [halves.0, halves.1].into_iter().enumerate() {
+                    let at = input * PANEL + half * LANES;
+                    // SAFETY: the panel has 16 values for each input, in whole cache lines if they are f32.
+                    unsafe {
+                        match to.dtype {
+                            DType::F16 => start
+                                .cast::<u16>()
+                                .add(at)
+                                .cast::<[u16; LANES]>()
+                                .write(s.to_f16(x)),
+                            _ => s.stream_f32(start.cast::<f32>().add(at), x),
+                        }
+                    }
+                }
+            }
+        }
+    }
+    s.fence();
 }
 
 fn round(to: &mut [half::f16], from: &[f32]) {

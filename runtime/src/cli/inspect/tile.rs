@@ -145,8 +145,7 @@ fn category(category: Category) -> &'static str {
 /// The activations' region over steps: a letter for each buffer, a dot for free bytes.
 fn map(tile: &Tile) -> String {
     let activations = || {
-        tile
-            .buffers
+        tile.buffers
             .iter()
             .filter(|buffer| buffer.category == Category::Activations)
     };

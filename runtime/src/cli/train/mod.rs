@@ -7,6 +7,7 @@ mod setup;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use clap::Args;
 use lxpod_runtime::train::{EventWriter, Outcome, Trainer};
@@ -147,7 +148,7 @@ struct Summary<'a> {
 
 impl Summary<'_> {
     fn document(&self) -> Value {
-        let log = self.trainer.log();
+        let (log, steps) = (self.trainer.log(), self.progress.steps());
         let checkpoint = match &self.outcome {
             Outcome::Finished => None,
             Outcome::Interrupted(path) => Some(path.display().to_string()),
@@ -172,6 +173,7 @@ impl Summary<'_> {
             "output": self.train.output.display().to_string(),
             "measured": {
                 "seconds": self.progress.busy().as_secs_f64(),
+                "step_seconds": steps.iter().map(Duration::as_secs_f64).collect::<Vec<_>>(),
                 "samples": self.progress.samples(),
                 "samples_per_second": self.progress.rate(),
                 "machine": Machine::this().document(),

@@ -27,7 +27,7 @@ pub(crate) struct Progress<'a> {
     bar: ProgressBar,
     events: Option<EventWriter>,
     samples: usize,
-    busy: Duration,
+    steps: Vec<Duration>,
 }
 
 impl<'a> Progress<'a> {
@@ -45,7 +45,7 @@ impl<'a> Progress<'a> {
             bar,
             events,
             samples: 0,
-            busy: Duration::ZERO,
+            steps: Vec::new(),
         }
     }
 
@@ -54,14 +54,19 @@ impl<'a> Progress<'a> {
         self.samples
     }
 
+    /// Time of each step since the start of this process.
+    pub(crate) fn steps(&self) -> &[Duration] {
+        &self.steps
+    }
+
     /// Time of all steps since the start of this process.
     pub(crate) fn busy(&self) -> Duration {
-        self.busy
+        self.steps.iter().sum()
     }
 
     /// Samples per second so far.
     pub(crate) fn rate(&self) -> f64 {
-        self.samples as f64 / self.busy.as_secs_f64().max(1e-9)
+        self.samples as f64 / self.busy().as_secs_f64().max(1e-9)
     }
 
     /// Takes the bar away.
@@ -77,7 +82,7 @@ impl<'a> Progress<'a> {
 impl Observer for Progress<'_> {
     fn step(&mut self, report: &StepReport) -> Result<()> {
         self.samples += report.samples;
-        self.busy += report.duration;
+        self.steps.push(report.duration);
         let rate = self.rate();
         let figures = format!(
             "loss {:.4}  lr {:.2e}  {rate:.1} samples/s",

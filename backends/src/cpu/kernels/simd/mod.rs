@@ -92,6 +92,19 @@ pub(super) trait Simd: Copy {
     /// # Safety
     /// `p` is valid for writing 32 bytes.
     unsafe fn store_f32(self, p: *mut f32, v: Self::V);
+    /// [`Simd::store_f32`] past the caches, for whole cache lines that are read much later; [`Simd::fence`] before other
+    /// threads read them.
+    ///
+    /// # Safety
+    /// As there; `p` is a multiple of 32 bytes.
+    #[inline(always)]
+    unsafe fn stream_f32(self, p: *mut f32, v: Self::V) {
+        // SAFETY: the caller's contract.
+        unsafe { self.store_f32(p, v) }
+    }
+    /// Orders streamed stores before every store that follows.
+    #[inline(always)]
+    fn fence(self) {}
     /// Eight f16, rounded to nearest even, too large ones to infinity.
     fn to_f16(self, v: Self::V) -> [u16; LANES];
     /// Eight bf16, rounded to nearest even, too large ones to infinity.

@@ -204,6 +204,15 @@ impl Simd for Avx2 {
         unsafe { _mm256_storeu_ps(p, v) }
     }
     #[inline(always)]
+    unsafe fn stream_f32(self, p: *mut f32, v: __m256) {
+        // SAFETY: the caller's contract, and the token for the feature.
+        unsafe { _mm256_stream_ps(p, v) }
+    }
+    #[inline(always)]
+    fn fence(self) {
+        vector!(_mm_sfence());
+    }
+    #[inline(always)]
     fn to_f16(self, v: __m256) -> [u16; LANES] {
         let mut bits = [0; LANES];
         vector!({
