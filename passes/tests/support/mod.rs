@@ -194,7 +194,7 @@ fn model_input(
         "sample_box_rows" => Tensor::int(shape, below(extents.rows(rows_of(["box", "box"])))),
         "dropout_keys" => {
             let words = (0..shape.elements()).map(|_| rng.below(1 << 30) as i32);
-            Tensor::int(shape.clone(), words.collect())
+            Tensor::int(shape, words.collect())
         }
         "input_ids" => Tensor::int(shape, below(5)),
         "position_ids" => Tensor::int(shape, below(3)),
