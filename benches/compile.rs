@@ -45,17 +45,18 @@ fn parts(c: &mut Criterion) {
     let graph = optimised();
     let schedule = Schedule::inference(STAGES);
     let states = BTreeMap::new();
+    // The model keeps the products it has planned, so that a fresh one belongs to what is measured.
     let split = |graph: &mut Graph| {
+        let cost = cost::model(&target);
         let pipeline = Pipeline {
             target: &target,
-            cost: cost::model(&target).as_ref(),
+            cost: cost.as_ref(),
             schedule: &schedule,
             accumulation: 1,
             states: &states,
         };
         partition(graph, &pipeline).expect("a split")
     };
-    // The model keeps the products it has planned, so that a fresh one belongs to what is measured.
     c.bench_function("partition/lxmert-base pod16", |b| {
         let run = |mut graph: Graph| split(&mut graph);
         b.iter_batched(|| graph.clone(), run, BatchSize::LargeInput);
