@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use lxpod_ir::front::{FrontError, Losses, LxmertConfig, ModelOptions, build};
 use lxpod_ir::ops::Op;
-use lxpod_ir::{DType, Graph, Target, verify};
+use lxpod_ir::{DType, Graph, LOSS, Target, verify};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -249,6 +249,13 @@ pub fn compile(
     let (schedule, accumulation) = options.schedule()?;
     let built = build(config, &options.model)?;
     let mut graph = built.graph;
+    if options.training.is_some() && !graph.outputs().iter().any(|output| output.name == LOSS) {
+        return Err(CompileError::Option {
+            flag: "--mode",
+            message: "training needs a loss; name one with --loss, or a task that has one"
+                .to_owned(),
+        });
+    }
     observe("build", &graph);
     let mut manager = Manager::new(options.passes());
     manager = manager

@@ -40,8 +40,7 @@ fn wrong_arguments_are_the_users() {
 
 #[test]
 fn what_is_not_there_yet_says_so() {
-    let options: [&[&str]; 8] = [
-        &["--mode", "training"],
+    let options: [&[&str]; 7] = [
         &["--recompute", "layer"],
         &["--recompute", "auto"],
         &["--schedule", "interleaved"],

@@ -332,7 +332,8 @@ fn halved(batches: &Path, to: &Path) {
     let length = u64::from_le_bytes(length.try_into().expect("8 bytes")) as usize;
     let (header, data) = rest.split_at(length);
     let mut header: Value = serde_json::from_slice(header).expect("JSON");
-    for (_, tensor) in header.as_object_mut().expect("tensors") {
+    let entries = header.as_object_mut().expect("tensors").iter_mut();
+    for (_, tensor) in entries.filter(|(name, _)| *name != "__metadata__") {
         if let Some(shape) = tensor["shape"].as_array_mut() {
             let axis = |value: &Value| value.as_u64().expect("a size");
             let [stacked, samples] = [axis(&shape[0]), axis(&shape[1])];

@@ -62,10 +62,10 @@ pub(super) fn order_steps(
         .order
         .iter()
         .map(|&item| steps[item])
-        .chain(picks)
+        .chain(picks.iter().copied())
         .chain(sends)
     {
-        place_after_picks(graph, id, &index, stage, &mut nodes);
+        place_after_picks(graph, id, &picks, &mut nodes);
     }
     OrderedSteps {
         nodes,
@@ -82,14 +82,8 @@ fn picks_leaves(graph: &Graph, id: NodeId) -> bool {
     matches!(graph.node(id).op, Op::GatherRows(_)) && graph.inputs(id).iter().all(is_leaf)
 }
 
-/// Appends the picks that `id` needs and are not there yet, then `id`.
-fn place_after_picks(
-    graph: &Graph,
-    id: NodeId,
-    index: &FxHashMap<NodeId, usize>,
-    stage: u32,
-    nodes: &mut Vec<NodeId>,
-) {
+/// Appends the program's picks that `id` needs and are not there yet, then `id`.
+fn place_after_picks(graph: &Graph, id: NodeId, picks: &[NodeId], nodes: &mut Vec<NodeId>) {
     if nodes.contains(&id) {
         return;
     }
@@ -98,9 +92,8 @@ fn place_after_picks(
         while graph.node(operand).op.is_view() {
             operand = graph.inputs(operand)[0].node;
         }
-        let picked = !index.contains_key(&operand) && picks_leaves(graph, operand);
-        if picked && graph.node(operand).stage == Some(stage) {
-            place_after_picks(graph, operand, index, stage, nodes);
+        if picks.contains(&operand) {
+            place_after_picks(graph, operand, picks, nodes);
         }
     }
     nodes.push(id);

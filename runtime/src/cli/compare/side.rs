@@ -9,7 +9,7 @@ use lxpod_runtime::trace::Trace;
 use super::super::Global;
 use super::super::error::{CliError, Result};
 use super::super::load::{Inputs, Request};
-use super::super::options::PlanOptions;
+use super::super::options::{Mode, PlanOptions};
 use super::super::run::Backend;
 use super::super::source::Subject;
 
@@ -63,6 +63,11 @@ impl Side {
             return Err(CliError::option("--inputs", message));
         };
         self.options.usage()?;
+        if self.options.mode == Some(Mode::Training) {
+            let message =
+                "compare with --mode training; it compares what a micro-batch gives forward";
+            return Err(CliError::Unsupported(message.to_owned()));
+        }
         let session = SessionOptions {
             backend: self.backend.into(),
             threads: global.threads.unwrap_or(0),

@@ -2,6 +2,7 @@
 
 use lxpod_ir::{Graph, Value};
 use lxpod_passes::plan::{Buffer, Category, Plan, Program, Step, Tile};
+use lxpod_passes::schedule::Phase;
 use serde_json::json;
 
 use crate::cli::error::{CliError, Result};
@@ -67,16 +68,29 @@ fn types(graph: &Graph, step: &Step) -> Vec<String> {
         .collect()
 }
 
+/// A table of each program; of the only one without a heading.
 fn steps(plan: &Plan, tile: &Tile) -> String {
+    let mut text = String::new();
+    for (program, first) in tile.programs.iter().zip(tile.first_steps()) {
+        let (stage, phase) = (program.stage, program.phase.name());
+        match (tile.programs.len(), program.phase) {
+            (1, _) => {}
+            (_, Phase::Update) => text += &format!("update, round {}\n", program.round),
+            _ => text += &format!("{phase} of stage {stage}\n"),
+        }
+        text += &program_table(plan.graph_of(program.phase), program, first);
+    }
+    text
+}
+
+fn program_table(graph: &Graph, program: &Program, first: usize) -> String {
     let mut table = Table::new(&[
-        "step", "<phase", "<op", "<scope", "<type", "compute", "exchange", "sync",
+        "step", "<op", "<scope", "<type", "compute", "exchange", "sync",
     ]);
-    for (time, (program, step)) in tile.steps().enumerate() {
-        let graph = plan.graph_of(program.phase);
+    for (time, step) in (first..).zip(&program.steps) {
         let node = graph.node(step.id(graph));
         table.row([
             time.to_string(),
-            program.phase.name().to_owned(),
             node.op.name().to_owned(),
             node.scope.to_string(),
             types(graph, step).join(", "),
@@ -94,7 +108,6 @@ fn buffers(plan: &Plan, tile: &Tile) -> String {
         "<category",
         "offset",
         "bytes",
-        "slots",
         "steps",
         "<type",
         "<of",
@@ -120,8 +133,10 @@ fn buffers(plan: &Plan, tile: &Tile) -> String {
             index.to_string(),
             category(buffer.category).to_owned(),
             grouped(buffer.offset),
-            grouped(buffer.bytes),
-            buffer.slots.to_string(),
+            match buffer.slots {
+                1 => grouped(buffer.bytes),
+                slots => format!("{slots} x {}", grouped(buffer.bytes)),
+            },
             format!("{}..{}", buffer.birth, buffer.death),
             shown.unwrap_or_default(),
             format!("{} {}", node.op.name(), scopes::module(&node.scope)),
