@@ -17,7 +17,7 @@ use crate::pass::{
     LossScale, MICRO_BATCH, Mode, Options, PIPELINE, Pass, Precision, Recompute, TRAINING,
 };
 use crate::plan::{Plan, PlanError, Provenance, Work, lower};
-use crate::schedule::{Rule, Schedule};
+use crate::schedule::{Phase, Rule, Schedule};
 use crate::update::{Optimizer, UpdateOptions, update_graph};
 
 /// What to compile for.
@@ -358,7 +358,7 @@ pub fn plan_graph(
         };
         lower(work, target, cost.as_ref())
     })?;
-    Ok(Plan {
+    let mut plan = Plan {
         provenance,
         target: target.clone(),
         replicas,
@@ -368,7 +368,27 @@ pub fn plan_graph(
         tiles,
         schedule,
         accumulation,
-    })
+    };
+    plan.partition = attained(&plan);
+    Ok(plan)
+}
+
+/// How good the split is as it was placed: where the backward half did not ride with its operators, or
+/// a cotangent goes to several stages, a stage has more to do than the search reckoned with.
+fn attained(plan: &Plan) -> Partition {
+    let cycles = |stage| {
+        let phases = [Phase::Forward, Phase::Backward];
+        let of = |phase| plan.stage_cycles(stage, phase).total();
+        phases.map(of).into_iter().sum::<u64>()
+    };
+    let slowest = (0..plan.stages()).map(cycles).max().unwrap_or(0);
+    let found = plan.partition.clone();
+    let objective_cycles = slowest.max(found.objective_cycles);
+    Partition {
+        objective_cycles,
+        optimal: found.optimal && objective_cycles == found.objective_cycles,
+        ..found
+    }
 }
 
 /// The graph after its placement, verified, its nodes numbered in order.
