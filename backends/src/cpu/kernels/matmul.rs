@@ -331,11 +331,13 @@ impl Strip<'_> {
     #[inline(always)]
     fn feed<S: Simd>(&self, share: Share, group: Range<usize>) -> Feed {
         let b = self.product.b;
-        let (start, column) = if group.end < self.columns.end {
+        let (start, column) = if b.rows() == 0 {
+            return Feed::none();
+        } else if group.end < self.columns.end {
             (share.start, group.end)
         } else if !share.last {
             (share.start + share.depth, self.columns.start)
-        } else if let Some(next) = self.next.filter(|_| b.rows() > 0) {
+        } else if let Some(next) = self.next {
             (0, next)
         } else {
             return Feed::none();
