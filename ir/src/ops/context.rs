@@ -93,6 +93,36 @@ impl<'a> Infer<'a> {
         ))
     }
 
+    /// The output of `x · weight`, operands 0 and 1: one row for each of x, as long as the axis of the
+    /// weight, a matrix, that is not `inner`. Axis `inner` is as long as the rows of x.
+    pub fn product(&self, inner: usize) -> Result<Types, String> {
+        let (x, weight) = (self.float(0, "x")?, self.float(1, "weight")?);
+        if weight.shape.len() != 2 || weight.rows.is_some() {
+            let weight = self.show(weight);
+            return Err(format!(
+                "weight must be a matrix without a row space, is {weight}"
+            ));
+        }
+        if x.shape.len() != 2 || x.shape[1] != weight.shape[inner] {
+            return Err(format!(
+                "inner dimensions of {} and {} differ",
+                self.show(x),
+                self.show(weight)
+            ));
+        }
+        let shape = x.shape.with_axis(1, weight.shape[1 - inner]);
+        Ok(Types::from_elem(self.output(0, x.rows, shape, x.dtype), 1))
+    }
+
+    /// The work of a product: a multiplication and an addition for each row and element of the weight.
+    pub fn product_cost(&self) -> Cost {
+        let rows = self.inputs[0].shape.rows() as u64;
+        Cost {
+            flops: rows.saturating_mul(2 * self.inputs[1].shape.elements() as u64),
+            ..self.moved()
+        }
+    }
+
     /// The one declared type, which must be a float.
     pub fn declared_float(&self) -> Result<&'a TensorType, String> {
         match self.declared {

@@ -20,32 +20,11 @@ impl OpDef for Matmul {
     }
 
     fn infer(&self, cx: &Infer<'_>) -> Result<Types, String> {
-        let (x, weight) = (cx.float(0, "x")?, cx.float(1, "weight")?);
-        let (&[inner, outputs], None) = (&*weight.shape, weight.rows) else {
-            let weight = cx.show(weight);
-            return Err(format!(
-                "weight must be a matrix without a row space, is {weight}"
-            ));
-        };
-        if x.shape.len() != 2 || x.shape[1] != inner {
-            return Err(format!(
-                "inner dimensions of {} and {} differ",
-                cx.show(x),
-                cx.show(weight)
-            ));
-        }
-        Ok(Types::from_elem(
-            cx.output(0, x.rows, x.shape.with_axis(1, outputs), x.dtype),
-            1,
-        ))
+        cx.product(0)
     }
 
     fn cost(&self, cx: &Infer<'_>) -> Cost {
-        let rows = cx.inputs[0].shape.rows() as u64;
-        Cost {
-            flops: rows.saturating_mul(2 * cx.inputs[1].shape.elements() as u64),
-            ..cx.moved()
-        }
+        cx.product_cost()
     }
 
     fn row_use(&self) -> RowUse {
