@@ -3,11 +3,11 @@
 use lxpod_ir::random_bits::RowState;
 
 use super::elementwise::Drop;
-use super::gemm::{Feed, Single, Tile, Tiles, multiply, pack_columns, widen};
+use super::gemm::{Feed, Tile, Tiles, multiply, pack_columns, widen};
 use super::math::exp;
 use super::pack::PANEL;
 use super::scratch::LINE;
-use super::simd::{LANES, Simd, max_each, sum_each};
+use super::simd::{LANES, Simd, Single, max_each, sum_each};
 use super::{Kernels, Scratch, View, ViewMut};
 
 /// The inputs of one attention head: the columns that belong to the head, of the rows that belong to the segment.

@@ -5,10 +5,10 @@ use lxpod_ir::DType;
 use super::attention::{
     Attention, Layout, MOST_ROWS, fill_bias, pack_keys, pack_values, scores, softmax, store_row,
 };
-use super::gemm::{Feed, Single, Tile, Tiles, multiply, pack_columns, widen};
+use super::gemm::{Feed, Tile, Tiles, multiply, pack_columns, widen};
 use super::pack::PANEL;
 use super::scratch::LINE;
-use super::simd::{LANES, Simd, sum_each};
+use super::simd::{LANES, Simd, Single, sum_each};
 use super::{Kernels, Scratch, View, ViewMut};
 
 /// One attention head and the cotangents of its results.

@@ -5,11 +5,11 @@ use std::ops::Range;
 use lxpod_ir::DType;
 use lxpod_ir::ops::Activation;
 
-use super::gemm::{BLOCK, Feed, Half, Single, Tile, Tiles, Weights, group, multiply, widen};
+use super::gemm::{BLOCK, Feed, Tile, Tiles, group, multiply, widen};
 use super::math::activation;
 use super::pack::PANEL;
 use super::scratch::LINE;
-use super::simd::{LANES, Simd};
+use super::simd::{Half, LANES, Simd, Single, Weights};
 use super::view::Row;
 use super::{Kernels, Panels, Scratch, View, ViewMut};
 

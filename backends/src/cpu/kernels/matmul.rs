@@ -8,10 +8,10 @@ use std::ops::Range;
 
 use lxpod_ir::DType;
 
-use super::gemm::{BLOCK, Feed, Half, Single, Tiles, Weights, pack_columns, widen};
+use super::gemm::{BLOCK, Feed, Tiles, pack_columns, widen};
 use super::pack::PANEL;
 use super::scratch::LINE;
-use super::simd::{LANES, Simd};
+use super::simd::{Half, LANES, Simd, Single, Weights};
 use super::{Addend, Kernels, Scratch, View, ViewMut};
 
 /// The most rows that pass 16 columns before the next: their share of A stays in the second-level cache.
@@ -421,9 +421,9 @@ impl Tile<'_> {
                 match self.source {
                     Some((b, step)) => {
                         let b = (b.wrapping_add(i * step), step);
-                        W::eight_packing_steps(s, &mut acc, a.add(i), A_ROW, b, copy);
+                        s.eight_packing_steps::<R, W>(&mut acc, a.add(i), A_ROW, b, copy);
                     }
-                    None => Single::eight_steps(s, &mut acc, a.add(i), A_ROW, copy.cast()),
+                    None => s.eight_steps::<R, Single>(&mut acc, a.add(i), A_ROW, copy.cast()),
                 }
             }
             for i in whole..depth {

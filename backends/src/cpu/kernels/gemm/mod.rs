@@ -7,7 +7,7 @@ mod lhs;
 mod tile;
 
 pub(super) use lhs::{pack_columns, widen};
-pub(super) use tile::{BLOCK, Feed, Half, Single, Tile, Weights, group, multiply};
+pub(super) use tile::{BLOCK, Feed, Tile, group, multiply};
 
 /// A split of rows into as few tiles as possible, their sizes as equal as possible, larger ones first.
 #[derive(Clone, Copy)]

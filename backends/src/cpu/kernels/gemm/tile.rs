@@ -1,119 +1,7 @@
 //! The tile: the loop in which nearly all time is spent.
 
 use super::super::pack::PANEL;
-use super::super::simd::{LANES, Simd};
-
-/// How a panel stores its values.
-pub(in super::super) trait Weights {
-    /// Bytes of one value.
-    const SIZE: usize;
-
-    /// Eight values, widened.
-    ///
-    /// # Safety
-    /// `p` is valid for reading eight values.
-    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::V;
-
-    /// [`Simd::eight_steps`] with such weights.
-    ///
-    /// # Safety
-    /// As there.
-    unsafe fn eight_steps<S: Simd, const R: usize>(
-        s: S,
-        acc: &mut [[S::V; 2]; R],
-        a: *const f32,
-        row: usize,
-        w: *const u8,
-    );
-
-    /// [`Simd::eight_packing_steps`] with such weights.
-    ///
-    /// # Safety
-    /// As there.
-    unsafe fn eight_packing_steps<S: Simd, const R: usize>(
-        s: S,
-        acc: &mut [[S::V; 2]; R],
-        a: *const f32,
-        row: usize,
-        w: (*const u8, usize),
-        copy: *mut f32,
-    );
-}
-
-/// Panels of f16.
-pub(in super::super) struct Half;
-/// Panels of f32.
-pub(in super::super) struct Single;
-
-impl Weights for Half {
-    const SIZE: usize = 2;
-
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::V {
-        // SAFETY: the caller's contract.
-        unsafe { s.load_f16(p.cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn eight_steps<S: Simd, const R: usize>(
-        s: S,
-        acc: &mut [[S::V; 2]; R],
-        a: *const f32,
-        row: usize,
-        w: *const u8,
-    ) {
-        // SAFETY: the caller's contract.
-        unsafe { s.eight_steps::<R, true>(acc, a, row, w) }
-    }
-
-    #[inline(always)]
-    unsafe fn eight_packing_steps<S: Simd, const R: usize>(
-        s: S,
-        acc: &mut [[S::V; 2]; R],
-        a: *const f32,
-        row: usize,
-        w: (*const u8, usize),
-        copy: *mut f32,
-    ) {
-        // SAFETY: the caller's contract.
-        unsafe { s.eight_packing_steps::<R, true>(acc, a, row, w, copy) }
-    }
-}
-
-impl Weights for Single {
-    const SIZE: usize = 4;
-
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::V {
-        // SAFETY: the caller's contract.
-        unsafe { s.load_f32(p.cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn eight_steps<S: Simd, const R: usize>(
-        s: S,
-        acc: &mut [[S::V; 2]; R],
-        a: *const f32,
-        row: usize,
-        w: *const u8,
-    ) {
-        // SAFETY: the caller's contract.
-        unsafe { s.eight_steps::<R, false>(acc, a, row, w) }
-    }
-
-    #[inline(always)]
-    unsafe fn eight_packing_steps<S: Simd, const R: usize>(
-        s: S,
-        acc: &mut [[S::V; 2]; R],
-        a: *const f32,
-        row: usize,
-        w: (*const u8, usize),
-        copy: *mut f32,
-    ) {
-        // SAFETY: the caller's contract.
-        unsafe { s.eight_packing_steps::<R, false>(acc, a, row, w, copy) }
-    }
-}
+use super::super::simd::{LANES, Simd, Weights};
 
 /// Cache lines to ask for while computing: the weights needed next. They are a few at a time end to end, and such runs a
 /// step apart.
@@ -299,7 +187,7 @@ unsafe fn tile<S: Simd, W: Weights, const R: usize, const P: usize>(
         // SAFETY: the caller's contract; these are some of `depth` steps.
         unsafe {
             if P == 1 && steps == BLOCK {
-                W::eight_steps(s, &mut acc[0], a, t.a_row, w);
+                s.eight_steps::<R, W>(&mut acc[0], a, t.a_row, w);
             } else {
                 for i in 0..steps {
                     let w = w.wrapping_add(i * PANEL * W::SIZE);

@@ -113,12 +113,12 @@ pub(super) trait Simd: Copy {
         self.unpack(v).map(|x| half::bf16::from_f32(x).to_bits())
     }
     /// Eight steps of a matrix tile: `acc[r] += a[r · row + i] · w[i]` for i in 0..8, in that order, each product and sum
-    /// one [`Simd::fma`]. w\[i\] are 16 values, f16 if HALF, else f32, all end to end.
+    /// one [`Simd::fma`]. w\[i\] are 16 values, of the type W, all end to end.
     ///
     /// # Safety
     /// R ≤ [`Simd::MAX_ROWS`]; the eight values of each row and the 128 weights may be read.
     #[inline(always)]
-    unsafe fn eight_steps<const R: usize, const HALF: bool>(
+    unsafe fn eight_steps<const R: usize, W: Weights>(
         self,
         acc: &mut [[Self::V; 2]; R],
         a: *const f32,
@@ -129,13 +129,7 @@ pub(super) trait Simd: Copy {
             for half in 0..2 {
                 let at = 2 * LANES * i + LANES * half;
                 // SAFETY: the caller's contract.
-                let w = unsafe {
-                    if HALF {
-                        self.load_f16(w.cast::<u16>().add(at))
-                    } else {
-                        self.load_f32(w.cast::<f32>().add(at))
-                    }
-                };
+                let w = unsafe { W::load(self, w.add(at * W::SIZE)) };
                 for (r, acc) in acc.iter_mut().enumerate() {
                     // SAFETY: the caller's contract.
                     let x = self.splat(unsafe { *a.add(r * row + i) });
@@ -149,7 +143,7 @@ pub(super) trait Simd: Copy {
     /// # Safety
     /// As there; the 128 values of the copy may be written, and nothing else that is read lies there.
     #[inline(always)]
-    unsafe fn eight_packing_steps<const R: usize, const HALF: bool>(
+    unsafe fn eight_packing_steps<const R: usize, W: Weights>(
         self,
         acc: &mut [[Self::V; 2]; R],
         a: *const f32,
@@ -162,20 +156,53 @@ pub(super) trait Simd: Copy {
                 let (w, at) = (w.0.wrapping_add(i * w.1), LANES * half);
                 // SAFETY: the caller's contract.
                 unsafe {
-                    let w = if HALF {
-                        self.load_f16(w.cast::<u16>().add(at))
-                    } else {
-                        self.load_f32(w.cast::<f32>().add(at))
-                    };
+                    let w = W::load(self, w.add(at * W::SIZE));
                     self.store_f32(copy.add(2 * LANES * i + at), w);
                 }
             }
         }
         // SAFETY: the caller's contract; the copy was just written.
-        unsafe { self.eight_steps::<R, false>(acc, a, row, copy.cast()) }
+        unsafe { self.eight_steps::<R, Single>(acc, a, row, copy.cast()) }
     }
     /// Asks for the cache line at `p`; any address is allowed.
     fn prefetch(self, p: *const u8);
+}
+
+/// How weights are stored.
+pub(super) trait Weights {
+    /// Bytes of one value.
+    const SIZE: usize;
+
+    /// Eight values, widened.
+    ///
+    /// # Safety
+    /// `p` is valid for reading eight values.
+    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::V;
+}
+
+/// Weights of f16.
+pub(super) struct Half;
+/// Weights of f32.
+pub(super) struct Single;
+
+impl Weights for Half {
+    const SIZE: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::V {
+        // SAFETY: the caller's contract.
+        unsafe { s.load_f16(p.cast()) }
+    }
+}
+
+impl Weights for Single {
+    const SIZE: usize = 4;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::V {
+        // SAFETY: the caller's contract.
+        unsafe { s.load_f32(p.cast()) }
+    }
 }
 
 /// The sum of the lanes, in one fixed order: pairs four apart, then two apart, then neighbours.

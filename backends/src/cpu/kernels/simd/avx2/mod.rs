@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use lxpod_ir::random_bits::{MULTIPLIERS, RowState};
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, Weights};
 
 /// Proof that this CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -222,7 +222,7 @@ impl Simd for Avx2 {
         bits
     }
     #[inline(always)]
-    unsafe fn eight_steps<const R: usize, const HALF: bool>(
+    unsafe fn eight_steps<const R: usize, W: Weights>(
         self,
         acc: &mut [[__m256; 2]; R],
         a: *const f32,
@@ -230,10 +230,10 @@ impl Simd for Avx2 {
         w: *const u8,
     ) {
         // SAFETY: the caller's contract, and the token for the features.
-        unsafe { steps::eight::<R, HALF>(acc, a, row, w) }
+        unsafe { steps::eight::<R, W>(acc, a, row, w) }
     }
     #[inline(always)]
-    unsafe fn eight_packing_steps<const R: usize, const HALF: bool>(
+    unsafe fn eight_packing_steps<const R: usize, W: Weights>(
         self,
         acc: &mut [[__m256; 2]; R],
         a: *const f32,
@@ -242,7 +242,7 @@ impl Simd for Avx2 {
         copy: *mut f32,
     ) {
         // SAFETY: the caller's contract, and the token for the features.
-        unsafe { steps::eight_packing::<R, HALF>(acc, a, row, w, copy) }
+        unsafe { steps::eight_packing::<R, W>(acc, a, row, w, copy) }
     }
     #[inline(always)]
     fn prefetch(self, p: *const u8) {

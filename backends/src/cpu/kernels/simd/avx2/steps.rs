@@ -8,6 +8,8 @@
 use std::arch::asm;
 use std::arch::x86_64::__m256;
 
+use super::super::{Half, Weights};
+
 /// One row of one step: `acc[r] += a[r][i] · w[i]`.
 macro_rules! row {
     ($i:literal, $address:literal, $low:literal, $high:literal) => {
@@ -257,7 +259,7 @@ table!(single, f32);
 /// # Safety
 /// The CPU has the features; the rows' eight values and the 128 weights may be read.
 #[inline(always)]
-pub(super) unsafe fn eight<const R: usize, const HALF: bool>(
+pub(super) unsafe fn eight<const R: usize, W: Weights>(
     acc: &mut [[__m256; 2]; R],
     a: *const f32,
     row: usize,
@@ -265,7 +267,7 @@ pub(super) unsafe fn eight<const R: usize, const HALF: bool>(
 ) {
     // SAFETY: the caller's contract.
     unsafe {
-        if HALF {
+        if W::SIZE == Half::SIZE {
             half::steps(acc, a, row, w);
         } else {
             single::steps(acc, a, row, w);
@@ -278,7 +280,7 @@ pub(super) unsafe fn eight<const R: usize, const HALF: bool>(
 /// # Safety
 /// The CPU has the features; the rows' eight values and the eight rows of weights may be read, and the copy be written.
 #[inline(always)]
-pub(super) unsafe fn eight_packing<const R: usize, const HALF: bool>(
+pub(super) unsafe fn eight_packing<const R: usize, W: Weights>(
     acc: &mut [[__m256; 2]; R],
     a: *const f32,
     row: usize,
@@ -287,7 +289,7 @@ pub(super) unsafe fn eight_packing<const R: usize, const HALF: bool>(
 ) {
     // SAFETY: the caller's contract.
     unsafe {
-        if HALF {
+        if W::SIZE == Half::SIZE {
             half::packing(acc, a, row, w, copy);
         } else {
             single::packing(acc, a, row, w, copy);
