@@ -27,10 +27,12 @@ fn what_is_missing_says_so() {
 
 #[test]
 fn wrong_options_are_refused_by_name() {
-    let cases: [(&[&str], &[&str]); 11] = [
+    let cases: [(&[&str], &[&str]); 13] = [
         (&["--gradient-accumulation", "3"], &["holds 40", "of the 3"]),
         (&["--recipe", "adam"], &["hf, ipu or airsplay"]),
-        (&["--learning-rate=-1"], &["--learning-rate", "from 0"]),
+        (&["--learning-rate", "-1"], &["--learning-rate", "from 0"]),
+        (&["--adam-epsilon", "0"], &["--adam-epsilon", "above 0"]),
+        (&["--freeze", "bert"], &["--freeze", "`bert`"]),
         (&["--adam-beta2", "1"], &["--adam-beta2", "below 1"]),
         (&["--loss-scaling", "much"], &["`auto`"]),
         (
@@ -65,4 +67,27 @@ fn wrong_files_are_refused_by_name() {
     train(&["-o", &output, "--resume", &output]).fails(2, &["SHA256SUMS"]);
     train(&["-o", &path("out"), "--resume", MODEL]).fails(2, &["holds no checkpoint"]);
     lxpod(["train", BATCHES, "--batches", BATCHES, "-o", &path("out")]).fails(2, &["is no model"]);
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_refused_by_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("model");
+    fs::create_dir(&model).expect("a folder");
+    let copied = |name: &str| fs::read(format!("{MODEL}/{name}")).expect("a golden");
+    fs::write(model.join("config.json"), copied("config.json")).expect("written");
+    let mut weights = copied("model.safetensors");
+    let last = weights.len() - size_of::<f32>();
+    weights[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(model.join("model.safetensors"), weights).expect("written");
+    let (model, output) = (model.to_string_lossy(), folder.path().join("out"));
+    let words = [
+        "train",
+        &model,
+        "--batches",
+        BATCHES,
+        "-o",
+        &output.to_string_lossy(),
+    ];
+    lxpod(words).fails(2, &["tensor `", "holds NaN", "earlier"]);
 }

@@ -30,7 +30,9 @@ mod train;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
+use clap::{
+    ArgAction, Args, Command as Parsing, CommandFactory, FromArgMatches, Parser, Subcommand,
+};
 use lxpod_backends::cpu::kernels::Kernels;
 use lxpod_runtime::Fault;
 
@@ -126,9 +128,19 @@ impl Command {
     }
 }
 
+/// The parser, whose options take negative numbers: what is out of range is told so by name.
+fn numbers(parser: Parsing) -> Parsing {
+    let named = |arg: clap::Arg| match arg.is_positional() || !arg.get_action().takes_values() {
+        true => arg,
+        false => arg.allow_negative_numbers(true),
+    };
+    parser.mut_args(named).mut_subcommands(numbers)
+}
+
 /// Runs the command line of this process.
 pub(crate) fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let parsed = numbers(Cli::command()).try_get_matches();
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             let code = u8::try_from(error.exit_code()).unwrap_or(2);

@@ -161,7 +161,6 @@ impl Recipe {
         let sizes = [
             ("--learning-rate", self.learning_rate),
             ("--weight-decay", self.weight_decay),
-            ("--adam-epsilon", self.adam_epsilon),
         ];
         for (flag, value) in sizes {
             if !(0.0..=1e6).contains(&value) {
@@ -175,6 +174,10 @@ impl Recipe {
             if !(0.0..1.0).contains(&value) {
                 return wrong(flag, value, "from 0 to below 1");
             }
+        }
+        // A parameter whose gradient has been 0 so far would step by 0 / 0.
+        if !(self.adam_epsilon > 0.0 && self.adam_epsilon <= 1.0) {
+            return wrong("--adam-epsilon", self.adam_epsilon, "above 0, at most 1");
         }
         if let Some(norm) = self.max_grad_norm
             && !(norm > 0.0 && norm.is_finite())

@@ -1,6 +1,7 @@
 //! From a model to a plan with an update.
 
 use std::ops::Range;
+use std::path::Path;
 
 use lxpod_backends::cpu::{Cpu, CpuOptions, PackedWeights};
 use lxpod_backends::reference::ReferenceTrainer;
@@ -14,7 +15,7 @@ use lxpod_passes::{CompileOptions, Optimizer, Precision, UpdateOptions, compile}
 use super::recipe::{Decay, Recipe};
 use super::trainer::Learner;
 use crate::checkpoint::Weights;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::session::{BackendKind, SessionOptions};
 
@@ -47,7 +48,33 @@ pub fn trainable(
     training.update = options.recipe.update(wanted.precision, &options.frozen);
     let (plan, _) = compile(&model.config, &model.name, &wanted, &mut |_, _| {})?;
     let graph = plan.graph.clone();
-    Ok((Learner::load(plan, weights, options.session)?, graph))
+    let weights = Finite { weights, model };
+    Ok((Learner::load(plan, &weights, options.session)?, graph))
+}
+
+/// Weights of which all are numbers: a run from others would skip every step.
+struct Finite<'a> {
+    weights: &'a dyn Weights,
+    model: &'a Model,
+}
+
+impl Weights for Finite<'_> {
+    fn shape(&self, name: &str) -> Result<&[usize]> {
+        self.weights.shape(name)
+    }
+
+    fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        self.weights.read_rows(name, rows, out)?;
+        match out.iter().find(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(value) => Err(Error::invalid(
+                self.model.folder().unwrap_or(Path::new(&self.model.name)),
+                format!("tensor `{name}`"),
+                format!("holds {value}; must be finite"),
+                "the checkpoint is of a run that diverged: train from an earlier one",
+            )),
+        }
+    }
 }
 
 impl Recipe {

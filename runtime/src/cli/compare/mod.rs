@@ -43,7 +43,7 @@ pub(crate) struct Compare {
     inputs: Option<PathBuf>,
 
     /// The most that an element may differ, as a share of the largest entry of its tensor
-    #[arg(long, value_name = "X", value_parser = tolerance, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = tolerance)]
     tolerance: Option<f64>,
 
     /// Write every value of A

@@ -77,6 +77,7 @@ impl Setup {
             Some(checkpoint) => Model::open(&checkpoint.to_string_lossy(), 0)?,
         };
         let built = build(&self.model.config, &self.compile.model).map_err(CompileError::from)?;
+        self.check_frozen(&built.expected)?;
         let (weights, report) = source.weights_of(&built.expected)?;
         report.notes.iter().for_each(|note| global.note(note));
         let options = self.trainable_options(global);
@@ -98,6 +99,21 @@ impl Setup {
             trainer.resume(checkpoint)?;
         }
         Ok(trainer)
+    }
+
+    /// # Errors
+    /// No tensor's name begins with what `--freeze` names.
+    fn check_frozen(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
+        let begins = |start: &str| expected.iter().any(|(name, _)| name.starts_with(start));
+        match self.frozen.iter().find(|start| !begins(start)) {
+            None => Ok(()),
+            Some(start) => {
+                let first = expected.first().map_or("", |(name, _)| name);
+                let message =
+                    format!("no tensor's name begins with `{start}`; names are like `{first}`");
+                Err(CliError::option("--freeze", message))
+            }
+        }
     }
 
     fn trainable_options(&self, global: &Global) -> TrainableOptions {
