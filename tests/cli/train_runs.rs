@@ -187,10 +187,10 @@ fn trajectories_in_mixed_precision_stay_close() {
 fn an_interrupted_run_goes_on_to_the_same_bits() {
     let golden = Golden::open("ipu");
     let (whole_folder, whole) = folder();
-    golden.train(&whole, &["--stages", "2"]);
+    let seeded = ["--stages", "2", "--seed", "3"];
+    golden.train(&whole, &seeded);
     let output = whole_folder.path().join("interrupted");
-    let saving = ["--stages", "2", "--save-every", "1"];
-    let mut child = golden.start(&output, &saving);
+    let mut child = golden.start(&output, &[&seeded[..], &["--save-every", "1"]].concat());
     wait_for("a checkpoint", || output.join("checkpoint-1").exists());
     let pid = child.id().to_string();
     let sent = Command::new("kill").args(["-INT", &pid]).status();
@@ -198,9 +198,22 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
     assert_eq!(child.wait().expect("an end").code(), Some(130));
     assert!(!output.join("model.safetensors").exists());
     let shown = output.to_string_lossy().into_owned();
-    golden.train(&output, &["--stages", "2", "--resume", &shown]);
+    golden.train(&output, &[&seeded[..], &["--resume", &shown]].concat());
     assert_eq!(model(&output), model(&whole));
     assert_eq!(losses(&output), losses(&whole));
+}
+
+#[test]
+fn rounding_follows_the_seed() {
+    let golden = Golden::open("ipu");
+    let run = |seed: &str| {
+        let (_folder, output) = folder();
+        golden.train(&output, &["--no-dropout", "--seed", seed, "--stages", "2"]);
+        model(&output)
+    };
+    let first = run("1");
+    assert!(first == run("1"));
+    assert!(first != run("2"));
 }
 
 /// Kills a run at any moment, and again, until it gets through: checkpoints stay readable, and the

@@ -1,6 +1,5 @@
 //! Training steps: micro-batches, the sum over replicas, the update, weights packed anew.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -14,7 +13,7 @@ use super::store::Resident;
 use super::team::Worker;
 use super::visit::{Cell, Visit};
 use super::{Cpu, Play, check_feed, first_failure, lock, shape_outputs};
-use crate::{BackendError, Feed, Outputs, Trainable, update_feed};
+use crate::{BackendError, Feed, Hyper, Outputs, Trainable, update_feed};
 
 /// Bytes of an accumulator that a worker clears or sums at a time.
 const BLOCK: u64 = 1 << 18;
@@ -206,7 +205,7 @@ impl Trainable for Cpu {
     fn step(
         &mut self,
         feeds: &[Feed],
-        hyper: &BTreeMap<String, f32>,
+        hyper: &Hyper,
         outputs: &mut Vec<Outputs>,
         update: &mut Outputs,
     ) -> Result<(), BackendError> {
@@ -215,7 +214,7 @@ impl Trainable for Cpu {
                 "training with an inference plan".to_owned(),
             ));
         };
-        let feed = update_feed(graph, hyper)?;
+        let feed = update_feed(graph, hyper);
         check_feed(graph, &feed)?;
         shape_outputs(graph, &feed.extents, update);
         let results: Vec<Cell> = update.iter_mut().map(Cell::new).collect();

@@ -7,8 +7,8 @@ use lxpod_ir::{Graph, Tensor, TensorType, interpret};
 
 use super::bind;
 use crate::{
-    BackendError, Executable, Feed, Fetch, HostLedger, Outputs, StepTime, TileLedger, Trainable,
-    update_feed,
+    BackendError, Executable, Feed, Fetch, HostLedger, Hyper, Outputs, StepTime, TileLedger,
+    Trainable, update_feed,
 };
 
 /// What a state that holds a parameter in full precision is called before the binding's text.
@@ -151,12 +151,12 @@ impl Trainable for ReferenceTrainer {
     fn step(
         &mut self,
         feeds: &[Feed],
-        hyper: &BTreeMap<String, f32>,
+        hyper: &Hyper,
         outputs: &mut Vec<Outputs>,
         update: &mut Outputs,
     ) -> Result<(), BackendError> {
         self.run(feeds, outputs)?;
-        let feed = update_feed(&self.update, hyper)?;
+        let feed = update_feed(&self.update, hyper);
         *update = self.run_graph(true, &feed, false)?;
         Ok(())
     }

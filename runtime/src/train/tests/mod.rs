@@ -124,12 +124,12 @@ impl Setup {
             export,
             every: self.every,
         };
-        let options = Map::from_iter([("seed".to_owned(), 0.into())]);
         Trainer::new(
             learner,
             feeds(steps),
             self.recipe.clone(),
-            options,
+            0,
+            Map::new(),
             evaluation,
             saving,
         )
