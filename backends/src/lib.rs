@@ -5,6 +5,7 @@
 //! schedule against its predicted cycles. All of them take the same [`Feed`]s.
 
 pub mod cpu;
+mod overflow;
 pub mod reference;
 pub mod sim;
 
@@ -17,6 +18,8 @@ use lxpod_passes::plan::Memory;
 use lxpod_passes::schedule::Phase;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+pub use overflow::Overflow;
 
 /// An error of whoever supplies weights.
 pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
@@ -130,6 +133,14 @@ pub trait Trainable: Executable {
         outputs: &mut Vec<Outputs>,
         update: &mut Outputs,
     ) -> Result<(), BackendError>;
+
+    /// Runs the micro-batches of a step anew, without its update, and finds their first value that is
+    /// not finite; none where only a sum over micro-batches is not. Parameters and persistent states
+    /// stay as they are.
+    ///
+    /// # Errors
+    /// As [`Trainable::step`].
+    fn first_overflow(&mut self, feeds: &[Feed]) -> Result<Option<Overflow>, BackendError>;
 
     /// The persistent tensors by name: `param:BINDING` and `state:NAME` (states that reset are not
     /// persistent), widened to f32.

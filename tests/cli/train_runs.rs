@@ -204,6 +204,41 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
 }
 
 #[test]
+fn an_overflow_skips_the_step_and_is_named() {
+    let golden = Golden::open("hf");
+    let (_folder, output) = folder();
+    let options = [
+        "--loss-scaling",
+        "1e30",
+        "--master-weights",
+        "true",
+        "--stages",
+        "2",
+    ];
+    let (_, notes) = lxpod(golden.words(&output, &options)).both();
+    let log = log(&output);
+    let skipped = log["skipped"].as_array().expect("steps").len();
+    assert_eq!(skipped, golden.losses().len());
+    let overflow = log["overflow"].as_array().expect("a culprit per step");
+    assert_eq!(overflow.len(), skipped);
+    for field in ["op", "scope", "value"] {
+        let text = overflow[0][field].as_str().expect("text");
+        assert!(
+            !text.is_empty() && notes.contains(text),
+            "{text}: {}",
+            notes
+        );
+    }
+    let read = |folder: &Path| read_tensors(&folder.join("model.safetensors")).expect("tensors");
+    let (before, after) = (read(Path::new(&golden.folder)), read(&output));
+    for (name, before) in before {
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let after = bits(after[&name].to_f32().expect("floats"));
+        assert!(bits(before.to_f32().expect("floats")) == after, "{name}");
+    }
+}
+
+#[test]
 fn rounding_follows_the_seed() {
     let golden = Golden::open("ipu");
     let run = |seed: &str| {

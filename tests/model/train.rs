@@ -105,7 +105,14 @@ impl Golden {
         options
     }
 
-    fn learner(&self, variant: Variant) -> (Learner, lxpod_ir::Graph) {
+    /// The micro-batches of the first step.
+    pub(crate) fn micro_batches(&self, variant: Variant) -> Vec<Feed> {
+        let batches = Batches::open(&self.batches, &self.model.config, Task::Qa).expect("batches");
+        let feeds = batches.feeds(self.learner(variant).1, self.accumulation);
+        feeds.expect("feeds").read(0).expect("a step")
+    }
+
+    pub(crate) fn learner(&self, variant: Variant) -> (Learner, lxpod_ir::Graph) {
         let options = TrainableOptions {
             compile: self.options(variant),
             recipe: self.recipe.clone(),

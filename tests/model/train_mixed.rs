@@ -1,7 +1,8 @@
 //! Trajectories in mixed precision: how far losses stray from those in f32.
 
 use lxpod_ir::DType;
-use lxpod_runtime::train::{LossScaling, Recipe, RecipeName};
+use lxpod_passes::schedule::Phase;
+use lxpod_runtime::train::{Learner, LossScaling, Moment, Recipe, RecipeName};
 
 use crate::train::{Golden, PLAIN, Trajectory};
 
@@ -65,6 +66,54 @@ fn with_f32_weights_behind_them_they_stay_nearer() {
         let found = errors(&run(&golden, 0).losses, &golden.losses());
         check(&format!("{name} with masters"), found, [0.005, 0.005]);
     }
+}
+
+/// Scales from one that no gradient survives down to one that all do.
+#[test]
+fn an_overflow_is_named_and_leaves_everything_as_it_was() {
+    let golden = golden(RecipeName::Ipu, false);
+    let mut learner = golden.learner(PLAIN.mixed(0)).0;
+    let mut feeds = golden.micro_batches(PLAIN.mixed(0));
+    let bits = |learner: &Learner| -> Vec<u32> {
+        let kept = learner.executable.persistent();
+        let values = kept.iter().flat_map(|(_, tensor)| tensor.reals());
+        values.map(|value| value.to_bits()).collect()
+    };
+    let (before, mut named) = (bits(&learner), 0);
+    for exponent in (0..=40).rev().step_by(4) {
+        let loss_scale = f32::powi(2.0, exponent);
+        learner.scale(&mut feeds, loss_scale);
+        let hyper = golden.recipe.hyper(&Moment {
+            step: 5,
+            steps: STEPS,
+            applied: 5,
+            micro_batches: feeds.len(),
+            loss_scale,
+            seed: 0,
+        });
+        let (mut outputs, mut update) = (Vec::new(), Vec::new());
+        let step = learner
+            .executable
+            .step(&feeds, &hyper, &mut outputs, &mut update);
+        step.expect("a step");
+        let factor = learner.update.iter().position(|name| name == "factor");
+        let skipped = !update[factor.expect("a factor")].reals()[0].is_finite();
+        assert_eq!(bits(&learner) == before, skipped, "loss scale {loss_scale}");
+        let found = learner.executable.first_overflow(&feeds).expect("a run");
+        assert_eq!(
+            found.is_some(),
+            skipped,
+            "loss scale {loss_scale}: {found:?}"
+        );
+        let Some(found) = found else {
+            assert!(named > 0, "nothing overflowed");
+            return;
+        };
+        assert_eq!((found.phase, found.micro_batch), (Phase::Backward, 0));
+        assert!(found.value.contains("f16["), "{found}");
+        named += 1;
+    }
+    panic!("every scale overflowed");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use lxpod_backends::{BackendError, Feed, Outputs, Trainable};
+use lxpod_backends::{BackendError, Feed, Outputs, Overflow, Trainable};
 use lxpod_ir::{LOSS, Shape, Tensor};
 use lxpod_passes::autodiff::LOSS_SCALE;
 use serde_json::{Map, Value};
@@ -55,7 +55,7 @@ pub struct Saving {
 }
 
 /// A step that was done.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct StepReport {
     /// Steps done, this one included.
     pub step: usize,
@@ -71,6 +71,8 @@ pub struct StepReport {
     pub loss_scale: f32,
     /// Whether the update was skipped.
     pub skipped: bool,
+    /// Why: the first value that was not finite, unless only a sum over micro-batches was not.
+    pub overflow: Option<Overflow>,
     /// Samples of the step.
     pub samples: usize,
     /// From reading the step's data to the end of its update.
@@ -295,6 +297,10 @@ impl Trainer {
         let losses = self.learner.losses(&self.outputs)?;
         let grad_norm = f64::from(self.learner.updated("grad_norm", &self.update)?);
         let skipped = !self.learner.updated("factor", &self.update)?.is_finite();
+        let overflow = match skipped {
+            true => self.learner.executable.first_overflow(&feeds)?,
+            false => None,
+        };
         let histogram = self.learner.histogram(&self.update);
         if let Some(scaler) = &mut self.progress.scaler {
             scaler.moved(skipped, histogram)?;
@@ -307,6 +313,7 @@ impl Trainer {
             grad_norm,
             loss_scale,
             skipped,
+            overflow,
             samples: self.feeds.samples(),
             duration: start.elapsed(),
         };
@@ -329,6 +336,7 @@ impl Trainer {
             return Ok(());
         }
         self.log.skipped.push(report.step - 1);
+        self.log.overflow.push(report.overflow.clone());
         self.progress.skipped_in_a_row += 1;
         if self.progress.skipped_in_a_row < MOST_SKIPPED {
             return Ok(());

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use lxpod_backends::{
-    BackendError, Executable, Feed, HostLedger, Hyper, Outputs, StepTime, TileLedger, Trainable,
+    BackendError, Executable, Feed, HostLedger, Hyper, Outputs, Overflow, StepTime, TileLedger,
+    Trainable,
 };
 use lxpod_ir::{Extents, Shape, Spaces, Tensor};
+use lxpod_passes::schedule::Phase;
 
 use super::{Setup, Tensors};
 use crate::error::Result;
@@ -168,6 +170,23 @@ impl Trainable for Linear {
             update.push(Tensor::real([2], vec![lower as f32, upper as f32]));
         }
         Ok(())
+    }
+
+    fn first_overflow(&mut self, feeds: &[Feed]) -> Result<Option<Overflow>, BackendError> {
+        let overflows = |feed: &Feed| {
+            let scale = feed.inputs.get("loss_scale");
+            let scale = scale.map_or(1.0, |scale| scale.reals()[0]);
+            let gradient = self.differentiate(feed).2;
+            gradient.iter().any(|g| (g * scale).abs() > self.largest)
+        };
+        let found = feeds.iter().position(overflows);
+        Ok(found.map(|micro_batch| Overflow {
+            micro_batch,
+            phase: Phase::Backward,
+            op: "weight_grad".to_owned(),
+            scope: "linear".to_owned(),
+            value: "%0: f32[2,3]".to_owned(),
+        }))
     }
 
     fn persistent(&self) -> Vec<(String, Tensor<f32>)> {

@@ -171,7 +171,7 @@ struct Listener<'a> {
 
 impl Observer for Listener<'_> {
     fn step(&mut self, report: &StepReport) -> Result<()> {
-        self.watch.reports.push(*report);
+        self.watch.reports.push(report.clone());
         if self.watch.stop_after == Some(report.step) {
             self.stop.store(true, Ordering::Relaxed);
         }
