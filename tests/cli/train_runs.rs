@@ -223,11 +223,7 @@ fn an_overflow_skips_the_step_and_is_named() {
     assert_eq!(overflow.len(), skipped);
     for field in ["op", "scope", "value"] {
         let text = overflow[0][field].as_str().expect("text");
-        assert!(
-            !text.is_empty() && notes.contains(text),
-            "{text}: {}",
-            notes
-        );
+        assert!(!text.is_empty() && notes.contains(text), "{text}: {notes}");
     }
     let read = |folder: &Path| read_tensors(&folder.join("model.safetensors")).expect("tensors");
     let (before, after) = (read(Path::new(&golden.folder)), read(&output));
