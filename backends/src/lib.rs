@@ -5,6 +5,7 @@
 //! schedule against its predicted cycles. All of them take the same [`Feed`]s.
 
 pub mod cpu;
+mod overflow;
 pub mod reference;
 pub mod sim;
 
@@ -12,12 +13,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
-use lxpod_ir::ops::Op;
 use lxpod_ir::{Extents, Graph, NodeId, Tensor};
 use lxpod_passes::plan::Memory;
 use lxpod_passes::schedule::Phase;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+pub use overflow::Overflow;
 
 /// An error of whoever supplies weights.
 pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
@@ -34,6 +36,9 @@ pub struct Feed {
     /// By input name, at those extents.
     pub inputs: BTreeMap<String, Tensor<f32>>,
 }
+
+/// The inputs of one update, by name: scalars, and the key of stochastic rounding.
+pub type Hyper = BTreeMap<String, Tensor<f32>>;
 
 /// The outputs of one micro-batch, in the order of the graph's outputs, at run-time extents.
 pub type Outputs = Vec<Tensor<f32>>;
@@ -115,7 +120,7 @@ pub trait Executable: Send {
 /// A plan with an update: its parameters and states change from step to step.
 pub trait Trainable: Executable {
     /// One optimiser step: every feed is one micro-batch, run through the schedule in order with gradients
-    /// accumulated, then the update, fed with scalars by input name. `outputs` gets each micro-batch's
+    /// accumulated, then the update, fed with `hyper`, its inputs by name and perhaps more. `outputs` gets each micro-batch's
     /// outputs, `update` the update's (in graph order); those that are stored are empty.
     ///
     /// # Errors
@@ -124,10 +129,18 @@ pub trait Trainable: Executable {
     fn step(
         &mut self,
         feeds: &[Feed],
-        hyper: &BTreeMap<String, f32>,
+        hyper: &Hyper,
         outputs: &mut Vec<Outputs>,
         update: &mut Outputs,
     ) -> Result<(), BackendError>;
+
+    /// Runs the micro-batches of a step anew, without its update, and finds their first value that is
+    /// not finite; none where only a sum over micro-batches is not. Parameters and persistent states
+    /// stay as they are.
+    ///
+    /// # Errors
+    /// As [`Trainable::step`].
+    fn first_overflow(&mut self, feeds: &[Feed]) -> Result<Option<Overflow>, BackendError>;
 
     /// The persistent tensors by name: `param:BINDING` and `state:NAME` (states that reset are not
     /// persistent), widened to f32.
@@ -140,24 +153,10 @@ pub trait Trainable: Executable {
     fn restore(&mut self, name: &str, tensor: &Tensor<f32>) -> Result<(), BackendError>;
 }
 
-/// The feed of an update's graph: a scalar for each input, of the input's kind.
-///
-/// # Errors
-/// An input has no scalar.
-fn update_feed(update: &Graph, hyper: &BTreeMap<String, f32>) -> Result<Feed, BackendError> {
-    let mut inputs = BTreeMap::new();
-    for node in update.nodes().map(|id| update.node(id)) {
-        let Op::Input(input) = &node.op else {
-            continue;
-        };
-        let missing = || BackendError::Data(format!("input `{}` is missing", input.name));
-        let value = *hyper.get(&input.name).ok_or_else(missing)?;
-        let scalar = match node.types[0].dtype.is_float() {
-            true => Tensor::real([], vec![value]),
-            false => Tensor::int([], vec![value as i32]),
-        };
-        inputs.insert(input.name.clone(), scalar);
+/// The feed of an update's graph.
+fn update_feed(update: &Graph, hyper: &Hyper) -> Feed {
+    Feed {
+        extents: Extents::full(&update.spaces),
+        inputs: hyper.clone(),
     }
-    let extents = Extents::full(&update.spaces);
-    Ok(Feed { extents, inputs })
 }

@@ -87,11 +87,18 @@ pub fn drop_threshold(rate: f32) -> u32 {
     (f64::from(rate) * 4_294_967_296.0) as u32
 }
 
-/// The word that rounds element `element` of a tensor in step `step`, where `salt` is the tensor's.
-/// [`ROUNDING_ROW`] elements are one row.
-pub const fn rounding_word(salt: u64, step: u32, element: usize) -> u32 {
+/// The key that decides how one step rounds stored values: two words of a 64-bit hash of the run's
+/// seed and the step.
+pub const fn rounding_key(seed: u64, step: u64) -> [u32; 2] {
+    let key = mix(mix(seed.wrapping_add(GOLDEN)) ^ step);
+    [key as u32, (key >> 32) as u32]
+}
+
+/// The word that rounds element `element` of a tensor in the step that has this key, where `salt` is
+/// the tensor's. [`ROUNDING_ROW`] elements are one row.
+pub const fn rounding_word(salt: u64, key: [u32; 2], element: usize) -> u32 {
     let (row, column) = (element / ROUNDING_ROW, element % ROUNDING_ROW);
-    RowState::new([step, (row >> 32) as u32], salt, row as u32).word(column as u32)
+    RowState::new(key, salt, row as u32).word(column as u32)
 }
 
 /// The exponent of the smallest normal f16, in the place of an f32's exponent.
@@ -268,7 +275,7 @@ mod tests {
             }
             let steps = 1 << 17;
             let rounded =
-                (0..steps).map(|step| round_stochastically(value, rounding_word(5, step, 77)));
+                (0..steps).map(|step| round_stochastically(value, rounding_word(5, [step, 0], 77)));
             let mean = rounded.map(f64::from).sum::<f64>() / f64::from(steps);
             let [low, high, exact] = [low, high, value].map(f64::from);
             let share = (exact - low) / (high - low);
@@ -286,14 +293,15 @@ mod tests {
     }
 
     #[test]
-    fn rounding_words_differ_by_element_and_step() {
-        let word = |step, element| rounding_word(3, step, element);
+    fn rounding_words_differ_by_element_step_and_seed() {
+        let word = |seed, step, element| rounding_word(3, rounding_key(seed, step), element);
         let near = [
-            word(0, 0),
-            word(1, 0),
-            word(0, 1),
-            word(0, ROUNDING_ROW),
-            word(0, ROUNDING_ROW + 1),
+            word(0, 0, 0),
+            word(1, 0, 0),
+            word(0, 1, 0),
+            word(0, 0, 1),
+            word(0, 0, ROUNDING_ROW),
+            word(0, 0, ROUNDING_ROW + 1),
         ];
         for (at, first) in near.iter().enumerate() {
             assert!(near[at + 1..].iter().all(|second| second != first));

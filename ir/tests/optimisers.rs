@@ -29,8 +29,8 @@ fn run<S: Scalar>(source: &str, feeds: &Feeds<S>) -> Vec<Vec<S>> {
         Ok(if ty.dtype.is_float() {
             Tensor::real(ty.shape.clone(), values)
         } else {
-            let step = values[0].to_f64() as i32;
-            Tensor::int(ty.shape.clone(), vec![step])
+            let words = values.iter().map(|value| value.to_f64() as i32);
+            Tensor::int(ty.shape.clone(), words.collect())
         })
     };
     let outputs = interpret(&graph, &extents, feed).unwrap();
@@ -51,7 +51,7 @@ fn adam_like(op: &str, attributes: &str, p: &str) -> String {
   %l = input {{name=lr}} : f32[]
   %1 = input {{name=c1}} : f32[]
   %2 = input {{name=c2}} : f32[]
-  %s = input {{name=step}} : i32[]
+  %s = input {{name=key}} : i32[2]
   %a, %b, %c = {op} %p, %g, %m, %v, %f, %l, %1, %2 {{{attributes}}} : {p}[2,2], f16[2,2], f32[2,2]
   return %a as \"param:p\"
   return %b as \"state:m\"
@@ -99,7 +99,7 @@ fn three_steps(source: &str, corrected: bool) -> Vec<[Vec<f64>; 3]> {
             ("lr", vec![0.01 * f64::from(step)]),
             ("c1", vec![correction(0.9)]),
             ("c2", vec![correction(0.999)]),
-            ("step", vec![0.0]),
+            ("key", vec![0.0; 2]),
         ]);
         state = run(source, &feeds).try_into().unwrap();
         trace.push(state.clone());
@@ -190,9 +190,10 @@ fn lamb_of_nothing_steps_as_adam() {
         ("v", vec![0.25; 4]),
         ("g", vec![1.0, 2.0, 3.0, 4.0]),
     ]);
-    for scalar in ["factor", "lr", "c1", "c2", "step"] {
+    for scalar in ["factor", "lr", "c1", "c2"] {
         feeds.insert(scalar, vec![1.0]);
     }
+    feeds.insert("key", vec![0.0; 2]);
     let of = |op| run(&adam_like(op, attributes, "f32"), &feeds);
     assert_eq!(of("lamb"), of("adam"));
 }
@@ -251,9 +252,10 @@ fn a_factor_that_is_not_finite_skips_the_step() {
                 ("g", vec![f32::NAN; 4]),
                 ("factor", vec![factor]),
             ]);
-            for scalar in ["lr", "c1", "c2", "step"] {
+            for scalar in ["lr", "c1", "c2"] {
                 feeds.insert(scalar, vec![1.0]);
             }
+            feeds.insert("key", vec![0.0; 2]);
             let outputs = run(&source, &feeds);
             assert_eq!(outputs, [feeds["p"].clone(), vec![0.5; 4], vec![0.25; 4]]);
         }
@@ -280,11 +282,11 @@ fn a_stochastic_step_rounds_the_exact_result() {
     }
     let mut moved = 0;
     for step in 0..64 {
-        feeds.insert("step", vec![step as f32]);
+        feeds.insert("key", vec![step as f32, 1.0]);
         let exact = run(&nearest, &feeds).remove(0);
         let rounded = run(&stochastic, &feeds).remove(0);
         for (element, (&exact, &rounded)) in exact.iter().zip(&rounded).enumerate() {
-            let word = rounding_word(9, step, element);
+            let word = rounding_word(9, [step, 1], element);
             assert_eq!(rounded, round_stochastically(exact, word));
             moved += usize::from(rounded != feeds["p"][element]);
         }
@@ -365,7 +367,7 @@ proptest! {
             ("lr", vec![lr]),
             ("c1", vec![c1]),
             ("c2", vec![c2]),
-            ("step", vec![0.0]),
+            ("key", vec![0.0; 2]),
         ]);
         let new = run(&source, &feeds);
         for (at, &(p, g, m, v)) in elements.iter().enumerate() {

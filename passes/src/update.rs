@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::accumulate::ACCUMULATOR;
 
+/// The input of an update that rounds stochastically: i32 `[2]`, the step's
+/// [`rounding_key`](lxpod_ir::random_bits::rounding_key).
+pub const ROUNDING_KEY: &str = "rounding_key";
+
 /// How parameters follow from gradients.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UpdateOptions {
@@ -65,8 +69,8 @@ pub enum Optimizer {
 /// For each state `acc:B` that `micro` stores, its leaves are the parameter B, the states `acc:B`, `m:B` and,
 /// but for SGD, `v:B`, and `master:B` where there is one; its outputs are `param:B` and `state:NAME` of all but the first.
 /// The outputs `grad_norm`, before clipping, and `factor`, by which gradients were multiplied, come last.
-/// Inputs: `scale` and `lr`; `correction1` and `correction2`, but for SGD; `step`, where something is
-/// rounded stochastically. `tensors` gives the shapes of the checkpoint's tensors.
+/// Inputs: `scale` and `lr`; `correction1` and `correction2`, but for SGD; [`ROUNDING_KEY`], where
+/// something is rounded stochastically. `tensors` gives the shapes of the checkpoint's tensors.
 ///
 /// # Errors
 /// A parameter joins tensors of which one decays or is frozen and another is not; `micro` accumulates what
@@ -83,7 +87,7 @@ pub fn update_graph(
             .iter()
             .map(|(name, shape)| (&**name, &**shape))
             .collect(),
-        scalars: BTreeMap::new(),
+        inputs: BTreeMap::new(),
     };
     let mut weights = Vec::new();
     for (binding, accumulator) in accumulated(micro) {
@@ -124,7 +128,7 @@ struct Update<'a> {
     options: &'a UpdateOptions,
     tensors: BTreeMap<&'a str, &'a [usize]>,
     /// The inputs so far, by name.
-    scalars: BTreeMap<&'static str, Value>,
+    inputs: BTreeMap<&'static str, Value>,
 }
 
 impl Update<'_> {
@@ -192,15 +196,19 @@ impl Update<'_> {
         self.leaf(State { name, reset: false }, ty, scope)
     }
 
-    fn scalar(&mut self, name: &'static str, dtype: DType) -> Result<Value, String> {
-        if let Some(&value) = self.scalars.get(name) {
+    fn scalar(&mut self, name: &'static str) -> Result<Value, String> {
+        self.input(name, TensorType::fixed(DType::F32, []))
+    }
+
+    fn input(&mut self, name: &'static str, ty: TensorType) -> Result<Value, String> {
+        if let Some(&value) = self.inputs.get(name) {
             return Ok(value);
         }
         let op = Input {
             name: name.to_owned(),
         };
-        let value = self.leaf(op, TensorType::fixed(dtype, []), &"".into())?;
-        self.scalars.insert(name, value);
+        let value = self.leaf(op, ty, &"".into())?;
+        self.inputs.insert(name, value);
         Ok(value)
     }
 
@@ -223,7 +231,7 @@ impl Update<'_> {
         let all = self
             .graph
             .add(Concat { axis: 0 }.into(), &squares, &[], &scope)?;
-        let operands = [self.graph.value(all), self.scalar("scale", DType::F32)?];
+        let operands = [self.graph.value(all), self.scalar("scale")?];
         let clip = Clip {
             max_norm: self.options.max_norm,
         };
@@ -247,14 +255,14 @@ impl Update<'_> {
             operands.push(self.state(kind, &text, ty.clone(), &weight.scope)?);
             types.push(ty);
         }
-        operands.extend([factor, self.scalar("lr", DType::F32)?]);
+        operands.extend([factor, self.scalar("lr")?]);
         if adam {
             for name in ["correction1", "correction2"] {
-                operands.push(self.scalar(name, DType::F32)?);
+                operands.push(self.scalar(name)?);
             }
         }
         if rounds {
-            operands.push(self.scalar("step", DType::I32)?);
+            operands.push(self.input(ROUNDING_KEY, TensorType::fixed(DType::I32, [2]))?);
         }
         let node = self.graph.add(op, &operands, &types, &weight.scope)?;
         self.store(weight, &text, self.graph.value(node))?;

@@ -110,7 +110,7 @@ fn give<S: Scalar>(store: &mut Store<S>, step: usize) {
     store.insert("lr".to_owned(), scalar(0.25));
     store.insert("correction1".to_owned(), scalar(1.0 - BETAS[0].powi(t)));
     store.insert("correction2".to_owned(), scalar(1.0 - BETAS[1].powi(t)));
-    store.insert("step".to_owned(), Tensor::int([], vec![t]));
+    store.insert("rounding_key".to_owned(), Tensor::int([2], vec![t, 0]));
     for name in NAMES {
         let name = format!("state:acc:{name}");
         let Some(old) = store.get(&name) else {

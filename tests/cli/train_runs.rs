@@ -187,10 +187,10 @@ fn trajectories_in_mixed_precision_stay_close() {
 fn an_interrupted_run_goes_on_to_the_same_bits() {
     let golden = Golden::open("ipu");
     let (whole_folder, whole) = folder();
-    golden.train(&whole, &["--stages", "2"]);
+    let seeded = ["--stages", "2", "--seed", "3"];
+    golden.train(&whole, &seeded);
     let output = whole_folder.path().join("interrupted");
-    let saving = ["--stages", "2", "--save-every", "1"];
-    let mut child = golden.start(&output, &saving);
+    let mut child = golden.start(&output, &[&seeded[..], &["--save-every", "1"]].concat());
     wait_for("a checkpoint", || output.join("checkpoint-1").exists());
     let pid = child.id().to_string();
     let sent = Command::new("kill").args(["-INT", &pid]).status();
@@ -198,9 +198,53 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
     assert_eq!(child.wait().expect("an end").code(), Some(130));
     assert!(!output.join("model.safetensors").exists());
     let shown = output.to_string_lossy().into_owned();
-    golden.train(&output, &["--stages", "2", "--resume", &shown]);
+    golden.train(&output, &[&seeded[..], &["--resume", &shown]].concat());
     assert_eq!(model(&output), model(&whole));
     assert_eq!(losses(&output), losses(&whole));
+}
+
+#[test]
+fn an_overflow_skips_the_step_and_is_named() {
+    let golden = Golden::open("hf");
+    let (_folder, output) = folder();
+    let options = [
+        "--loss-scaling",
+        "1e30",
+        "--master-weights",
+        "true",
+        "--stages",
+        "2",
+    ];
+    let (_, notes) = lxpod(golden.words(&output, &options)).both();
+    let log = log(&output);
+    let skipped = log["skipped"].as_array().expect("steps").len();
+    assert_eq!(skipped, golden.losses().len());
+    let overflow = log["overflow"].as_array().expect("a culprit per step");
+    assert_eq!(overflow.len(), skipped);
+    for field in ["op", "scope", "value"] {
+        let text = overflow[0][field].as_str().expect("text");
+        assert!(!text.is_empty() && notes.contains(text), "{text}: {notes}");
+    }
+    let read = |folder: &Path| read_tensors(&folder.join("model.safetensors")).expect("tensors");
+    let (before, after) = (read(Path::new(&golden.folder)), read(&output));
+    for (name, before) in before {
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let after = bits(after[&name].to_f32().expect("floats"));
+        assert!(bits(before.to_f32().expect("floats")) == after, "{name}");
+    }
+}
+
+#[test]
+fn rounding_follows_the_seed() {
+    let golden = Golden::open("ipu");
+    let run = |seed: &str| {
+        let (_folder, output) = folder();
+        golden.train(&output, &["--no-dropout", "--seed", seed, "--stages", "2"]);
+        model(&output)
+    };
+    let first = run("1");
+    assert!(first == run("1"));
+    assert!(first != run("2"));
 }
 
 /// Kills a run at any moment, and again, until it gets through: checkpoints stay readable, and the

@@ -6,3 +6,4 @@ mod ledger;
 mod planning;
 mod support;
 mod train;
+mod train_mixed;

@@ -9,7 +9,7 @@ use lxpod_passes::schedule::{Rule, Schedule};
 use lxpod_passes::{CompileOptions, Precision, Recompute, TrainingOptions};
 use lxpod_runtime::tensors::HostTensor;
 use lxpod_runtime::train::{
-    Batches, Feeds, Learner, Recipe, RecipeName, TrainableOptions, trainable,
+    Batches, Feeds, Learner, LossScaler, Moment, Recipe, RecipeName, TrainableOptions, trainable,
 };
 use lxpod_runtime::{BackendKind, Model, SessionOptions, read_tensors};
 
@@ -17,7 +17,9 @@ use crate::support::folder;
 
 /// One way to run a step.
 #[derive(Clone, Copy, Debug)]
-struct Variant {
+pub(crate) struct Variant {
+    precision: Precision,
+    seed: u64,
     backend: BackendKind,
     stages: usize,
     replicas: usize,
@@ -26,7 +28,9 @@ struct Variant {
     threads: usize,
 }
 
-const PLAIN: Variant = Variant {
+pub(crate) const PLAIN: Variant = Variant {
+    precision: Precision::Fp32,
+    seed: 0,
     backend: BackendKind::Cpu,
     stages: 1,
     replicas: 1,
@@ -35,17 +39,28 @@ const PLAIN: Variant = Variant {
     threads: 1,
 };
 
+impl Variant {
+    /// The same in mixed precision, with what is rounded by chance decided by this seed.
+    pub(crate) fn mixed(self, seed: u64) -> Variant {
+        Variant {
+            precision: Precision::Mixed,
+            seed,
+            ..self
+        }
+    }
+}
+
 /// What a run of a golden trajectory gave.
-struct Trajectory {
-    losses: Vec<f64>,
+pub(crate) struct Trajectory {
+    pub(crate) losses: Vec<f64>,
     norms: Vec<f64>,
     persistent: BTreeMap<String, Vec<f32>>,
     parameters: BTreeMap<String, Vec<f32>>,
 }
 
-struct Golden {
+pub(crate) struct Golden {
     model: Model,
-    recipe: Recipe,
+    pub(crate) recipe: Recipe,
     accumulation: usize,
     batches: std::path::PathBuf,
     expected: BTreeMap<String, HostTensor>,
@@ -53,7 +68,7 @@ struct Golden {
 }
 
 impl Golden {
-    fn open(name: RecipeName) -> Golden {
+    pub(crate) fn open(name: RecipeName) -> Golden {
         let folder = folder(&format!("train_{name}"));
         let meta = std::fs::read(folder.join("meta.json")).expect("meta.json");
         let meta: serde_json::Value = serde_json::from_slice(&meta).expect("JSON");
@@ -72,7 +87,7 @@ impl Golden {
         }
     }
 
-    fn options(&self, variant: Variant, precision: Precision) -> CompileOptions {
+    fn options(&self, variant: Variant) -> CompileOptions {
         let batches = Batches::open(&self.batches, &self.model.config, Task::Qa).expect("batches");
         let samples = batches.samples(0).expect("samples");
         let mut model = samples.model_options(Task::Qa, self.recipe.loss);
@@ -80,7 +95,7 @@ impl Golden {
         let mut options = CompileOptions::new(model, Target::named("pod16").expect("built in"));
         options.stages = Some(variant.stages);
         options.replicas = variant.replicas;
-        options.precision = precision;
+        options.precision = variant.precision;
         options.training = Some(TrainingOptions {
             rule: variant.rule,
             accumulation: self.accumulation / variant.replicas,
@@ -90,9 +105,16 @@ impl Golden {
         options
     }
 
-    fn learner(&self, variant: Variant, precision: Precision) -> (Learner, lxpod_ir::Graph) {
+    /// The micro-batches of the first step.
+    pub(crate) fn micro_batches(&self, variant: Variant) -> Vec<Feed> {
+        let batches = Batches::open(&self.batches, &self.model.config, Task::Qa).expect("batches");
+        let feeds = batches.feeds(self.learner(variant).1, self.accumulation);
+        feeds.expect("feeds").read(0).expect("a step")
+    }
+
+    pub(crate) fn learner(&self, variant: Variant) -> (Learner, lxpod_ir::Graph) {
         let options = TrainableOptions {
-            compile: self.options(variant, precision),
+            compile: self.options(variant),
             recipe: self.recipe.clone(),
             frozen: Vec::new(),
             session: SessionOptions {
@@ -107,25 +129,34 @@ impl Golden {
         trainable(&self.model, &options, weights.as_ref()).expect("a learner")
     }
 
-    fn run(&self, variant: Variant, steps: usize) -> Trajectory {
-        let (mut learner, graph) = self.learner(variant, Precision::Fp32);
+    /// The losses that Transformers has, in f32.
+    pub(crate) fn losses(&self) -> Vec<f64> {
+        let losses = self.expected["loss"].to_f32().expect("floats");
+        losses.into_iter().map(f64::from).collect()
+    }
+
+    pub(crate) fn run(&self, variant: Variant, steps: usize) -> Trajectory {
+        let (mut learner, graph) = self.learner(variant);
         let batches = Batches::open(&self.batches, &self.model.config, Task::Qa).expect("batches");
         let mut feeds = batches.feeds(graph, self.accumulation).expect("feeds");
         let (mut outputs, mut update) = (Vec::new(), Outputs::new());
         let (mut losses, mut norms) = (Vec::new(), Vec::new());
         let all = feeds.steps();
+        let loss_scale = match variant.precision {
+            Precision::Fp32 => 1.0,
+            Precision::Mixed => LossScaler::new(self.recipe.loss_scaling).scale(),
+        };
         for step in 0..steps.min(all) {
-            let read: Vec<Feed> = feeds.read(step).expect("a step");
-            let share = self.recipe.lr_schedule.share(step, all, self.recipe.warmup);
-            let [correction1, correction2] = self.recipe.corrections(step as u64);
-            let hyper = [
-                ("lr", (self.recipe.learning_rate * share) as f32),
-                ("correction1", correction1),
-                ("correction2", correction2),
-                ("scale", 1.0 / self.accumulation as f32),
-                ("step", step as f32),
-            ];
-            let hyper = hyper.map(|(name, value)| (name.to_owned(), value)).into();
+            let mut read: Vec<Feed> = feeds.read(step).expect("a step");
+            learner.scale(&mut read, loss_scale);
+            let hyper = self.recipe.hyper(&Moment {
+                step,
+                steps: all,
+                applied: step as u64,
+                micro_batches: read.len(),
+                loss_scale,
+                seed: variant.seed,
+            });
             let run = learner
                 .executable
                 .step(&read, &hyper, &mut outputs, &mut update);
@@ -137,7 +168,9 @@ impl Golden {
                 .map(|outputs| f64::from(outputs[loss].reals()[0]));
             losses.push(micro.sum::<f64>() / self.accumulation as f64);
             let norm = at(&learner.update, "grad_norm").expect("a norm");
-            norms.push(f64::from(update[norm].reals()[0]));
+            let norm = f64::from(update[norm].reals()[0]);
+            assert!(norm.is_finite(), "step {step} was skipped");
+            norms.push(norm);
         }
         let persistent = learner.executable.persistent();
         let parameters = persistent.iter().filter_map(|(name, tensor)| {
@@ -173,10 +206,10 @@ impl Golden {
     }
 
     fn check(&self, what: &str, found: &Trajectory) {
-        let want = self.expected["loss"].to_f32().expect("floats");
+        let want = self.losses();
         for (step, (&found, &want)) in found.losses.iter().zip(&want).enumerate() {
             assert!(
-                (found - f64::from(want)).abs() < 2e-5,
+                (found - want).abs() < 2e-5,
                 "{what}: loss of step {step} is {found}, expected {want}"
             );
         }

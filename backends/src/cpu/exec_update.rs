@@ -181,7 +181,7 @@ impl Machine<'_> {
         let scalars = 2 + states.len();
         let rounding = stochastic.map(|salt| Rounding {
             salt,
-            step: self.ints(step, step.inputs.len() - 1)[0].cast_unsigned(),
+            key: [0, 1].map(|word| self.ints(step, step.inputs.len() - 1)[word].cast_unsigned()),
         });
         Update {
             rule,

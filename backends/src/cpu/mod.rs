@@ -32,7 +32,9 @@ use lxpod_passes::schedule::Schedule;
 
 pub use store::PackedWeights;
 
-use crate::{BackendError, Executable, Feed, Fetch, HostLedger, Outputs, StepTime, TileLedger};
+use crate::{
+    BackendError, Executable, Feed, Fetch, HostLedger, Outputs, Overflow, StepTime, TileLedger,
+};
 use arena::Arena;
 use exec_update::{Sums, Updating};
 use kernels::{Kernels, Scratch};
@@ -192,8 +194,14 @@ impl Cpu {
     }
 
     /// Plays the schedule of one replica over its feeds, every `replicas`-th: both halves, or the
-    /// forward one alone.
-    fn play(&self, replica: usize, training: bool, feeds: &[Feed]) -> Result<(), BackendError> {
+    /// forward one alone. `overflow`, where given, gets the first value that is not finite.
+    fn play(
+        &self,
+        replica: usize,
+        training: bool,
+        feeds: &[Feed],
+        overflow: Option<&Mutex<Option<Overflow>>>,
+    ) -> Result<(), BackendError> {
         let replicas = self.plan.replicas;
         let plays = &self.plays[&(training, self.own(replica, feeds.len()))];
         let outputs = self.plan.graph.outputs().len();
@@ -211,6 +219,7 @@ impl Cpu {
                     feed: &feeds[feed],
                     results: &self.results[feed * outputs..][..outputs],
                     failure: &failure,
+                    overflow,
                 };
                 visit.run(worker, &mut scratch)?;
             }
@@ -282,7 +291,8 @@ impl Executable for Cpu {
             ..self.plan.schedule
         };
         self.prepare(&schedule, feeds, outputs)?;
-        (0..self.plan.replicas).try_for_each(|replica| self.play(replica, schedule.training, feeds))
+        (0..self.plan.replicas)
+            .try_for_each(|replica| self.play(replica, schedule.training, feeds, None))
     }
 
     fn ledger(&self) -> Vec<TileLedger> {

@@ -1,6 +1,5 @@
 //! Training steps: micro-batches, the sum over replicas, the update, weights packed anew.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -14,7 +13,7 @@ use super::store::Resident;
 use super::team::Worker;
 use super::visit::{Cell, Visit};
 use super::{Cpu, Play, check_feed, first_failure, lock, shape_outputs};
-use crate::{BackendError, Feed, Outputs, Trainable, update_feed};
+use crate::{BackendError, Feed, Hyper, Outputs, Overflow, Trainable, update_feed};
 
 /// Bytes of an accumulator that a worker clears or sums at a time.
 const BLOCK: u64 = 1 << 18;
@@ -191,6 +190,7 @@ impl Cpu {
                         feed,
                         results,
                         failure: &failure,
+                        overflow: None,
                     };
                     visit.run(worker, &mut scratch)?;
                 }
@@ -206,7 +206,7 @@ impl Trainable for Cpu {
     fn step(
         &mut self,
         feeds: &[Feed],
-        hyper: &BTreeMap<String, f32>,
+        hyper: &Hyper,
         outputs: &mut Vec<Outputs>,
         update: &mut Outputs,
     ) -> Result<(), BackendError> {
@@ -215,7 +215,7 @@ impl Trainable for Cpu {
                 "training with an inference plan".to_owned(),
             ));
         };
-        let feed = update_feed(graph, hyper)?;
+        let feed = update_feed(graph, hyper);
         check_feed(graph, &feed)?;
         shape_outputs(graph, &feed.extents, update);
         let results: Vec<Cell> = update.iter_mut().map(Cell::new).collect();
@@ -229,8 +229,19 @@ impl Trainable for Cpu {
                 worker.meet()
             });
         }
-        (0..self.plan.replicas).try_for_each(|replica| self.play(replica, true, feeds))?;
+        (0..self.plan.replicas).try_for_each(|replica| self.play(replica, true, feeds, None))?;
         self.update(&feed, &results)
+    }
+
+    fn first_overflow(&mut self, feeds: &[Feed]) -> Result<Option<Overflow>, BackendError> {
+        let schedule = self.plan.schedule;
+        // Programs write the outputs, which must outlive the run.
+        let mut outputs = Vec::new();
+        self.prepare(&schedule, feeds, &mut outputs)?;
+        let found = Mutex::new(None);
+        let play = |replica| self.play(replica, schedule.training, feeds, Some(&found));
+        (0..self.plan.replicas).try_for_each(play)?;
+        Ok(found.into_inner().unwrap_or_default())
     }
 
     fn persistent(&self) -> Vec<(String, Tensor<f32>)> {

@@ -3,16 +3,16 @@
 use std::sync::Mutex;
 use std::time::Instant;
 
-use lxpod_ir::{Data, Tensor};
+use lxpod_ir::{Data, Tensor, Value};
 
 use super::exec::{Halt, Machine};
 use super::kernels::{self, Scratch, View, ViewMut};
-use super::operand::Moment;
+use super::operand::{Moment, Operand};
 use super::step::{CpuProgram, CpuStep, HostValue, Source};
 use super::team::{Poisoned, Worker};
 use super::trace::{Guard, TileTrace};
 use super::{Cpu, lock};
-use crate::{BackendError, Feed};
+use crate::{BackendError, Feed, Overflow};
 
 /// One program for one micro-batch.
 pub(super) struct Visit<'a> {
@@ -28,6 +28,8 @@ pub(super) struct Visit<'a> {
     pub results: &'a [Cell],
     /// The first error of any worker.
     pub failure: &'a Mutex<Option<BackendError>>,
+    /// Where the first value that is not finite goes, if it is looked for.
+    pub overflow: Option<&'a Mutex<Option<Overflow>>>,
 }
 
 impl Visit<'_> {
@@ -88,6 +90,12 @@ impl Visit<'_> {
             let checked = guard.as_ref().map_or(Ok(()), after);
             self.note(checked.map_err(BackendError::Internal));
             worker.meet()?;
+            if let Some(found) = self.overflow {
+                if worker.index == 0 {
+                    self.look(step, &mut lock(found));
+                }
+                worker.meet()?;
+            }
             if worker.index == 0 {
                 let now = Instant::now();
                 lock(&self.cpu.times)[self.tile][time] += now - start;
@@ -122,6 +130,36 @@ impl Visit<'_> {
         if let Err(error) = result {
             lock(self.failure).get_or_insert(error);
         }
+    }
+
+    /// Keeps the first result of a step that is not finite, if nothing is kept yet. No step may run.
+    fn look(&self, step: &CpuStep, found: &mut Option<Overflow>) {
+        if found.is_some() {
+            return;
+        }
+        let mut outputs = step.outputs.iter();
+        let infinite = |operand: &Operand| operand.dtype.is_float() && !self.is_finite(operand);
+        *found = outputs.position(infinite).map(|output| {
+            let plan = &self.cpu.plan;
+            let phase = plan.tiles[self.tile].programs[self.program].phase;
+            let value = Value {
+                node: step.node,
+                output: output as u16,
+            };
+            let micro_batch = self.micro_batch * plan.replicas + self.replica;
+            Overflow::new(plan.graph_of(phase), value, micro_batch)
+        });
+    }
+
+    fn is_finite(&self, operand: &Operand) -> bool {
+        let arenas = &self.cpu.arenas[self.replica];
+        // SAFETY: no step runs, so nobody writes.
+        let x = unsafe { operand.view(arenas, self.moment()) };
+        let mut row = vec![0.0; x.cols()];
+        (0..x.rows()).all(|index| {
+            x.load_row(self.cpu.kernels, index, 0..x.cols(), &mut row);
+            row.iter().all(|value| value.is_finite())
+        })
     }
 
     fn data_error(&self, step: &CpuStep, error: &str) -> BackendError {

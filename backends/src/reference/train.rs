@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use lxpod_ir::ops::{Op, Param, State};
-use lxpod_ir::{Graph, Tensor, TensorType, interpret};
+use lxpod_ir::{Graph, Tensor, TensorType, Value, interpret};
 
 use super::bind;
 use crate::{
-    BackendError, Executable, Feed, Fetch, HostLedger, Outputs, StepTime, TileLedger, Trainable,
-    update_feed,
+    BackendError, Executable, Feed, Fetch, HostLedger, Hyper, Outputs, Overflow, StepTime,
+    TileLedger, Trainable, update_feed,
 };
 
 /// What a state that holds a parameter in full precision is called before the binding's text.
@@ -115,6 +115,19 @@ fn zeros(ty: &TensorType) -> Tensor<f32> {
     Tensor::real(ty.shape.clone(), vec![0.0; ty.shape.elements()])
 }
 
+/// The float values that ops compute, in topological order.
+fn computed(graph: &Graph) -> Vec<Value> {
+    let ops = graph.topo().into_iter();
+    let ops = ops.filter(|&id| !graph.node(id).op.is_leaf());
+    let values = ops.flat_map(|node| {
+        let outputs = 0..graph.node(node).types.len() as u16;
+        outputs.map(move |output| Value { node, output })
+    });
+    values
+        .filter(|&value| graph.ty(value).dtype.is_float())
+        .collect()
+}
+
 impl Executable for ReferenceTrainer {
     fn run(&mut self, feeds: &[Feed], outputs: &mut Vec<Outputs>) -> Result<(), BackendError> {
         let answers: Result<Vec<Outputs>, _> = feeds
@@ -151,14 +164,33 @@ impl Trainable for ReferenceTrainer {
     fn step(
         &mut self,
         feeds: &[Feed],
-        hyper: &BTreeMap<String, f32>,
+        hyper: &Hyper,
         outputs: &mut Vec<Outputs>,
         update: &mut Outputs,
     ) -> Result<(), BackendError> {
         self.run(feeds, outputs)?;
-        let feed = update_feed(&self.update, hyper)?;
+        let feed = update_feed(&self.update, hyper);
         *update = self.run_graph(true, &feed, false)?;
         Ok(())
+    }
+
+    fn first_overflow(&mut self, feeds: &[Feed]) -> Result<Option<Overflow>, BackendError> {
+        let own = self.graph.clone();
+        let values = computed(&own);
+        for (index, &value) in values.iter().enumerate() {
+            self.graph.add_output(&format!("watched:{index}"), value);
+        }
+        let mut runs = Vec::new();
+        let run = self.run(feeds, &mut runs);
+        self.graph = own;
+        run?;
+        let found = runs.iter().enumerate().find_map(|(micro_batch, outputs)| {
+            let mut watched = outputs[self.graph.outputs().len()..].iter();
+            let is_finite = |tensor: &Tensor<f32>| tensor.reals().iter().all(|x| x.is_finite());
+            let index = watched.position(|tensor| !is_finite(tensor))?;
+            Some(Overflow::new(&self.graph, values[index], micro_batch))
+        });
+        Ok(found)
     }
 
     fn persistent(&self) -> Vec<(String, Tensor<f32>)> {

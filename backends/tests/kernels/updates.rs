@@ -69,7 +69,10 @@ impl Case {
             results: [&dtypes[..1], &[dtypes[2]; 2][..states]].concat(),
             factor: if skipped { f32::NAN } else { 0.37 },
             lr: 0.01,
-            rounding: stochastic.then_some(Rounding { salt, step: 7 }),
+            rounding: stochastic.then_some(Rounding {
+                salt,
+                key: [7, 1 << 31],
+            }),
         }
     }
 
@@ -79,7 +82,7 @@ impl Case {
         given.extend(corrections.iter().copied().map(scalar));
         given.extend(
             self.rounding
-                .map(|r| Tensor::int([], vec![r.step.cast_signed()])),
+                .map(|r| Tensor::int([2], r.key.map(u32::cast_signed).to_vec())),
         );
         eval(op, &given, &self.results)
     }
@@ -226,7 +229,10 @@ fn stochastic_rounding_matches_at_the_ends() {
             results: vec![DType::F16, DType::F32],
             factor: 1.0,
             lr: 0.0,
-            rounding: Some(Rounding { salt: 3, step }),
+            rounding: Some(Rounding {
+                salt: 3,
+                key: [step, 0],
+            }),
         };
         let (momentum, decay, nesterov) = (0.0, 0.0, false);
         let stochastic = Some(3);

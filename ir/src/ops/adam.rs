@@ -41,7 +41,7 @@ pub(super) const OPERANDS: &[Operand] = &[
     Operand::Required("lr"),
     Operand::Required("correction1"),
     Operand::Required("correction2"),
-    Operand::Required("step"),
+    Operand::Required("key"),
 ];
 
 /// New moments, and the direction d to step in.

@@ -47,7 +47,7 @@ impl OpDef for Sgd {
             Operand::Required("velocity"),
             Operand::Required("factor"),
             Operand::Required("lr"),
-            Operand::Required("step"),
+            Operand::Required("key"),
         ])
     }
 

@@ -1,8 +1,8 @@
 //! What the ops of optimisers have in common.
 //!
 //! Their operands are the parameter `p` (or the f32 weight behind it), its gradient `g`, their
-//! states, then the scalars `factor` and `lr`, then more scalars, and last `step` where the new
-//! parameter is rounded stochastically. Their results are the new parameter and the new states,
+//! states, then the scalars `factor` and `lr`, then more scalars, and last `key`, the step's
+//! [`rounding_key`](crate::random_bits::rounding_key), where the new parameter is rounded stochastically. Their results are the new parameter and the new states,
 //! which take the places of the old; a kernel reads each element before it writes it.
 //!
 //! The gradient is g · factor. If the factor is not finite the step is skipped: every result is its
@@ -24,12 +24,12 @@ pub(super) struct Update {
 }
 
 impl Update {
-    /// The operands of a list whose last is `step`.
+    /// The operands of a list whose last is `key`.
     pub(super) fn operands(self, all: &'static [Operand]) -> &'static [Operand] {
         &all[..all.len() - usize::from(self.stochastic.is_none())]
     }
 
-    /// The type rule: tensors of one shape without a row space, f32 scalars, an i32 step. Results
+    /// The type rule: tensors of one shape without a row space, f32 scalars, a key of two words. Results
     /// have the declared float dtypes, or those of their operands.
     pub(super) fn infer(self, cx: &Infer<'_>, operands: &[Operand]) -> Result<Types, String> {
         let p = cx.float(0, "p")?;
@@ -43,7 +43,7 @@ impl Update {
                     let same = ty.rows.is_none() && ty.shape == p.shape;
                     (same && ty.dtype.is_float(), "shaped like p")
                 }
-                "step" => (ty.dtype == DType::I32 && ty.shape.is_empty(), "i32[]"),
+                "key" => (ty.dtype == DType::I32 && *ty.shape == [2], "i32[2]"),
                 _ => (ty.dtype == DType::F32 && ty.shape.is_empty(), "f32[]"),
             };
             if !fits {
@@ -77,7 +77,8 @@ impl Update {
         cx: &Eval<'_, S>,
         compute: impl FnOnce(&[S], &[S]) -> Vec<Vec<S>>,
     ) -> Result<Vec<Tensor<S>>, String> {
-        let scalars = cx.inputs[self.tensors..].iter();
+        let keys = usize::from(self.stochastic.is_some());
+        let scalars = cx.inputs[self.tensors..cx.inputs.len() - keys].iter();
         let scalars: Vec<S> = scalars.flat_map(|scalar| scalar.reals()).copied().collect();
         let factor = scalars[0];
         if !factor.to_f64().is_finite() {
@@ -86,10 +87,10 @@ impl Update {
         let gradient = cx.inputs[1].reals().iter().map(|&g| g * factor);
         let gradient: Vec<S> = gradient.collect();
         let mut results = compute(&gradient, &scalars[1..]);
-        if let (Some(salt), Some(step)) = (self.stochastic, cx.inputs.last()) {
-            let step = step.ints()[0] as u32;
+        if let (Some(salt), Some(key)) = (self.stochastic, cx.inputs.last()) {
+            let key = [0, 1].map(|word| key.ints()[word].cast_unsigned());
             for (element, value) in results[0].iter_mut().enumerate() {
-                *value = value.round_stochastically(rounding_word(salt, step, element));
+                *value = value.round_stochastically(rounding_word(salt, key, element));
             }
         }
         let results = results.into_iter().enumerate();

@@ -33,7 +33,7 @@ use std::ops::Range;
 pub use error::{ParseError, render_verify_errors};
 pub use parse::{parse, parse_with_lines};
 pub(crate) use print::{Numbers, attributes_text, node_text};
-pub use print::{print, print_node};
+pub use print::{print, print_node, print_value};
 
 use crate::NodeId;
 

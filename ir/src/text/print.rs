@@ -32,6 +32,12 @@ pub fn print_node(graph: &Graph, id: NodeId) -> String {
     node_text(graph, &Numbers::new(graph), id)
 }
 
+/// A value as [`print()`]'s text names it, and its type: `%7: f16[2,3]`.
+pub fn print_value(graph: &Graph, value: Value) -> String {
+    let name = Numbers::new(graph).name(value);
+    format!("{name}: {}", type_text(graph.ty(value), &graph.spaces))
+}
+
 impl fmt::Display for Graph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&print(self))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lxpod_backends::Trainable;
+use lxpod_backends::{Overflow, Trainable};
 use lxpod_ir::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -49,6 +49,10 @@ pub struct Log {
     pub loss_scale: Vec<f32>,
     /// The steps whose update was skipped because a gradient was not finite.
     pub skipped: Vec<usize>,
+    /// For each of them, the first value that was not finite; null where only a sum over
+    /// micro-batches was not.
+    #[serde(default)]
+    pub overflow: Vec<Option<Overflow>>,
     /// The mean loss of the evaluation data, and after how many steps.
     pub eval: Vec<Evaluated>,
 }

@@ -1,11 +1,11 @@
 //! The training loop.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use lxpod_backends::{BackendError, Feed, Outputs, Trainable};
+use lxpod_backends::{BackendError, Feed, Outputs, Overflow, Trainable};
 use lxpod_ir::{LOSS, Shape, Tensor};
 use lxpod_passes::autodiff::LOSS_SCALE;
 use serde_json::{Map, Value};
@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::batches::Feeds;
 use super::export::Export;
 use super::folder::RunFolder;
+use super::hyper::Moment;
 use super::loss_scale::{Histogram, LossScaler, LossScaling};
 use super::recipe::Recipe;
 use super::state::{self, Evaluated, LOG_FILE, Log, Progress};
@@ -54,7 +55,7 @@ pub struct Saving {
 }
 
 /// A step that was done.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct StepReport {
     /// Steps done, this one included.
     pub step: usize,
@@ -70,6 +71,8 @@ pub struct StepReport {
     pub loss_scale: f32,
     /// Whether the update was skipped.
     pub skipped: bool,
+    /// Why: the first value that was not finite, unless only a sum over micro-batches was not.
+    pub overflow: Option<Overflow>,
     /// Samples of the step.
     pub samples: usize,
     /// From reading the step's data to the end of its update.
@@ -108,6 +111,8 @@ pub struct Trainer {
     learner: Learner,
     feeds: Box<dyn Feeds>,
     recipe: Recipe,
+    /// Decides how stored values are rounded by chance.
+    seed: u64,
     /// What must be the same for a run to be continued.
     options: Map<String, Value>,
     evaluation: Option<Evaluation>,
@@ -122,7 +127,8 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// A run at its start. `options` is what else, beside the recipe, decides the result.
+    /// A run at its start. `seed` decides how its updates round by chance; `options` is what else, beside
+    /// the recipe, decides the result.
     ///
     /// # Errors
     /// A hyper-parameter is out of range; [`Error::Internal`] when the learner lacks an output.
@@ -130,6 +136,7 @@ impl Trainer {
         learner: Learner,
         feeds: Box<dyn Feeds>,
         recipe: Recipe,
+        seed: u64,
         mut options: Map<String, Value>,
         evaluation: Option<Evaluation>,
         saving: Saving,
@@ -140,6 +147,7 @@ impl Trainer {
         for (name, value) in record.as_object().into_iter().flatten() {
             options.insert(format!("recipe.{name}"), value.clone());
         }
+        options.insert("seed".to_owned(), seed.into());
         options.insert("steps".to_owned(), feeds.steps().into());
         options.insert("micro_batches".to_owned(), feeds.micro_batches().into());
         let scaler = learner.scaled.then(|| LossScaler::new(recipe.loss_scaling));
@@ -147,6 +155,7 @@ impl Trainer {
             learner,
             feeds,
             recipe,
+            seed,
             options,
             evaluation,
             saving,
@@ -271,53 +280,45 @@ impl Trainer {
     fn one_step(&mut self) -> Result<StepReport> {
         let start = Instant::now();
         let (step, steps) = (self.progress.step, self.feeds.steps());
-        let rate = self.recipe.learning_rate
-            * self
-                .recipe
-                .lr_schedule
-                .share(step, steps, self.recipe.warmup);
         let loss_scale = self.progress.scaler.map_or(1.0, |scaler| scaler.scale());
         let mut feeds = self.feeds.read(step)?;
         self.learner.scale(&mut feeds, loss_scale);
-        let hyper = self.hyper(rate, loss_scale);
+        let hyper = self.recipe.hyper(&Moment {
+            step,
+            steps,
+            applied: self.progress.applied,
+            micro_batches: feeds.len(),
+            loss_scale,
+            seed: self.seed,
+        });
         self.learner
             .executable
             .step(&feeds, &hyper, &mut self.outputs, &mut self.update)?;
         let losses = self.learner.losses(&self.outputs)?;
         let grad_norm = f64::from(self.learner.updated("grad_norm", &self.update)?);
         let skipped = !self.learner.updated("factor", &self.update)?.is_finite();
+        let overflow = match skipped {
+            true => self.learner.executable.first_overflow(&feeds)?,
+            false => None,
+        };
         let histogram = self.learner.histogram(&self.update);
         if let Some(scaler) = &mut self.progress.scaler {
             scaler.moved(skipped, histogram)?;
         }
-        let loss = mean(&losses);
         let report = StepReport {
             step: step + 1,
             steps,
-            loss,
-            rate,
+            loss: mean(&losses),
+            rate: self.recipe.rate(step, steps),
             grad_norm,
             loss_scale,
             skipped,
+            overflow,
             samples: self.feeds.samples(),
             duration: start.elapsed(),
         };
         self.record(&report, &losses)?;
         Ok(report)
-    }
-
-    /// The scalars of an update.
-    fn hyper(&self, rate: f64, loss_scale: f32) -> BTreeMap<String, f32> {
-        let [correction1, correction2] = self.recipe.corrections(self.progress.applied);
-        let scale = 1.0 / (f64::from(loss_scale) * self.feeds.micro_batches() as f64);
-        let scalars = [
-            ("lr", rate as f32),
-            ("correction1", correction1),
-            ("correction2", correction2),
-            ("scale", scale as f32),
-            ("step", self.progress.step as f32),
-        ];
-        scalars.map(|(name, value)| (name.to_owned(), value)).into()
     }
 
     fn record(&mut self, report: &StepReport, losses: &[f64]) -> Result<()> {
@@ -335,6 +336,7 @@ impl Trainer {
             return Ok(());
         }
         self.log.skipped.push(report.step - 1);
+        self.log.overflow.push(report.overflow.clone());
         self.progress.skipped_in_a_row += 1;
         if self.progress.skipped_in_a_row < MOST_SKIPPED {
             return Ok(());
@@ -395,8 +397,8 @@ impl Learner {
         }
     }
 
-    /// Sets the loss scale of micro-batches.
-    fn scale(&self, feeds: &mut [Feed], loss_scale: f32) {
+    /// Sets the loss scale of micro-batches, where the plan takes one.
+    pub fn scale(&self, feeds: &mut [Feed], loss_scale: f32) {
         for feed in feeds.iter_mut().filter(|_| self.scaled) {
             let scalar = Tensor::real(Shape::new(&[]), vec![loss_scale]);
             feed.inputs.insert(LOSS_SCALE.to_owned(), scalar);

@@ -53,8 +53,8 @@ pub struct AdamRule {
 pub struct Rounding {
     /// The parameter's salt.
     pub salt: u64,
-    /// The step.
-    pub step: u32,
+    /// The step's key.
+    pub key: [u32; 2],
 }
 
 /// One step of a parameter. All views are one row of as many elements.
@@ -332,7 +332,7 @@ impl Rounding {
     /// What the words of a row of [`ROUNDING_ROW`] elements have in common; see
     /// [`lxpod_ir::random_bits::rounding_word`].
     fn row(self, row: usize) -> RowState {
-        RowState::new([self.step, (row >> 32) as u32], self.salt, row as u32)
+        RowState::new(self.key, self.salt, row as u32)
     }
 }
 

@@ -165,6 +165,8 @@ impl Summary<'_> {
             "resumed_from": self.resumed,
             "updates_applied": self.trainer.applied(),
             "updates_skipped": log.skipped.len(),
+            "skipped": log.skipped,
+            "overflow": log.overflow,
             "first_loss": log.loss.first(),
             "last_loss": log.loss.last(),
             "eval_loss": log.eval.last().map(|evaluated| evaluated.loss),

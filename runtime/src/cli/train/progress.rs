@@ -98,8 +98,10 @@ impl Observer for Progress<'_> {
         }
         self.bar.set_message(figures);
         if report.skipped {
+            let first = report.overflow.as_ref().map(ToString::to_string);
+            let first = first.unwrap_or_else(|| "the sum of all gradients".to_owned());
             self.note(&format!(
-                "step {}: a gradient was not finite; the update was skipped (loss scale {})",
+                "step {}: the update was skipped (loss scale {}); the first that is not finite: {first}",
                 report.step, report.loss_scale
             ));
         }

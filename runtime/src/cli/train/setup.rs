@@ -84,9 +84,10 @@ impl Setup {
         let (learner, graph) = trainable(&self.model, &options, weights.as_ref())?;
         let evaluation = self.evaluation(train, &graph, global)?;
         let batches = self.batches(&train.batches)?;
-        let record = self.record(train, &batches);
+        let record = self.record(&batches);
         let feeds = batches.feeds(graph, self.micro_batches * self.compile.replicas)?;
-        let feeds = Box::new(feeds.seeded(train.options.seed.unwrap_or(0)));
+        let seed = train.options.seed.unwrap_or(0);
+        let feeds = Box::new(feeds.seeded(seed));
         let (expected, dtype) = (built.expected, self.stored());
         let saving = Saving {
             export: Export::new(&source, self.task, expected, weights, dtype)?,
@@ -94,7 +95,7 @@ impl Setup {
             every: train.save_every,
         };
         let recipe = self.recipe.clone();
-        let mut trainer = Trainer::new(learner, feeds, recipe, record, evaluation, saving)?;
+        let mut trainer = Trainer::new(learner, feeds, recipe, seed, record, evaluation, saving)?;
         if let Some(checkpoint) = &resumed {
             trainer.resume(checkpoint)?;
         }
@@ -161,7 +162,7 @@ impl Setup {
     }
 
     /// What, beside the recipe, decides a run's result. Where it is placed does not.
-    fn record(&self, train: &Train, batches: &Batches) -> Map<String, Value> {
+    fn record(&self, batches: &Batches) -> Map<String, Value> {
         Map::from_iter([
             (
                 "config".to_owned(),
@@ -171,7 +172,6 @@ impl Setup {
             ("precision".to_owned(), self.precision.name().into()),
             ("replicas".to_owned(), self.compile.replicas.into()),
             ("dropout".to_owned(), self.compile.model.dropout.into()),
-            ("seed".to_owned(), train.options.seed.unwrap_or(0).into()),
             ("batches".to_owned(), batches.description()),
         ])
     }

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use lxpod_backends::{
-    BackendError, Executable, Feed, HostLedger, Outputs, StepTime, TileLedger, Trainable,
+    BackendError, Executable, Feed, HostLedger, Hyper, Outputs, Overflow, StepTime, TileLedger,
+    Trainable,
 };
 use lxpod_ir::{Extents, Shape, Spaces, Tensor};
+use lxpod_passes::schedule::Phase;
 
 use super::{Setup, Tensors};
 use crate::error::Result;
@@ -76,15 +78,16 @@ impl Linear {
         vec![Tensor::real([predictions.len()], predictions), scalar]
     }
 
-    fn update(&mut self, gradient: &[f32], hyper: &BTreeMap<String, f32>) -> [f32; 2] {
+    fn update(&mut self, gradient: &[f32], hyper: &Hyper) -> [f32; 2] {
+        let hyper = |name: &str| hyper[name].reals()[0];
         let squares: f32 = gradient.iter().map(|g| g * g).sum();
-        let norm = squares.sqrt() * hyper["scale"];
+        let norm = squares.sqrt() * hyper("scale");
         let most = self
             .recipe
             .max_grad_norm
             .map_or(f32::INFINITY, |norm| norm as f32);
         let clip = (most / (norm + 1e-6)).min(1.0);
-        let factor = hyper["scale"] * clip * if norm.is_finite() { 1.0 } else { f32::NAN };
+        let factor = hyper("scale") * clip * if norm.is_finite() { 1.0 } else { f32::NAN };
         if !factor.is_finite() {
             return [norm, factor];
         }
@@ -94,11 +97,11 @@ impl Linear {
             let g = g * factor;
             first[at] = beta1 * first[at] + (1.0 - beta1) * g;
             second[at] = beta2 * second[at] + (1.0 - beta2) * g * g;
-            let first = first[at] / hyper["correction1"];
-            let root = (second[at] / hyper["correction2"]).sqrt();
+            let first = first[at] / hyper("correction1");
+            let root = (second[at] / hyper("correction2")).sqrt();
             let direction = first / (root + self.recipe.adam_epsilon as f32);
             let decay = self.recipe.weight_decay as f32 * weights[at];
-            weights[at] -= hyper["lr"] * (direction + decay);
+            weights[at] -= hyper("lr") * (direction + decay);
         }
         [norm, factor]
     }
@@ -135,7 +138,7 @@ impl Trainable for Linear {
     fn step(
         &mut self,
         feeds: &[Feed],
-        hyper: &BTreeMap<String, f32>,
+        hyper: &Hyper,
         outputs: &mut Vec<Outputs>,
         update: &mut Outputs,
     ) -> Result<(), BackendError> {
@@ -167,6 +170,23 @@ impl Trainable for Linear {
             update.push(Tensor::real([2], vec![lower as f32, upper as f32]));
         }
         Ok(())
+    }
+
+    fn first_overflow(&mut self, feeds: &[Feed]) -> Result<Option<Overflow>, BackendError> {
+        let overflows = |feed: &Feed| {
+            let scale = feed.inputs.get("loss_scale");
+            let scale = scale.map_or(1.0, |scale| scale.reals()[0]);
+            let gradient = self.differentiate(feed).2;
+            gradient.iter().any(|g| (g * scale).abs() > self.largest)
+        };
+        let found = feeds.iter().position(overflows);
+        Ok(found.map(|micro_batch| Overflow {
+            micro_batch,
+            phase: Phase::Backward,
+            op: "weight_grad".to_owned(),
+            scope: "linear".to_owned(),
+            value: "%0: f32[2,3]".to_owned(),
+        }))
     }
 
     fn persistent(&self) -> Vec<(String, Tensor<f32>)> {

@@ -124,12 +124,12 @@ impl Setup {
             export,
             every: self.every,
         };
-        let options = Map::from_iter([("seed".to_owned(), 0.into())]);
         Trainer::new(
             learner,
             feeds(steps),
             self.recipe.clone(),
-            options,
+            0,
+            Map::new(),
             evaluation,
             saving,
         )
@@ -171,7 +171,7 @@ struct Listener<'a> {
 
 impl Observer for Listener<'_> {
     fn step(&mut self, report: &StepReport) -> Result<()> {
-        self.watch.reports.push(*report);
+        self.watch.reports.push(report.clone());
         if self.watch.stop_after == Some(report.step) {
             self.stop.store(true, Ordering::Relaxed);
         }

@@ -110,6 +110,7 @@ fn an_overflow_skips_the_update_and_halves_the_scale() {
         "65536 times a gradient above 1 overflows"
     );
     assert_eq!(trainer.applied() as usize, STEPS - log.skipped.len());
+    assert_eq!(log.overflow.len(), log.skipped.len());
     for step in 1..STEPS {
         let halved = if log.skipped.contains(&(step - 1)) {
             0.5
@@ -121,6 +122,10 @@ fn an_overflow_skips_the_update_and_halves_the_scale() {
     for step in 0..STEPS {
         assert_eq!(log.skipped.contains(&step), log.grad_norm[step].is_none());
         assert_eq!(watch.reports[step].skipped, log.skipped.contains(&step));
+        assert_eq!(
+            watch.reports[step].overflow.is_some(),
+            log.skipped.contains(&step)
+        );
     }
     assert_eq!(
         log.lr[3],
