@@ -97,7 +97,11 @@ impl<'m> Search<'m> {
         while low < high {
             // Close to the end the latest split is often the best; one test then proves it.
             let close = improved && high - low <= high / 16;
-            let middle = if close { high - 1 } else { low + (high - low) / 2 };
+            let middle = if close {
+                high - 1
+            } else {
+                low + (high - low) / 2
+            };
             improved = false;
             match self.test(middle, limit, steps) {
                 Test::Feasible(split) => {
