@@ -69,6 +69,8 @@ struct Split<'a> {
     graph: &'a Graph,
     order: Vec<NodeId>,
     phases: Vec<Phase>,
+    /// The layer of each node, by index.
+    layers: Vec<&'a str>,
     /// The layers of which only borders are kept.
     chosen: FxHashSet<&'a str>,
 }
@@ -83,19 +85,21 @@ struct Trade {
 
 impl<'a> Split<'a> {
     fn new(graph: &'a Graph) -> Self {
+        let mut layers = vec![""; graph.bound()];
+        for id in graph.nodes() {
+            layers[id.index()] = layer(&graph.node(id).scope);
+        }
         Split {
             graph,
             order: graph.topo(),
             phases: phases(graph),
-            chosen: graph
-                .nodes()
-                .map(|id| layer(&graph.node(id).scope))
-                .collect(),
+            chosen: layers.iter().copied().collect(),
+            layers,
         }
     }
 
     fn layer(&self, id: NodeId) -> &'a str {
-        layer(&self.graph.node(id).scope)
+        self.layers[id.index()]
     }
 
     fn is_forward(&self, id: NodeId) -> bool {

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use lxpod_ir::ops::Op;
-use lxpod_ir::{Graph, NodeId, Value};
+use lxpod_ir::{Graph, NodeId, Output, Value};
 use rustc_hash::FxHashMap;
 
 use super::Category;
@@ -28,6 +28,8 @@ pub(super) struct Values<'a> {
     phases: Vec<Phase>,
     rounds: Vec<usize>,
     depths: RefCell<FxHashMap<(Role, Role), usize>>,
+    /// The leaf whose bytes each stored value replaces.
+    stored: FxHashMap<Value, NodeId>,
 }
 
 impl<'a> Values<'a> {
@@ -51,6 +53,7 @@ impl<'a> Values<'a> {
             phases: phases(graph),
             rounds: vec![0; graph.bound()],
             depths: RefCell::default(),
+            stored: replaced(graph),
         }
     }
 
@@ -72,6 +75,7 @@ impl<'a> Values<'a> {
             phases: vec![Phase::Update; graph.bound()],
             rounds,
             depths: RefCell::default(),
+            stored: replaced(graph),
         }
     }
 
@@ -159,7 +163,7 @@ impl<'a> Values<'a> {
     /// Whether the host reads the value, or a view of it.
     fn leaves(&self, value: Value) -> bool {
         let outputs = self.graph.outputs().iter();
-        let is_read = |output: &lxpod_ir::Output| output.value == value && !output.is_stored();
+        let is_read = |output: &Output| output.value == value && !output.is_stored();
         outputs.filter(|output| is_read(output)).count() > 0
             || self.graph.users(value).iter().any(|user| {
                 self.graph.node(user.node).op.is_view() && self.leaves(self.graph.value(user.node))
@@ -173,21 +177,28 @@ impl<'a> Values<'a> {
 
     /// The leaf whose bytes a value replaces, if it is stored.
     pub(super) fn stored_over(&self, value: Value) -> Option<NodeId> {
-        let mut stored = self
-            .graph
-            .outputs()
-            .iter()
-            .filter(|output| output.value == value);
-        let output = stored.find(|output| output.is_stored())?;
-        let stage = home(self.graph, value.node);
-        self.graph.nodes().find(|&id| {
-            let node = self.graph.node(id);
-            let is_leaf = match &node.op {
-                Op::Param(param) => output.stored_param() == Some(&*param.value.to_string()),
-                Op::State(state) => output.stored_state() == Some(&state.name),
-                _ => false,
-            };
-            is_leaf && node.stage == stage
-        })
+        self.stored.get(&value).copied()
     }
+}
+
+/// The leaf on its own stage that each stored value replaces: its first output that is stored says which.
+fn replaced(graph: &Graph) -> FxHashMap<Value, NodeId> {
+    let mut leaves: FxHashMap<(String, Option<u32>), NodeId> = FxHashMap::default();
+    for id in graph.nodes() {
+        let node = graph.node(id);
+        let name = match &node.op {
+            Op::Param(param) => Output::param_name(&param.value),
+            Op::State(state) => Output::state_name(&state.name),
+            _ => continue,
+        };
+        leaves.entry((name, node.stage)).or_insert(id);
+    }
+    let mut stored = FxHashMap::default();
+    for output in graph.outputs().iter().filter(|output| output.is_stored()) {
+        let stage = home(graph, output.value.node);
+        let leaf = leaves.get(&(output.name.clone(), stage)).copied();
+        stored.entry(output.value).or_insert(leaf);
+    }
+    let known = |(value, leaf): (Value, Option<NodeId>)| Some((value, leaf?));
+    stored.into_iter().filter_map(known).collect()
 }

@@ -263,6 +263,10 @@ fn links(problem: &Problem, dag: &Dag, nodes: &mut [Node]) -> Vec<Link> {
             }
             _ => Flow::Forward,
         };
+        let cost = if value.relayed { 0 } else { value.cost };
+        if cost == 0 && value.stash == 0 {
+            continue;
+        }
         let index = links.len() as u32;
         if let Some(p) = producer {
             nodes[p as usize].touches.push(Touch {
@@ -279,7 +283,7 @@ fn links(problem: &Problem, dag: &Dag, nodes: &mut [Node]) -> Vec<Link> {
         links.push(Link {
             producer,
             users,
-            cost: if value.relayed { 0 } else { value.cost },
+            cost,
             stash: value.stash,
             flow,
         });

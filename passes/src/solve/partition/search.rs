@@ -93,10 +93,19 @@ impl<'m> Search<'m> {
                 Test::Spent => return (None, low, Verdict::Spent),
             },
         };
+        let mut improved = false;
         while low < high {
-            let middle = low + (high - low) / 2;
+            // Close to the end the latest split is often the best; one test then proves it.
+            let close = improved && high - low <= high / 16;
+            let middle = if close {
+                high - 1
+            } else {
+                low + (high - low) / 2
+            };
+            improved = false;
             match self.test(middle, limit, steps) {
                 Test::Feasible(split) => {
+                    improved = !close;
                     high = self.bottleneck(best.insert(split));
                     assert!(high <= middle, "a split found under a bound keeps it");
                 }
