@@ -17,6 +17,7 @@ use crate::pass::{
     LossScale, MICRO_BATCH, Mode, Options, PIPELINE, Pass, Precision, Recompute, TRAINING,
 };
 use crate::plan::{Plan, PlanError, Provenance, Work, lower};
+use crate::recompute;
 use crate::schedule::{Phase, Rule, Schedule};
 use crate::update::{Optimizer, UpdateOptions, update_graph};
 
@@ -50,8 +51,9 @@ pub struct TrainingOptions {
     pub recompute: Recompute,
     /// How sums of gradients are stored: f32 or f16.
     pub accumulator: DType,
-    /// The optimiser.
-    pub update: UpdateOptions,
+    /// The optimiser. Without one the plan has no update: the outputs of each micro-batch are its
+    /// gradients, `grad:B` for each parameter B.
+    pub update: Option<UpdateOptions>,
 }
 
 impl Default for TrainingOptions {
@@ -63,7 +65,7 @@ impl Default for TrainingOptions {
             accumulation: 1,
             recompute: Recompute::None,
             accumulator: DType::F32,
-            update: UpdateOptions {
+            update: Some(UpdateOptions {
                 optimizer: Optimizer::Adam {
                     betas: [0.9, 0.999],
                     eps: 1e-8,
@@ -75,7 +77,7 @@ impl Default for TrainingOptions {
                 masters: true,
                 stochastic: false,
                 frozen: Vec::new(),
-            },
+            }),
         }
     }
 }
@@ -196,6 +198,7 @@ impl CompileOptions {
             record["schedule"] = training.rule.name().into();
             record["gradient_accumulation"] = training.accumulation.into();
             record["recompute"] = training.recompute.name().into();
+            record["gradients"] = training.update.is_none().into();
         }
         record
     }
@@ -261,15 +264,17 @@ pub fn compile(
     manager = manager
         .print_after("all", &mut *observe)
         .expect("`all` is no pass's name");
-    let (pipeline, more) = match options.training {
-        Some(_) => (TRAINING, MICRO_BATCH),
+    let (pipeline, more) = match &options.training {
+        Some(training) if training.update.is_some() => (TRAINING, MICRO_BATCH),
+        Some(_) => (TRAINING, &[&recompute::PASS] as &[&Pass]),
         None => (PIPELINE, &[] as &[&Pass]),
     };
     let mut passes = manager.run(pipeline, &mut graph)?.passes;
     passes.extend(manager.run(more, &mut graph)?.passes);
     drop(manager);
-    let update = options.training.as_ref().map(|training| {
-        update_graph(&graph, &built.expected, &training.update).map_err(PlanError::Unsupported)
+    let update = options.training.as_ref().and_then(|t| t.update.as_ref());
+    let update = update.map(|update| {
+        update_graph(&graph, &built.expected, update).map_err(PlanError::Unsupported)
     });
     let update = update.transpose()?;
     let provenance = {

@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 use lxpod_backends::cpu::{Cpu, CpuOptions, PackedWeights};
 use lxpod_backends::reference::Reference;
 use lxpod_backends::{
-    BackendError, Executable, HostLedger, Outputs, SourceError, StepTime, TileLedger,
+    BackendError, Executable, Feed, HostLedger, Outputs, SourceError, StepTime, TileLedger,
 };
-use lxpod_ir::front::{Built, ModelOptions, PretrainingLoss, build};
-use lxpod_ir::{Extents, Graph, LOSS, Shape, gradients_by_tensor};
+use lxpod_ir::front::PretrainingLoss;
+use lxpod_ir::ops::Op;
+use lxpod_ir::{Extents, Graph, Shape, Tensor, gradients_by_tensor};
+use lxpod_passes::autodiff::LOSS_SCALE;
 use lxpod_passes::plan::Plan;
-use lxpod_passes::{CompileError, Manager, Mode, Options as PassOptions, Precision, TRAINING};
 
-use crate::checkpoint::{Report, Weights};
+use crate::checkpoint::Weights;
 use crate::error::{Error, Result};
-use crate::model::Model;
 use crate::pack::Packer;
 use crate::samples::Samples;
 
@@ -141,49 +141,6 @@ impl Session {
         })
     }
 
-    /// A model for training on the reference backend, which needs no plan: its runs also give the
-    /// gradient of the loss for each parameter. What else the user should know is in the report.
-    ///
-    /// # Errors
-    /// The options do not fit the model, they ask for no loss, or the weights cannot be read.
-    pub fn training(
-        model: &Model,
-        options: &ModelOptions,
-        precision: Precision,
-    ) -> Result<(Session, Report)> {
-        let Built {
-            mut graph,
-            expected,
-        } = build(&model.config, options).map_err(CompileError::from)?;
-        if !graph.outputs().iter().any(|output| output.name == LOSS) {
-            return Err(Error::Option {
-                flag: "--mode",
-                message: "training needs a loss; the inputs have no labels for one".to_owned(),
-            });
-        }
-        let options = PassOptions {
-            mode: Mode::Training,
-            precision,
-            ..PassOptions::default()
-        };
-        let passes = Manager::new(options).run(TRAINING, &mut graph);
-        passes.map_err(CompileError::from)?;
-        let (weights, report) = model.weights_of(&expected)?;
-        let fetch = |name: &str, rows: Range<usize>, out: &mut [f32]| {
-            let read = weights.read_rows(name, rows, out);
-            read.map_err(|error| Box::new(error) as SourceError)
-        };
-        let executable = Reference::load(graph.clone(), &expected, &fetch)?;
-        let session = Session {
-            graph,
-            executable: Box::new(executable),
-            packed: PackedWeights::default(),
-            results: Vec::new(),
-            expected,
-        };
-        Ok((session, report))
-    }
-
     /// Answers samples, in micro-batches of the plan's size.
     ///
     /// # Errors
@@ -191,24 +148,45 @@ impl Session {
     pub fn run(&mut self, samples: &Samples) -> Result<RunResult> {
         let start = Instant::now();
         let packer = Packer::new(&self.graph, samples)?;
-        let feeds = packer.feeds()?;
+        let mut feeds = packer.feeds()?;
         let mut named = self.graph.outputs().iter();
         if feeds.len() > 1 && named.any(|output| output.gradient_of().is_some()) {
             return Err(Error::Backend(BackendError::Unsupported(
                 "gradients over several micro-batches; leave --micro-batch out".to_owned(),
             )));
         }
-        self.executable.run(&feeds, &mut self.results)?;
+        let scaled = is_scaled(&self.graph);
+        let mut scale = if scaled { MOST_SCALE } else { 1.0 };
+        loop {
+            if scaled {
+                set_loss_scale(&mut feeds, scale);
+            }
+            self.executable.run(&feeds, &mut self.results)?;
+            if scale <= 1.0 || self.are_finite() {
+                break;
+            }
+            scale *= 0.5;
+        }
         let outputs = unpack_outputs(&packer, &self.graph, &self.results);
         Ok(RunResult {
             outputs,
-            gradients: self.gradients()?,
+            gradients: self.gradients(scale)?,
             duration: start.elapsed(),
         })
     }
 
-    /// The gradients of the last run's first micro-batch, by checkpoint tensor.
-    fn gradients(&self) -> Result<Vec<NamedTensor>> {
+    /// Whether no gradient of the last run overflowed.
+    fn are_finite(&self) -> bool {
+        let values = self.results.iter().flatten();
+        let mut values = self.graph.outputs().iter().cycle().zip(values);
+        values.all(|(output, tensor)| {
+            output.gradient_of().is_none() || tensor.reals().iter().all(|e| e.is_finite())
+        })
+    }
+
+    /// The gradients of the last run's first micro-batch, by checkpoint tensor; its loss was
+    /// multiplied by `scale`, a power of two.
+    fn gradients(&self, scale: f32) -> Result<Vec<NamedTensor>> {
         let values = self
             .graph
             .outputs()
@@ -225,7 +203,7 @@ impl Session {
         let named = gradients.into_iter().map(|(name, tensor)| NamedTensor {
             name,
             shape: tensor.shape.to_vec(),
-            values: tensor.reals().to_vec(),
+            values: tensor.reals().iter().map(|e| e / scale).collect(),
         });
         Ok(named.collect())
     }
@@ -260,6 +238,26 @@ impl Session {
     /// What the plan runs on.
     pub fn description(&self) -> String {
         self.executable.description()
+    }
+}
+
+/// The loss scale of gradients under mixed precision, before any of them overflows: a power of two,
+/// so that dividing by it changes no bit of what did not underflow.
+const MOST_SCALE: f32 = 16384.0;
+
+/// Whether micro-batches take the input [`LOSS_SCALE`].
+pub(crate) fn is_scaled(graph: &Graph) -> bool {
+    graph.nodes().any(|id| match &graph.node(id).op {
+        Op::Input(input) => input.name == LOSS_SCALE,
+        _ => false,
+    })
+}
+
+/// Sets the loss scale of micro-batches.
+pub(crate) fn set_loss_scale(feeds: &mut [Feed], scale: f32) {
+    for feed in feeds {
+        let scalar = Tensor::real(Shape::new(&[]), vec![scale]);
+        feed.inputs.insert(LOSS_SCALE.to_owned(), scalar);
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod determinism;
 mod golden;
+mod gradients;
 mod ledger;
 mod planning;
 mod support;

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::time::Instant;
 
-use lxpod_ir::front::{LxmertConfig, Task};
+use lxpod_ir::front::{Losses, LxmertConfig, ModelOptions, Task};
+use lxpod_passes::CompileOptions;
 use lxpod_passes::plan::Plan;
 use lxpod_runtime::checkpoint::Weights;
 use lxpod_runtime::{BUILT_IN, Model, Samples, Session, SessionOptions, read_tensors};
@@ -24,6 +25,8 @@ pub(crate) struct Request<'a> {
     pub(crate) inputs: Inputs<'a>,
     /// What to compile.
     pub(crate) options: &'a PlanOptions,
+    /// Whether the gradients of a training step are outputs; there is no update then.
+    pub(crate) gradients: bool,
     /// How to run.
     pub(crate) session: SessionOptions,
 }
@@ -82,6 +85,10 @@ impl Request<'_> {
     /// Opens and compiles.
     pub(crate) fn prepare(&self, global: &Global) -> Result<Prepared> {
         match Subject::of(self.subject)? {
+            Subject::Plan(_) if self.gradients => {
+                let message = "gradients of a plan file; name the model it was compiled from";
+                Err(CliError::Unsupported(message.to_owned()))
+            }
             Subject::Plan(path) => {
                 let plan = read_plan(&path)?;
                 self.options.check_settled(&path, &plan)?;
@@ -112,7 +119,7 @@ impl Request<'_> {
                 );
                 let samples = self.samples(&model.config, task, limits)?;
                 let built = self.options.model_options_for(&model, &samples)?;
-                let resolved = self.options.compile_options(built)?;
+                let resolved = self.resolve(built)?;
                 let (plan, report) = compile_model(&model, &resolved, global, &mut |_, _| {})?;
                 let seconds = Some(report.duration.as_secs_f64());
                 Self::finish(&model, plan, seconds, |_| Ok(samples), global)
@@ -122,6 +129,23 @@ impl Request<'_> {
                 path.display()
             ))),
         }
+    }
+
+    /// Where to place what was built, and whether it gives gradients.
+    fn resolve(&self, built: ModelOptions) -> Result<CompileOptions> {
+        let lost = matches!(
+            built.losses,
+            Losses::None | Losses::Answer { loss: None, .. }
+        );
+        let mut resolved = self.options.compile_options(built)?;
+        if let Some(training) = resolved.training.as_mut().filter(|_| self.gradients) {
+            if lost {
+                let message = "gradients need a loss; the inputs have no labels for one";
+                return Err(CliError::option("--gradients", message));
+            }
+            training.update = None;
+        }
+        Ok(resolved)
     }
 
     fn finish(

@@ -9,7 +9,6 @@ mod compile;
 mod emit;
 mod error;
 mod files;
-mod gradients;
 mod html;
 mod inspect;
 mod load;

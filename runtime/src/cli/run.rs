@@ -11,7 +11,6 @@ use lxpod_runtime::{BackendKind, NamedTensor, RunResult, SessionOptions};
 use serde_json::{Value, json};
 
 use super::error::{CliError, Result};
-use super::gradients::Training;
 use super::load::{Inputs, Loaded, Request};
 use super::machine::Machine;
 use super::options::{Mode, PlanOptions, Use};
@@ -26,8 +25,8 @@ use super::{Global, output};
     lxpod run path/to/checkpoint --inputs in.safetensors --outputs out.safetensors\n  \
     lxpod run lxmert.plan --model path/to/checkpoint --inputs in.safetensors --json\n  \
     lxpod run lxmert-base --inputs in.safetensors --precision fp32 --backend reference\n  \
-    lxpod run path/to/checkpoint --inputs in.safetensors --mode training --backend reference \
-    --precision fp32 --gradients gradients.safetensors\n\n\
+    lxpod run path/to/checkpoint --inputs in.safetensors --mode training \
+    --gradients gradients.safetensors\n\n\
     Inputs: input_ids, visual_feats, visual_pos, and optionally attention_mask, token_type_ids,\n\
     visual_attention_mask, image_index and labels, as Transformers names them.")]
 pub(crate) struct Run {
@@ -86,15 +85,13 @@ impl From<Backend> for BackendKind {
 impl Run {
     pub(crate) fn run(self, global: &Global) -> Result<()> {
         self.check_supported()?;
-        if self.options.mode == Some(Mode::Training) {
-            return self.differentiate(global);
-        }
         let used = self.options.usage()?;
         let request = Request {
             subject: &self.subject,
             model: self.model.as_deref(),
             inputs: Inputs::File(&self.inputs),
             options: &self.options,
+            gradients: self.gradients.is_some(),
             session: SessionOptions {
                 backend: self.backend.into(),
                 threads: global.threads.unwrap_or(0),
@@ -103,8 +100,14 @@ impl Run {
         };
         let mut loaded = request.load(global)?;
         let result = loaded.session.run(&loaded.samples)?;
-        if let Some(path) = &self.outputs {
-            write_outputs(path, &loaded.plan, &result)?;
+        let files = [
+            (&self.outputs, &result.outputs),
+            (&self.gradients, &result.gradients),
+        ];
+        for (path, tensors) in files {
+            if let Some(path) = path {
+                write_tensors(path, &loaded.plan, tensors)?;
+            }
         }
         let used = Use {
             micro_batches: micro_batches(&loaded).min(1 << 16),
@@ -115,29 +118,19 @@ impl Run {
             let mut document = report.document();
             document["measured"] = measured(&loaded, &result);
             document["outputs"] = result.outputs.iter().map(output_document).collect();
+            if self.gradients.is_some() {
+                document["gradients"] = result.gradients.iter().map(shape_document).collect();
+            }
             return output::json(&document);
         }
-        output::print(&text(&report, &loaded, &result, self.outputs.as_deref()))
-    }
-
-    /// Runs in training mode.
-    fn differentiate(&self, global: &Global) -> Result<()> {
-        if self.backend == Backend::Cpu {
-            let message = "--mode training on the cpu backend; add --backend reference";
-            return Err(CliError::Unsupported(message.to_owned()));
+        let mut text = text(&report, &loaded, &result);
+        let written = [("Outputs", &self.outputs), ("Gradients", &self.gradients)];
+        for (what, path) in written {
+            if let Some(path) = path {
+                text += &format!("\n{what} written to {}.\n", path.display());
+            }
         }
-        let Some(gradients) = &self.gradients else {
-            let message = "training writes gradients; name a file: --gradients FILE";
-            return Err(CliError::option("--mode", message));
-        };
-        let training = Training {
-            subject: &self.subject,
-            inputs: &self.inputs,
-            outputs: self.outputs.as_deref(),
-            gradients,
-            options: &self.options,
-        };
-        training.run(global)
+        output::print(&text)
     }
 
     fn check_supported(&self) -> Result<()> {
@@ -146,9 +139,23 @@ impl Run {
                 "--dropout; run drops nothing out".to_owned(),
             ));
         }
-        if self.gradients.is_some() && self.options.mode != Some(Mode::Training) {
-            let message = "inference has none; add --mode training";
-            return Err(CliError::option("--gradients", message));
+        match (
+            self.options.mode == Some(Mode::Training),
+            self.gradients.is_some(),
+        ) {
+            (false, true) => {
+                let message = "inference has none; add --mode training";
+                return Err(CliError::option("--gradients", message));
+            }
+            (true, false) => {
+                let message = "training writes gradients; name a file: --gradients FILE";
+                return Err(CliError::option("--mode", message));
+            }
+            (true, true) | (false, false) => {}
+        }
+        if self.gradients.is_some() && self.options.gradient_accumulation.is_some() {
+            let message = "gradients are those of one micro-batch; leave it out";
+            return Err(CliError::option("--gradient-accumulation", message));
         }
         if self.guard && self.backend == Backend::Reference {
             let message = "the reference backend has no tiles to guard; leave one of the two out";
@@ -164,7 +171,8 @@ fn micro_batches(loaded: &Loaded) -> usize {
     loaded.samples.batch.div_ceil(size.max(1)).max(1)
 }
 
-fn write_outputs(path: &Path, plan: &Plan, result: &RunResult) -> Result<()> {
+/// Writes tensors in f32.
+fn write_tensors(path: &Path, plan: &Plan, tensors: &[NamedTensor]) -> Result<()> {
     let provenance = &plan.provenance;
     let metadata = BTreeMap::from([
         (
@@ -175,15 +183,6 @@ fn write_outputs(path: &Path, plan: &Plan, result: &RunResult) -> Result<()> {
         ("config_hash".to_owned(), provenance.config_hash.clone()),
         ("options".to_owned(), provenance.options.to_string()),
     ]);
-    write_tensors(path, &metadata, &result.outputs)
-}
-
-/// Writes tensors in f32.
-pub(crate) fn write_tensors(
-    path: &Path,
-    metadata: &BTreeMap<String, String>,
-    tensors: &[NamedTensor],
-) -> Result<()> {
     let tensors = tensors.iter().map(|tensor| {
         let NamedTensor {
             name,
@@ -192,7 +191,7 @@ pub(crate) fn write_tensors(
         } = tensor;
         (name.as_str(), shape.as_slice(), values.as_slice())
     });
-    Ok(write_f32(path, metadata, tensors)?)
+    Ok(write_f32(path, &metadata, tensors)?)
 }
 
 fn measured(loaded: &Loaded, result: &RunResult) -> Value {
@@ -225,8 +224,12 @@ fn rate(loaded: &Loaded, seconds: f64) -> f64 {
     loaded.samples.batch as f64 / seconds.max(1e-9)
 }
 
-pub(crate) fn output_document(output: &NamedTensor) -> Value {
-    let mut document = json!({"name": output.name, "shape": output.shape});
+fn shape_document(tensor: &NamedTensor) -> Value {
+    json!({"name": tensor.name, "shape": tensor.shape})
+}
+
+fn output_document(output: &NamedTensor) -> Value {
+    let mut document = shape_document(output);
     if let ([], [value]) = (output.shape.as_slice(), output.values.as_slice()) {
         // JSON has no NaN; a loss over no label is one.
         document["value"] = json!(value.is_finite().then_some(value));
@@ -234,12 +237,7 @@ pub(crate) fn output_document(output: &NamedTensor) -> Value {
     document
 }
 
-fn text(
-    report: &Report<'_>,
-    loaded: &Loaded,
-    result: &RunResult,
-    written: Option<&Path>,
-) -> String {
+fn text(report: &Report<'_>, loaded: &Loaded, result: &RunResult) -> String {
     let time = result.duration.as_secs_f64();
     let line =
         |name: &str, value: &str| format!("{}  {value}\n", styled(HEADING, format!("{name:<9}")));
@@ -268,9 +266,6 @@ fn text(
     );
     text.push('\n');
     text += &outputs(result);
-    if let Some(path) = written {
-        text += &format!("\nWritten to {}.\n", path.display());
-    }
     text
 }
 
@@ -297,7 +292,7 @@ fn ledger_verdict(plan: &Plan, ledger: &[TileLedger]) -> String {
 }
 
 /// A table of the outputs.
-pub(crate) fn outputs(result: &RunResult) -> String {
+fn outputs(result: &RunResult) -> String {
     let mut table = Table::new(&["<output", "<shape", "smallest", "largest", "mean"]);
     for output in &result.outputs {
         let values = &output.values;

@@ -6,9 +6,7 @@ use std::path::Path;
 use lxpod_backends::cpu::{Cpu, CpuOptions, PackedWeights};
 use lxpod_backends::reference::ReferenceTrainer;
 use lxpod_backends::{BackendError, SourceError, Trainable};
-use lxpod_ir::ops::Op;
 use lxpod_ir::{Graph, Output};
-use lxpod_passes::autodiff::LOSS_SCALE;
 use lxpod_passes::plan::Plan;
 use lxpod_passes::{CompileOptions, Optimizer, Precision, UpdateOptions, compile};
 
@@ -17,7 +15,7 @@ use super::trainer::Learner;
 use crate::checkpoint::Weights;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::session::{BackendKind, SessionOptions};
+use crate::session::{BackendKind, SessionOptions, is_scaled};
 
 /// What to compile for training, and how to run it.
 #[derive(Clone, Debug)]
@@ -45,7 +43,7 @@ pub fn trainable(
 ) -> Result<(Learner, Graph)> {
     let mut wanted = options.compile.clone();
     let training = wanted.training.get_or_insert_default();
-    training.update = options.recipe.update(wanted.precision, &options.frozen);
+    training.update = Some(options.recipe.update(wanted.precision, &options.frozen));
     let (plan, _) = compile(&model.config, &model.name, &wanted, &mut |_, _| {})?;
     let graph = plan.graph.clone();
     let weights = Finite { weights, model };
@@ -114,15 +112,10 @@ impl Learner {
             outputs.map(|output| output.name.clone()).collect()
         };
         let stored = update.outputs().iter().filter_map(Output::stored_param);
-        let is_scale = |id| match &plan.graph.node(id).op {
-            Op::Input(input) => input.name == LOSS_SCALE,
-            _ => false,
-        };
-        let scaled = plan.graph.nodes().any(is_scale);
         Ok(Learner {
             outputs: names(&plan.graph),
             trained: stored.map(str::to_owned).collect(),
-            scaled,
+            scaled: is_scaled(&plan.graph),
             update: names(&update),
             executable: executable(plan, update, weights, options)?,
         })

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lxpod_backends::{BackendError, Feed, Outputs, Overflow, Trainable};
-use lxpod_ir::{LOSS, Shape, Tensor};
-use lxpod_passes::autodiff::LOSS_SCALE;
+use lxpod_ir::LOSS;
 use serde_json::{Map, Value};
 
 use super::batches::Feeds;
@@ -18,6 +17,7 @@ use super::loss_scale::{Histogram, LossScaler, LossScaling};
 use super::recipe::Recipe;
 use super::state::{self, Evaluated, LOG_FILE, Log, Progress};
 use crate::error::{Error, Result};
+use crate::session::set_loss_scale;
 
 /// So many skipped steps in a row end a run: no scale helps any more.
 const MOST_SKIPPED: usize = 100;
@@ -32,7 +32,7 @@ pub struct Learner {
     pub update: Vec<String>,
     /// The bindings of the parameters that the update changes.
     pub trained: BTreeSet<String>,
-    /// Whether micro-batches take the input [`LOSS_SCALE`].
+    /// Whether micro-batches take a loss scale.
     pub scaled: bool,
 }
 
@@ -399,9 +399,8 @@ impl Learner {
 
     /// Sets the loss scale of micro-batches, where the plan takes one.
     pub fn scale(&self, feeds: &mut [Feed], loss_scale: f32) {
-        for feed in feeds.iter_mut().filter(|_| self.scaled) {
-            let scalar = Tensor::real(Shape::new(&[]), vec![loss_scale]);
-            feed.inputs.insert(LOSS_SCALE.to_owned(), scalar);
+        if self.scaled {
+            set_loss_scale(feeds, loss_scale);
         }
     }
 

@@ -114,6 +114,7 @@ impl Model {
                 None => Inputs::Made(&made_up),
             },
             options: &self.options,
+            gradients: false,
             session: SessionOptions {
                 threads: global.threads.unwrap_or(0),
                 ..SessionOptions::default()

@@ -78,6 +78,7 @@ impl Side {
             model: self.model.as_deref(),
             inputs: Inputs::File(inputs),
             options: &self.options,
+            gradients: false,
             session,
         };
         let prepared = request.prepare(global)?;
