@@ -9,7 +9,8 @@ use lxpod_passes::schedule::{Rule, Schedule};
 use lxpod_passes::{CompileOptions, Precision, Recompute, TrainingOptions};
 use lxpod_runtime::tensors::HostTensor;
 use lxpod_runtime::train::{
-    Batches, Feeds, Learner, LossScaler, Moment, Recipe, RecipeName, TrainableOptions, trainable,
+    Batches, Feeds, Learner, LossScaler, Moment, OptimizerName, Recipe, RecipeName,
+    TrainableOptions, trainable,
 };
 use lxpod_runtime::{BackendKind, Model, SessionOptions, read_tensors};
 
@@ -265,34 +266,33 @@ fn rules(stages: usize, accumulation: usize) -> Vec<Rule> {
     Rule::ALL.into_iter().filter(allows).collect()
 }
 
+impl Golden {
+    /// Checks that each variant gives the bits of [`PLAIN`] over three steps.
+    fn same_bits(&self, variants: impl IntoIterator<Item = Variant>) {
+        let bits = |values: &[f64]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let expected = self.run(PLAIN, 3);
+        for variant in variants {
+            let found = self.run(variant, 3);
+            assert_eq!(bits(&found.losses), bits(&expected.losses), "{variant:?}");
+            assert_eq!(bits(&found.norms), bits(&expected.norms), "{variant:?}");
+            for (tensor, values) in &expected.persistent {
+                let same = values.iter().zip(&found.persistent[tensor]);
+                let differ = same.filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+                assert_eq!(differ, 0, "{variant:?}: {tensor}");
+            }
+        }
+    }
+}
+
 #[test]
 fn stages_schedules_recomputation_and_threads_change_no_bit() {
     for name in [RecipeName::Hf, RecipeName::Airsplay] {
         let golden = Golden::open(name);
-        let expected = golden.run(PLAIN, 3);
-        let compare = |variant: Variant| {
-            let found = golden.run(variant, 3);
-            let bits = |values: &[f64]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            assert_eq!(
-                bits(&found.losses),
-                bits(&expected.losses),
-                "{name} {variant:?}"
-            );
-            assert_eq!(
-                bits(&found.norms),
-                bits(&expected.norms),
-                "{name} {variant:?}"
-            );
-            for (tensor, values) in &expected.persistent {
-                let same = values.iter().zip(&found.persistent[tensor]);
-                let same = same.filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-                assert_eq!(same, 0, "{name} {variant:?}: {tensor}");
-            }
-        };
+        let mut variants = Vec::new();
         for stages in [1, 4, 16] {
             for rule in rules(stages, golden.accumulation) {
                 for recompute in [Recompute::None, Recompute::Layer] {
-                    compare(Variant {
+                    variants.push(Variant {
                         stages,
                         rule,
                         recompute,
@@ -302,5 +302,46 @@ fn stages_schedules_recomputation_and_threads_change_no_bit() {
                 }
             }
         }
+        golden.same_bits(variants);
+    }
+}
+
+#[test]
+fn a_longer_accumulation_admits_every_schedule_and_none_changes_a_bit() {
+    let golden = Golden {
+        accumulation: 8,
+        ..Golden::open(RecipeName::Hf)
+    };
+    let rules = rules(4, golden.accumulation);
+    assert_eq!(rules, Rule::ALL);
+    golden.same_bits(rules.into_iter().map(|rule| Variant {
+        stages: 4,
+        rule,
+        recompute: Recompute::Layer,
+        ..PLAIN
+    }));
+}
+
+#[test]
+fn every_optimiser_steps_as_its_op_is_defined() {
+    for optimizer in [OptimizerName::Sgd, OptimizerName::Lamb] {
+        let mut golden = Golden::open(RecipeName::Hf);
+        golden.recipe.optimizer = optimizer;
+        let reference = Variant {
+            backend: BackendKind::Reference,
+            ..PLAIN
+        };
+        let expected = golden.run(reference, 3);
+        let found = golden.run(Variant { stages: 4, ..PLAIN }, 3);
+        for (tensor, values) in &expected.parameters {
+            for (found, value) in found.parameters[tensor].iter().zip(values) {
+                let message = format!("{optimizer:?}, {tensor}: {found}, expected {value}");
+                assert!(
+                    (found - value).abs() < 5e-5 || tensor.ends_with("key.bias"),
+                    "{message}"
+                );
+            }
+        }
+        golden.same_bits([Variant { stages: 4, ..PLAIN }]);
     }
 }

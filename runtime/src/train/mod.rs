@@ -26,7 +26,7 @@ pub use folder::{Gate, RunFolder, Staging, checkpoints, newest};
 pub use hyper::Moment;
 pub use loss_scale::{HISTOGRAM_EDGE, Histogram, LossScaler, LossScaling};
 pub use rate::{Decline, WarmUp};
-pub use recipe::{Decay, Recipe, RecipeName};
+pub use recipe::{Decay, OptimizerName, Recipe, RecipeName};
 pub use state::{Evaluated, LOG_FILE, Log, Progress, STATE_FILE};
 pub use trainable::{TrainableOptions, trainable};
 pub use trainer::{Evaluation, Learner, Observer, Outcome, Saving, StepReport, Trainer};

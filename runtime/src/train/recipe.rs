@@ -66,10 +66,30 @@ pub enum Decay {
     All,
 }
 
-/// The hyper-parameters of a run. All optimisers are AdamW:
-/// `p ← p·(1 − lr·decay) − lr·m̂/(√v̂ + epsilon)`.
+/// The rule by which parameters follow their gradients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerName {
+    /// `p ← p·(1 − lr·decay) − lr·m̂/(√v̂ + epsilon)`; see [`lxpod_ir::ops::Adam`].
+    #[default]
+    AdamW,
+    /// Gradient descent with momentum; see [`lxpod_ir::ops::Sgd`].
+    Sgd,
+    /// AdamW's direction, as long as a share of the tensor's norm; see [`lxpod_ir::ops::Lamb`].
+    Lamb,
+}
+
+/// The hyper-parameters of a run. Those of other optimisers than its own change nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
+    /// The rule of an update.
+    pub optimizer: OptimizerName,
+    /// The share of SGD's velocity that each update keeps.
+    pub momentum: f64,
+    /// Whether SGD looks ahead by one momentum.
+    pub nesterov: bool,
+    /// The largest ratio of LAMB's step to its direction.
+    pub max_ratio: f64,
     /// The highest learning rate.
     pub learning_rate: f64,
     /// How the rate falls after warm-up.
@@ -108,6 +128,11 @@ impl Recipe {
     /// The hyper-parameters of that name.
     pub fn named(name: RecipeName) -> Recipe {
         let hf = Recipe {
+            optimizer: OptimizerName::AdamW,
+            momentum: 0.9,
+            nesterov: false,
+            // You et al., ICLR 2020, clip the norm of weights to 10.
+            max_ratio: 10.0,
             learning_rate: 5e-5,
             lr_schedule: Decline::Linear,
             warmup: WarmUp::Ratio(0.1),
@@ -170,10 +195,19 @@ impl Recipe {
         for (flag, value) in [
             ("--adam-beta1", self.adam_beta1),
             ("--adam-beta2", self.adam_beta2),
+            ("--momentum", self.momentum),
         ] {
             if !(0.0..1.0).contains(&value) {
                 return wrong(flag, value, "from 0 to below 1");
             }
+        }
+        if self.nesterov && (self.optimizer != OptimizerName::Sgd || self.momentum == 0.0) {
+            let message = "needs --optimizer sgd with a momentum".to_owned();
+            let flag = "--nesterov";
+            return Err(Error::Option { flag, message });
+        }
+        if !(self.max_ratio > 0.0 && self.max_ratio.is_finite()) {
+            return wrong("--max-ratio", self.max_ratio, "above 0");
         }
         // A parameter whose gradient has been 0 so far would step by 0 / 0.
         if !(self.adam_epsilon > 0.0 && self.adam_epsilon <= 1.0) {

@@ -10,7 +10,7 @@ use lxpod_ir::{Graph, Output};
 use lxpod_passes::plan::Plan;
 use lxpod_passes::{CompileOptions, Optimizer, Precision, UpdateOptions, compile};
 
-use super::recipe::{Decay, Recipe};
+use super::recipe::{Decay, OptimizerName, Recipe};
 use super::trainer::Learner;
 use crate::checkpoint::Weights;
 use crate::error::{Error, Result};
@@ -76,13 +76,26 @@ impl Weights for Finite<'_> {
 }
 
 impl Recipe {
+    fn rule(&self) -> Optimizer {
+        let (betas, eps) = ([self.adam_beta1, self.adam_beta2], self.adam_epsilon);
+        match self.optimizer {
+            OptimizerName::AdamW => Optimizer::Adam { betas, eps },
+            OptimizerName::Sgd => Optimizer::Sgd {
+                momentum: self.momentum,
+                nesterov: self.nesterov,
+            },
+            OptimizerName::Lamb => Optimizer::Lamb {
+                betas,
+                eps,
+                max_ratio: Some(self.max_ratio),
+            },
+        }
+    }
+
     /// The update of a plan in that precision.
     pub fn update(&self, precision: Precision, frozen: &[String]) -> UpdateOptions {
         UpdateOptions {
-            optimizer: Optimizer::Adam {
-                betas: [self.adam_beta1, self.adam_beta2],
-                eps: self.adam_epsilon,
-            },
+            optimizer: self.rule(),
             decay: self.weight_decay,
             decay_everything: self.decay == Decay::All,
             max_norm: self.max_grad_norm,

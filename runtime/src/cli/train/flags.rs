@@ -2,7 +2,9 @@
 
 use clap::{Args, ValueEnum};
 use lxpod_ir::DType;
-use lxpod_runtime::train::{Decay, Decline, LossScaling, Recipe, RecipeName, WarmUp};
+use lxpod_runtime::train::{
+    Decay, Decline, LossScaling, OptimizerName, Recipe, RecipeName, WarmUp,
+};
 
 /// What a recipe leaves open. Whatever is absent is as the recipe has it.
 #[derive(Args, Clone, Debug, Default)]
@@ -16,6 +18,22 @@ pub(crate) struct Flags {
     /// Leave the parameters whose names begin so as they are; may be given several times
     #[arg(long, value_name = "PREFIX")]
     pub(crate) freeze: Vec<String>,
+
+    /// The rule of an update: adamw, sgd or lamb [default: adamw]
+    #[arg(long, value_enum)]
+    optimizer: Option<Rule>,
+
+    /// The share of sgd's velocity that each update keeps [default: 0.9]
+    #[arg(long, value_name = "SHARE")]
+    momentum: Option<f64>,
+
+    /// Let sgd look ahead by one momentum
+    #[arg(long)]
+    nesterov: bool,
+
+    /// The largest ratio of lamb's step to its direction [default: 10]
+    #[arg(long, value_name = "RATIO")]
+    max_ratio: Option<f64>,
 
     /// The highest learning rate [default: hf 5e-5, others 1e-5]
     #[arg(long, value_name = "RATE")]
@@ -85,6 +103,14 @@ pub(crate) struct Flags {
     second_moment: Option<DType>,
 }
 
+/// The rule of an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Rule {
+    Adamw,
+    Sgd,
+    Lamb,
+}
+
 /// How the rate falls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Schedule {
@@ -107,6 +133,10 @@ impl Flags {
         let ratio = self.warmup_ratio.map(WarmUp::Ratio);
         let clip = |norm: f64| (norm != 0.0).then_some(norm);
         Recipe {
+            optimizer: self.optimizer.map_or(base.optimizer, Rule::name),
+            momentum: self.momentum.unwrap_or(base.momentum),
+            nesterov: self.nesterov || base.nesterov,
+            max_ratio: self.max_ratio.unwrap_or(base.max_ratio),
             learning_rate: self.learning_rate.unwrap_or(base.learning_rate),
             lr_schedule: self.lr_schedule.map_or(base.lr_schedule, Schedule::decline),
             warmup: ratio
@@ -125,6 +155,16 @@ impl Flags {
             stochastic_rounding: self.stochastic_rounding.unwrap_or(base.stochastic_rounding),
             first_moment: self.first_moment.unwrap_or(base.first_moment),
             second_moment: self.second_moment.unwrap_or(base.second_moment),
+        }
+    }
+}
+
+impl Rule {
+    fn name(self) -> OptimizerName {
+        match self {
+            Rule::Adamw => OptimizerName::AdamW,
+            Rule::Sgd => OptimizerName::Sgd,
+            Rule::Lamb => OptimizerName::Lamb,
         }
     }
 }
@@ -175,6 +215,10 @@ mod tests {
     #[test]
     fn every_field_has_a_flag() {
         let given = [
+            "--optimizer=sgd",
+            "--momentum=0.5",
+            "--nesterov",
+            "--max-ratio=2",
             "--learning-rate=0.5",
             "--lr-schedule=cosine",
             "--warmup-steps=3",
