@@ -1,53 +1,20 @@
 #!/usr/bin/env python3
 """Measures lxpod beside ONNX Runtime, OpenVINO and PyTorch on the same LXMERT weights; see README.md."""
 
-import argparse
 import signal
 import sys
-from pathlib import Path
 
 import environment
 from catalogue import CASES, ENGINES, engines_of
 from errors import PeerError
-
-ROOT = Path(__file__).resolve().parents[2]
-TARGET = ROOT / "target" / "peers"
-RELEASE = ROOT / "target" / "release" / "lxpod"
-
-
-def names_from(known):
-    """A parser of comma-separated names."""
-
-    def parse(text):
-        names = text.split(",")
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise argparse.ArgumentTypeError(f"no {unknown[0]!r}; there are {', '.join(known)}")
-        return names
-
-    return parse
-
-
-def positive(text):
-    """A parser of counts."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
-
+from options import TARGET, common, names_from
 
 def arguments():
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = common(__doc__, CASES, rounds=15)
     add = parser.add_argument
-    add("--model", type=Path, metavar="DIR", help="checkpoint folder [default: a full-size random one]")
-    add("--lxpod", type=Path, metavar="FILE", default=RELEASE, help="the binary [default: target/release/lxpod]")
-    add("--venv", type=Path, metavar="DIR", help="an environment that has the peers [default: make target/peers/venv]")
-    add("--cases", type=names_from(CASES), default=list(CASES), metavar="A,B", help=", ".join(CASES))
     add("--engines", type=names_from(ENGINES), metavar="A,B",
         help=f"{', '.join(ENGINES)} [default: all, less the slow and the hopeless of a case]")  # fmt: skip
-    add("--rounds", type=positive, default=15, metavar="N", help="timed runs of each engine [default: 15]")
-    add("--threads", type=positive, default=2, metavar="N", help="threads of each engine [default: 2]")
     return parser.parse_args()
 
 

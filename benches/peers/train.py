@@ -1,34 +1,19 @@
 #!/usr/bin/env python3
 """Measures training steps of lxpod beside PyTorch's, in turns; see README.md."""
 
-import argparse
 import json
 import math
 import signal
 import statistics
 import sys
-from pathlib import Path
 
 import environment
 from errors import PeerError
-from run import RELEASE, TARGET, names_from, positive
+from options import TARGET, common
 
 CASES = ("b8", "seed")
 WARMUP = 1
 TOLERANCE = 1e-3
-
-
-def arguments():
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add("--model", type=Path, metavar="DIR", help="checkpoint folder [default: a full-size random one]")
-    add("--lxpod", type=Path, metavar="FILE", default=RELEASE, help="the binary [default: target/release/lxpod]")
-    add("--venv", type=Path, metavar="DIR", help="an environment that has the peers [default: make target/peers/venv]")
-    add("--cases", type=names_from(CASES), default=list(CASES), metavar="A,B", help=", ".join(CASES))
-    add("--rounds", type=positive, default=5, metavar="N", help="timed steps of each engine [default: 5]")
-    add("--threads", type=positive, default=2, metavar="N", help="threads of each engine [default: 2]")
-    return parser.parse_args()
 
 
 def measure(step, model, options):
@@ -122,7 +107,7 @@ def main():
     """Exit code 0: measured, and the losses agree."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _frame: sys.exit(128 + number))
-    options = arguments()
+    options = common(__doc__, CASES, rounds=5).parse_args()
     try:
         environment.enter(options.venv, TARGET / "venv")
         TARGET.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,15 @@ pub struct SessionOptions {
     pub guard: bool,
 }
 
+impl SessionOptions {
+    pub(crate) fn cpu(self) -> CpuOptions {
+        CpuOptions {
+            threads: self.threads,
+            guard: self.guard,
+        }
+    }
+}
+
 /// An output in Transformers' name and shape.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NamedTensor {
@@ -261,6 +270,16 @@ pub(crate) fn set_loss_scale(feeds: &mut [Feed], scale: f32) {
     }
 }
 
+/// What a backend reads parameters with.
+pub(crate) fn rows_of(
+    weights: &dyn Weights,
+) -> impl Fn(&str, Range<usize>, &mut [f32]) -> Result<(), SourceError> {
+    |name, rows, out| {
+        let read = weights.read_rows(name, rows, out);
+        read.map_err(|error| Box::new(error) as SourceError)
+    }
+}
+
 /// Loads a plan's weights into a backend.
 pub(crate) fn executable(
     plan: Plan,
@@ -268,18 +287,9 @@ pub(crate) fn executable(
     options: SessionOptions,
     packed: &PackedWeights,
 ) -> Result<Box<dyn Executable>> {
-    let fetch = |name: &str, rows: Range<usize>, out: &mut [f32]| {
-        let read = weights.read_rows(name, rows, out);
-        read.map_err(|error| Box::new(error) as SourceError)
-    };
+    let fetch = rows_of(weights);
     Ok(match options.backend {
-        BackendKind::Cpu => {
-            let options = CpuOptions {
-                threads: options.threads,
-                guard: options.guard,
-            };
-            Box::new(Cpu::load(plan, &fetch, packed, options)?)
-        }
+        BackendKind::Cpu => Box::new(Cpu::load(plan, &fetch, packed, options.cpu())?),
         BackendKind::Reference => {
             let expected = &plan.provenance.expected;
             Box::new(Reference::load(plan.graph, expected, &fetch)?)

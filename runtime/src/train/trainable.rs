@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::path::Path;
 
-use lxpod_backends::cpu::{Cpu, CpuOptions, PackedWeights};
+use lxpod_backends::cpu::{Cpu, PackedWeights};
 use lxpod_backends::reference::ReferenceTrainer;
-use lxpod_backends::{BackendError, SourceError, Trainable};
+use lxpod_backends::{BackendError, Trainable};
 use lxpod_ir::{Graph, Output};
 use lxpod_passes::plan::Plan;
 use lxpod_passes::{CompileOptions, Optimizer, Precision, UpdateOptions, compile};
@@ -15,7 +15,7 @@ use super::trainer::Learner;
 use crate::checkpoint::Weights;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::session::{BackendKind, SessionOptions, is_scaled};
+use crate::session::{BackendKind, SessionOptions, is_scaled, rows_of};
 
 /// What to compile for training, and how to run it.
 #[derive(Clone, Debug)]
@@ -142,18 +142,14 @@ fn executable(
     weights: &dyn Weights,
     options: SessionOptions,
 ) -> Result<Box<dyn Trainable>> {
-    let fetch = |name: &str, rows: Range<usize>, out: &mut [f32]| {
-        let read = weights.read_rows(name, rows, out);
-        read.map_err(|error| Box::new(error) as SourceError)
-    };
+    let fetch = rows_of(weights);
     Ok(match options.backend {
-        BackendKind::Cpu => {
-            let options = CpuOptions {
-                threads: options.threads,
-                guard: options.guard,
-            };
-            Box::new(Cpu::load(plan, &fetch, &PackedWeights::default(), options)?)
-        }
+        BackendKind::Cpu => Box::new(Cpu::load(
+            plan,
+            &fetch,
+            &PackedWeights::default(),
+            options.cpu(),
+        )?),
         BackendKind::Reference => {
             let expected = &plan.provenance.expected;
             Box::new(ReferenceTrainer::load(
