@@ -9,6 +9,7 @@ from catalogue import CASES, ENGINES, engines_of
 from errors import PeerError
 from options import TARGET, common, names_from
 
+
 def arguments():
     """The command line."""
     parser = common(__doc__, CASES, rounds=15)
