@@ -16,7 +16,8 @@
 //! a shared module among them, has one cotangent: the sum of theirs, in the order of the reverse walk,
 //! last reader first. Only where the readers are pieces (columns, or parts of a union) that cover the
 //! value without overlap is there nothing to add: the cotangent is theirs end to end. Each new node
-//! names the forward node it is derived from, but for sums, which have no single one. One patch.
+//! names the forward node it is derived from, a sum of cotangents the one that makes the summed value; only the
+//! sum of a parameter's gradients has none. One patch.
 //!
 //! ```text
 //!                                             %3 = linear %0, %1 : f32[text:160,8]
@@ -157,7 +158,7 @@ impl<'a> Sweep<'a> {
                 ));
             };
             let sum = match self.cotangents.get(&value) {
-                Some(&sum) => self.add(value.node, sum, cotangent)?,
+                Some(&sum) => self.derive(value.node, Add {}, &[sum, cotangent], &[])?,
                 None => cotangent,
             };
             self.cotangents.insert(value, sum);
@@ -213,15 +214,11 @@ impl<'a> Sweep<'a> {
     ) -> Result<(), String> {
         let name = binding.to_string();
         let sum = match self.gradients.get(&name) {
-            Some(&(_, sum)) => self.add(id, sum, cotangent)?,
+            Some(&(_, sum)) => self.patch.add(self.graph, id, Add {}, &[sum, cotangent])?,
             None => cotangent,
         };
         self.gradients.insert(name, (binding, sum));
         Ok(())
-    }
-
-    fn add(&mut self, like: NodeId, a: Wire, b: Wire) -> Result<Wire, String> {
-        self.patch.add(self.graph, like, Add {}, &[a, b])
     }
 }
 

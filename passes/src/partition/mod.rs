@@ -6,24 +6,29 @@
 //! gets its own copy. The engine in [`crate::solve::partition`] then finds the split with the smallest
 //! bottleneck. A value that crosses cuts is passed on by a `transfer` from each stage to the next.
 //!
-//! Nodes of the backward half ride with the forward operator whose derivative they are part of: an
-//! atom's cycles are those of both. A sum of cotangents, which belongs to no single operator, is
-//! reckoned with the first of its operands' atoms, and placed on the earliest of its operands' stages. Cotangents
-//! go straight to the stage that reads them.
+//! Nodes of the backward half ride with the forward operator whose derivative they are part of, or the first
+//! of those whose cotangents they read: an atom's cycles are those of both. Their order mirrors that of the forward
+//! half, so that cotangents only go to earlier stages, relayed as values are.
+//!
+//! What the backward half computes again rides with its original. It serves its own stage: later ones received
+//! the value itself in the forward half, and compute again from that. So a copy that no reader is left of beside
+//! it is dropped, and its cycles count only where one is.
 
 mod place;
 
 use std::collections::BTreeMap;
 
+use fixedbitset::FixedBitSet;
 use lxpod_ir::ops::Op;
-use lxpod_ir::{Graph, NodeId, Target, Value};
+use lxpod_ir::{Graph, NodeId, Patch, Target, Value};
+use rustc_hash::FxHashSet;
 use serde::{Deserialize, Serialize};
 
 use crate::cost::CostModel;
 use crate::phase::phases;
 use crate::schedule::{Phase, Schedule};
 use crate::solve::partition::{
-    Item, Limits, PartitionError, Problem, Shared, Value as Moved, solve,
+    Item, Joint, Limits, PartitionError, Problem, Shared, Value as Moved, solve,
 };
 pub use place::place_update;
 use place::{Routes, place};
@@ -67,9 +72,10 @@ pub fn partition(graph: &mut Graph, pipeline: &Pipeline<'_>) -> Result<Partition
     let atoms = Atoms::of(graph);
     let problem = problem(graph, &atoms, pipeline);
     let solution = solve(&problem, &Limits::default())?;
-    let device = |atom: usize| solution.device_of[atom] as u32;
-    let stages = atoms.stages(graph, &device);
-    place(graph, &stages, Routes::Relayed);
+    let stage = |atom: &Option<usize>| atom.map(|atom| solution.device_of[atom] as u32);
+    let stages: Vec<Option<u32>> = atoms.of_node.iter().map(stage).collect();
+    place(graph, &stages, &atoms.again, Routes::Relayed);
+    drop_unread(graph, &atoms.again);
     Ok(Partition {
         objective_cycles: solution.objective,
         lower_bound_cycles: solution.lower_bound,
@@ -87,6 +93,8 @@ struct Atoms {
     riders: Vec<Vec<NodeId>>,
     /// The atom of each node; none for sources.
     of_node: Vec<Option<usize>>,
+    /// The nodes of the backward half that compute a value of the forward half again.
+    again: FixedBitSet,
     phases: Vec<Phase>,
 }
 
@@ -96,10 +104,14 @@ impl Atoms {
             nodes: Vec::new(),
             riders: Vec::new(),
             of_node: vec![None; graph.bound()],
+            again: FixedBitSet::with_capacity(graph.bound()),
             phases: phases(graph),
         };
         let mut source = vec![false; graph.bound()];
         for id in graph.topo() {
+            let phase = atoms.phases[id.index()];
+            let again = phase == Phase::Backward && atoms.is_again(graph, id);
+            atoms.again.set(id.index(), again);
             let op = &graph.node(id).op;
             let inputs = graph.inputs(id);
             let from_sources = inputs.iter().all(|value| source[value.node.index()]);
@@ -111,9 +123,9 @@ impl Atoms {
             let from_nothing = op.is_leaf() || matches!(op, Op::Zeros(_));
             if from_nothing || picks_inputs || (op.is_view() && from_sources) {
                 source[id.index()] = true;
-            } else if op.is_view() {
+            } else if op.is_view() && atoms.phases[inputs[0].node.index()] == phase {
                 atoms.of_node[id.index()] = atoms.of_node[inputs[0].node.index()];
-            } else if atoms.phases[id.index()] == Phase::Backward {
+            } else if phase == Phase::Backward {
                 let atom = atoms.carrier(graph, id);
                 atoms.of_node[id.index()] = Some(atom);
                 atoms.riders[atom].push(id);
@@ -126,45 +138,86 @@ impl Atoms {
         atoms
     }
 
-    /// The atom that a node of the backward half rides with.
+    /// Whether a node of the backward half has the op and the operands of its forward node, or copies
+    /// of these.
+    fn is_again(&self, graph: &Graph, id: NodeId) -> bool {
+        let node = graph.node(id);
+        let Some(forward) = node.forward else {
+            return false;
+        };
+        let original = graph.node(forward);
+        let (own, operands) = (graph.inputs(id), graph.inputs(forward));
+        let same = |(&own, &operand): (&Value, &Value)| {
+            own == operand || self.original(graph, own) == Some(operand)
+        };
+        original.op == node.op
+            && original.types == node.types
+            && own.len() == operands.len()
+            && own.iter().zip(&operands).all(same)
+    }
+
+    /// The value that is computed again, if `value` is.
+    fn original(&self, graph: &Graph, value: Value) -> Option<Value> {
+        let again = self.again.contains(value.node.index());
+        let node = graph.node(value.node).forward.filter(|_| again)?;
+        Some(Value { node, ..value })
+    }
+
+    /// The atom that a node of the backward half rides with: its own, or that of a cotangent it reads if
+    /// that comes before. Atoms are in order, so that cotangents only go to earlier atoms.
     fn carrier(&self, graph: &Graph, id: NodeId) -> usize {
-        let own = graph.node(id).forward;
-        let own = own.and_then(|forward| self.of_node[forward.index()]);
-        let operands = graph.inputs(id).into_iter().map(|value| value.node);
-        let of_operands = || operands.filter_map(|node| self.of_node[node.index()]).min();
-        own.or_else(of_operands)
-            .unwrap_or_else(|| self.nodes.len().saturating_sub(1))
-    }
-
-    /// The stage of each node; none for sources.
-    fn stages(&self, graph: &Graph, device: &dyn Fn(usize) -> u32) -> Vec<Option<u32>> {
-        let mut stages = vec![None; graph.bound()];
-        for id in graph.topo() {
-            let Some(atom) = self.of_node[id.index()] else {
-                continue;
-            };
-            let node = graph.node(id);
-            let operands = graph.inputs(id).into_iter();
-            let arriving = operands.map(|value| value.node).filter(|node| {
-                self.phases[node.index()] == Phase::Backward || graph.node(id).op.is_view()
-            });
-            let earliest = arriving.filter_map(|node| stages[node.index()]).min();
-            let own = Some(device(atom));
-            stages[id.index()] = match self.phases[id.index()] {
-                _ if node.op.is_view() => earliest.or(own),
-                Phase::Backward if node.forward.is_none() => earliest.or(own),
-                // Cotangents only move to earlier stages.
-                Phase::Backward => own.map(|own| earliest.map_or(own, |stage| stage.min(own))),
-                Phase::Forward | Phase::Update => own,
-            };
+        let forward = graph.node(id).forward;
+        let own = forward.and_then(|forward| self.of_node[forward.index()]);
+        if let Some(own) = own
+            && self.again.contains(id.index())
+        {
+            return own;
         }
-        stages
+        let is_cotangent = |node: &NodeId| {
+            self.phases[node.index()] == Phase::Backward && !self.again.contains(node.index())
+        };
+        let operands = graph.inputs(id).into_iter().map(|value| value.node);
+        let cotangents = operands.clone().filter(is_cotangent);
+        let first = cotangents
+            .filter_map(|node| self.of_node[node.index()])
+            .min();
+        let any = || operands.filter_map(|node| self.of_node[node.index()]).min();
+        let last = self.nodes.len().saturating_sub(1);
+        own.into_iter()
+            .chain(first)
+            .min()
+            .or_else(any)
+            .unwrap_or(last)
     }
 
-    /// The atoms that use a value, directly or through sources made of it.
+    /// For each node that computes a value again, the atoms that read it or what is computed again
+    /// from it; by index, ascending.
+    fn readers(&self, graph: &Graph) -> Vec<Vec<usize>> {
+        let mut readers = vec![Vec::new(); graph.bound()];
+        let order = graph.topo().into_iter().rev();
+        for id in order.filter(|id| self.again.contains(id.index())) {
+            let mut found: Vec<usize> = Vec::new();
+            for user in crate::walk::values(graph, id).flat_map(|value| graph.users(value)) {
+                let user = user.node.index();
+                match self.again.contains(user) {
+                    true => found.extend(&readers[user]),
+                    false => found.extend(self.of_node[user]),
+                }
+            }
+            found.sort_unstable();
+            found.dedup();
+            readers[id.index()] = found;
+        }
+        readers
+    }
+
+    /// The atoms that use a value or copies of it, directly or through sources made of it.
     fn users(&self, graph: &Graph, value: Value) -> Vec<usize> {
         let mut users = Vec::new();
-        for user in graph.users(value) {
+        let copies = self.again.ones().filter_map(|index| graph.at(index));
+        let copies = copies.filter(|&copy| graph.node(copy).forward == Some(value.node));
+        let copies = copies.map(|node| Value { node, ..value });
+        for user in copies.chain([value]).flat_map(|value| graph.users(value)) {
             match self.of_node[user.node.index()] {
                 Some(atom) => users.push(atom),
                 None => users.extend(self.users(graph, graph.value(user.node))),
@@ -185,6 +238,21 @@ impl Atoms {
     }
 }
 
+/// Removes the copies that nothing reads.
+fn drop_unread(graph: &mut Graph, again: &FixedBitSet) {
+    let order = graph.topo().into_iter().rev();
+    let copies: Vec<NodeId> = order.filter(|id| again.contains(id.index())).collect();
+    let (mut patch, mut dropped) = (Patch::new(), FxHashSet::default());
+    for id in copies {
+        let users = crate::walk::values(graph, id).flat_map(|value| graph.users(value));
+        if users.into_iter().all(|user| dropped.contains(&user.node)) {
+            dropped.insert(id);
+            patch.remove(id);
+        }
+    }
+    patch.apply(graph).expect("nothing reads what is removed");
+}
+
 fn problem(graph: &Graph, atoms: &Atoms, pipeline: &Pipeline<'_>) -> Problem {
     let Pipeline {
         target,
@@ -193,8 +261,15 @@ fn problem(graph: &Graph, atoms: &Atoms, pipeline: &Pipeline<'_>) -> Problem {
         ..
     } = *pipeline;
     let chunks = schedule.chunks as u64;
+    let readers = atoms.readers(graph);
+    // What is computed again for other atoms alone.
+    let is_joint = |atom: usize, id: NodeId| {
+        atoms.again.contains(id.index()) && readers[id.index()].binary_search(&atom).is_err()
+    };
     let item = |(atom, &id): (usize, &NodeId)| {
-        let nodes = [id].into_iter().chain(atoms.riders[atom].iter().copied());
+        let riders = atoms.riders[atom].iter().copied();
+        let riders = riders.filter(|&id| !is_joint(atom, id));
+        let nodes = [id].into_iter().chain(riders);
         let outputs = graph.outputs().iter().filter(|output| !output.is_stored());
         let outputs = outputs.map(|output| output.value);
         let leaving = outputs.filter(|value| atoms.of_node[value.node.index()] == Some(atom));
@@ -213,15 +288,24 @@ fn problem(graph: &Graph, atoms: &Atoms, pipeline: &Pipeline<'_>) -> Problem {
         edges: Vec::new(),
         values: Vec::new(),
         shared: Vec::new(),
+        joint: Vec::new(),
         devices: schedule.stages(),
         memory_limit: Some((target.capacity() - target.tile.code - target.tile.reserved) / chunks),
         in_flight: in_flight(schedule, accumulation),
     };
-    for id in graph.nodes() {
+    for id in graph.nodes().filter(|id| !atoms.again.contains(id.index())) {
         for value in crate::walk::values(graph, id) {
             add_value(graph, atoms, pipeline, value, &mut problem);
         }
     }
+    let riders = atoms.riders.iter().enumerate();
+    let riders = riders.flat_map(|(atom, riders)| riders.iter().map(move |&id| (atom, id)));
+    let joint = riders.filter(|&(atom, id)| is_joint(atom, id));
+    problem.joint.extend(joint.map(|(item, id)| Joint {
+        cycles: pipeline.cost.node(graph, id).total(),
+        item,
+        with: readers[id.index()].clone(),
+    }));
     problem
 }
 
@@ -273,7 +357,7 @@ fn add_value(
         cost,
         stash: if kept { bytes } else { 0 },
         feedback: backward && producer.is_some(),
-        relayed: !backward && producer.is_some(),
+        relayed: producer.is_some(),
     });
 }
 

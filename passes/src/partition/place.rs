@@ -2,12 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use fixedbitset::FixedBitSet;
 use lxpod_ir::ops::{Op, Param, Transfer};
 use lxpod_ir::{Graph, NodeId, Output, Patch, User, Value, Wire};
 
 /// Writes the stages into the graph: atoms and their views first, then a copy of each source for
 /// each stage that reads it, then transfers.
-pub(super) fn place(graph: &mut Graph, stages: &[Option<u32>], routes: Routes) {
+///
+/// `again` are the nodes that compute a value again: on other stages than theirs, which the value
+/// itself reached in the forward half, that is read.
+pub(super) fn place(
+    graph: &mut Graph,
+    stages: &[Option<u32>],
+    again: &FixedBitSet,
+    routes: Routes,
+) {
     let stage_of = |node: NodeId| stages[node.index()];
     let mut patch = Patch::new();
     let mut copies = Copies {
@@ -18,8 +27,14 @@ pub(super) fn place(graph: &mut Graph, stages: &[Option<u32>], routes: Routes) {
     for id in graph.topo() {
         let Some(stage) = stage_of(id) else { continue };
         patch.place(id, stage);
-        for (input, value) in graph.inputs(id).into_iter().enumerate() {
-            let home = stage_of(value.node);
+        for (input, read) in graph.inputs(id).into_iter().enumerate() {
+            let home = stage_of(read.node);
+            let value = match graph.node(read.node).forward {
+                Some(node) if again.contains(read.node.index()) && home != Some(stage) => {
+                    Value { node, ..read }
+                }
+                _ => read,
+            };
             let wire = match home {
                 None => copies.on_stage(graph, &mut patch, value, stage),
                 Some(home) if home != stage => {
@@ -27,7 +42,7 @@ pub(super) fn place(graph: &mut Graph, stages: &[Option<u32>], routes: Routes) {
                 }
                 Some(_) => continue,
             };
-            if wire != Wire::Old(value) {
+            if wire != Wire::Old(read) {
                 patch.rewire(
                     User {
                         node: id,
@@ -53,7 +68,7 @@ pub(super) fn place(graph: &mut Graph, stages: &[Option<u32>], routes: Routes) {
     patch.apply(graph).expect("placement keeps every type");
 }
 
-/// How a value reaches a later stage.
+/// How a value reaches another stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Routes {
     /// Every stage between passes it on.
@@ -106,7 +121,7 @@ impl Copies {
         wire
     }
 
-    /// The value in the memory of stage `to`: passed on from stage to stage to a later one if
+    /// The value in the memory of stage `to`: passed on from stage to stage if
     /// routes are relayed, sent straight otherwise.
     fn transfer(
         &mut self,
@@ -122,8 +137,11 @@ impl Copies {
         if let Some(&wire) = self.wires.get(&(value, to)) {
             return wire;
         }
-        let relayed = self.routes == Routes::Relayed && from < to;
-        let sender = if relayed { to - 1 } else { from };
+        let sender = match self.routes {
+            Routes::Direct => from,
+            Routes::Relayed if from < to => to - 1,
+            Routes::Relayed => to + 1,
+        };
         let before = self.transfer(graph, patch, value, from, sender);
         let wire = patch
             .add(graph, value.node, Transfer { to }, &[before])
@@ -168,7 +186,7 @@ pub fn place_update(update: &mut Graph, micro: &Graph) {
         stages[id.index()] = owner(id);
     }
     let copies = copies(micro, &owners);
-    place(update, &stages, Routes::Direct);
+    place(update, &stages, &FixedBitSet::new(), Routes::Direct);
     for (binding, stage) in copies {
         send_copy(update, micro, &binding, stage);
     }

@@ -9,6 +9,7 @@
 //! + sum of cost of values produced on it with a user elsewhere      (each value once)
 //! + sum of cost of values used on it but produced elsewhere         (each value once)
 //! + twice the cost of relayed values that only pass through it
+//! + cycles of its joint work whose item shares it with another item that asks for it
 //! ```
 //!
 //! and the objective is the largest load. This is the cost model of Tarnawski et al., *Efficient algorithms for
@@ -42,7 +43,7 @@ use search::{Search, Verdict};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// An instance. Indices in `edges`, `values` and `shared` are positions in `items`.
+/// An instance. Indices in `edges`, `values`, `shared` and `joint` are positions in `items`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// The atoms to place.
@@ -53,6 +54,8 @@ pub struct Problem {
     pub values: Vec<Value>,
     /// Memory that several items use and each device holds once.
     pub shared: Vec<Shared>,
+    /// Work that is done only where two ends of it meet.
+    pub joint: Vec<Joint>,
     /// Number of devices, at least 1.
     pub devices: usize,
     /// Bytes of each device; `None` is unlimited.
@@ -93,12 +96,23 @@ pub struct Value {
     pub cost: u64,
     /// Bytes kept for the backward pass on each device that produces or uses it, per micro-batch in flight.
     pub stash: u64,
-    /// The value orders nothing: its users may be on earlier devices (gradients, whose items share an atom with
-    /// their forward counterparts).
+    /// The value runs against the pipeline (a cotangent, whose ends share atoms with their forward counterparts).
+    /// If it is relayed, its users may not be on later devices than its producer; otherwise it orders nothing.
     pub feedback: bool,
-    /// The value is passed on from device to device: every device between its producer and its last user receives
-    /// it and, but for the last, sends it, at `cost` each. Not for values from outside or with `feedback`.
+    /// The value is passed on from device to device: every device between its producer and its furthest user
+    /// receives it and, but for the last, sends it, at `cost` each. Not for values from outside.
     pub relayed: bool,
+}
+
+/// Work of an item that only serves others beside it: a value computed again, which other devices do not ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joint {
+    /// Time it takes.
+    pub cycles: u64,
+    /// Whose device does it.
+    pub item: usize,
+    /// The other items, of which at least one must be on that device.
+    pub with: Vec<usize>,
 }
 
 /// Bytes held once by each device that has at least one user, such as a weight used by two atoms.
@@ -206,13 +220,20 @@ pub fn evaluate(problem: &Problem, device_of: &[usize]) -> Evaluation {
     }
     for value in &problem.values {
         let home = value.producer.map(|p| device_of[p]);
-        let last = value.users.iter().map(|&u| device_of[u]).max();
+        let ends = || {
+            value
+                .users
+                .iter()
+                .chain(&value.producer)
+                .map(|&e| device_of[e])
+        };
+        let (first, last) = (ends().min(), ends().max());
         let reads = |d: usize| value.users.iter().any(|&u| device_of[u] == d);
         for (d, (load, stash)) in eval.loads.iter_mut().zip(&mut stash).enumerate() {
             let (enters, leaves) = if value.relayed {
                 (
-                    home < Some(d) && Some(d) <= last,
-                    home <= Some(d) && Some(d) < last,
+                    first < Some(d) && Some(d) <= last,
+                    first <= Some(d) && Some(d) < last,
                 )
             } else {
                 let leaves = home == Some(d) && value.users.iter().any(|&u| device_of[u] != d);
@@ -224,6 +245,12 @@ pub fn evaluate(problem: &Problem, device_of: &[usize]) -> Evaluation {
             } else {
                 0
             };
+        }
+    }
+    for work in &problem.joint {
+        let home = device_of[work.item];
+        if work.with.iter().any(|&other| device_of[other] == home) {
+            eval.loads[home] += work.cycles;
         }
     }
     for block in &problem.shared {

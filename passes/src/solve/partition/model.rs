@@ -27,8 +27,8 @@ struct Link {
 /// A value that is passed on from device to device: a stage pays for it where it crosses either of the stage's borders.
 #[derive(Clone, Debug)]
 struct Relay {
-    producer: u32,
-    users: Vec<u32>,
+    /// Its producer and its users.
+    ends: Vec<u32>,
     cost: u64,
 }
 
@@ -46,6 +46,10 @@ struct Node {
     workspace: u64,
     touches: Vec<Touch>,
     shared: Vec<u32>,
+    /// The joint work that is this item's.
+    works: Vec<u32>,
+    /// The joint work that this item asks for.
+    asks: Vec<u32>,
 }
 
 /// A checked problem: indices in range, users distinct, sums that cannot overflow.
@@ -55,6 +59,8 @@ pub(super) struct Model {
     links: Vec<Link>,
     relays: Vec<Relay>,
     shared: Vec<u64>,
+    /// Cycles of joint work.
+    joint: Vec<u64>,
     in_flight: Vec<u64>,
     pub(super) devices: usize,
     pub(super) memory_limit: Option<u64>,
@@ -73,11 +79,11 @@ impl Model {
     /// Checks `problem` and builds its ordering.
     pub(super) fn new(problem: &Problem) -> Result<(Self, Dag), PartitionError> {
         check(problem)?;
-        let ordered = problem.values.iter().filter(|v| !v.feedback);
+        let ordered = problem.values.iter().filter(|v| !v.feedback || v.relayed);
         let implied = ordered.flat_map(|v| {
-            v.producer
-                .iter()
-                .flat_map(|&p| v.users.iter().map(move |&u| (p, u)))
+            let ends = |p, u| if v.feedback { (u, p) } else { (p, u) };
+            let users = move |&p| v.users.iter().map(move |&u| ends(p, u));
+            v.producer.iter().flat_map(users)
         });
         let edges = problem
             .edges
@@ -102,11 +108,18 @@ impl Model {
                 nodes[user as usize].shared.push(index as u32);
             }
         }
+        for (index, work) in problem.joint.iter().enumerate() {
+            nodes[work.item].works.push(index as u32);
+            for other in distinct(&work.with) {
+                nodes[other as usize].asks.push(index as u32);
+            }
+        }
         let model = Self {
             nodes,
             links,
             relays: relays(problem),
             shared: problem.shared.iter().map(|b| b.bytes).collect(),
+            joint: problem.joint.iter().map(|work| work.cycles).collect(),
             in_flight: problem.in_flight.clone(),
             devices: problem.devices,
             memory_limit: problem.memory_limit,
@@ -135,6 +148,7 @@ impl Model {
     pub(super) fn ceiling(&self) -> u64 {
         let cycles: u64 = self.nodes.iter().map(|n| n.cycles).sum();
         let relayed: u64 = self.relays.iter().map(|r| r.cost).sum();
+        let cycles = cycles + self.joint.iter().sum::<u64>();
         cycles + self.links.iter().map(|l| l.cost).sum::<u64>() + 2 * relayed
     }
 
@@ -149,8 +163,10 @@ impl Model {
     /// For each ideal, the cost of the relayed values that cross its border. O(ideals x relays).
     pub(super) fn borders(&self, lattice: &Lattice) -> Vec<u64> {
         let crosses = |relay: &&Relay, id: usize| {
-            lattice.contains(id, relay.producer)
-                && relay.users.iter().any(|&u| !lattice.contains(id, u))
+            let first = lattice.contains(id, relay.ends[0]);
+            let rest = relay.ends[1..].iter();
+            rest.into_iter()
+                .any(|&end| lattice.contains(id, end) != first)
         };
         let border = |id| {
             self.relays
@@ -166,14 +182,9 @@ impl Model {
     pub(super) fn relay_loads(&self, device_of: &[usize]) -> Vec<u64> {
         let mut loads = vec![0; self.devices];
         for relay in &self.relays {
-            let home = device_of[relay.producer as usize];
-            let last = relay
-                .users
-                .iter()
-                .map(|&u| device_of[u as usize])
-                .max()
-                .unwrap_or(home);
-            for device in home..last {
+            let devices = || relay.ends.iter().map(|&end| device_of[end as usize]);
+            let (first, last) = (devices().min().unwrap_or(0), devices().max().unwrap_or(0));
+            for device in first..last {
                 loads[device] += relay.cost;
                 loads[device + 1] += relay.cost;
             }
@@ -223,12 +234,9 @@ impl Link {
 fn relays(problem: &Problem) -> Vec<Relay> {
     let relayed = problem.values.iter().filter(|v| v.relayed && v.cost > 0);
     let relay = |v: &super::Value| {
-        let producer = v.producer? as u32;
-        Some(Relay {
-            producer,
-            users: distinct(&v.users),
-            cost: v.cost,
-        })
+        let ends: Vec<usize> = v.users.iter().copied().chain([v.producer?]).collect();
+        let ends = distinct(&ends);
+        (ends.len() > 1).then_some(Relay { ends, cost: v.cost })
     };
     relayed.filter_map(relay).collect()
 }
@@ -325,6 +333,12 @@ fn check(problem: &Problem) -> Result<(), PartitionError> {
                 .shared
                 .iter()
                 .map(|s| ("shared block", &s.users, None)),
+        )
+        .chain(
+            problem
+                .joint
+                .iter()
+                .map(|work| ("joint work", &work.with, Some(work.item))),
         );
     for (what, users, producer) in references {
         if let Some(bad) = users.iter().chain(&producer).find(|&&u| u >= len) {
@@ -334,15 +348,16 @@ fn check(problem: &Problem) -> Result<(), PartitionError> {
     if problem
         .values
         .iter()
-        .any(|v| v.relayed && (v.feedback || v.producer.is_none()))
+        .any(|v| v.relayed && v.producer.is_none())
     {
-        return invalid("a relayed value comes from outside or runs backward".into());
+        return invalid("a relayed value comes from outside".into());
     }
     if problem.in_flight.windows(2).any(|w| w[0] > w[1]) {
         return invalid("in_flight decreases with depth".into());
     }
     let wide = |list: &mut dyn Iterator<Item = u64>| list.map(u128::from).sum::<u128>();
     let time = wide(&mut problem.items.iter().map(|i| i.cycles))
+        + wide(&mut problem.joint.iter().map(|work| work.cycles))
         + wide(&mut problem.values.iter().map(|v| v.cost)) * (2 * problem.devices as u128 + 2);
     let bytes = wide(&mut problem.items.iter().flat_map(|i| [i.resident, i.workspace]))
         + wide(&mut problem.shared.iter().map(|s| s.bytes))
@@ -399,6 +414,8 @@ pub(super) struct Stage<'m> {
     produced: Vec<bool>,
     users: Vec<u32>,
     holders: Vec<u32>,
+    works: Vec<bool>,
+    asks: Vec<u32>,
 }
 
 impl<'m> Stage<'m> {
@@ -410,6 +427,8 @@ impl<'m> Stage<'m> {
             produced: vec![false; links],
             users: vec![0; links],
             holders: vec![0; model.shared.len()],
+            works: vec![false; model.joint.len()],
+            asks: vec![0; model.joint.len()],
         }
     }
 
@@ -437,6 +456,24 @@ impl<'m> Stage<'m> {
             };
             *holders += 1;
         }
+        let mut joint = 0;
+        for &work in &node.asks {
+            let work = work as usize;
+            self.asks[work] += 1;
+            let first = self.asks[work] == 1 && self.works[work];
+            joint += if first { self.model.joint[work] } else { 0 };
+        }
+        for &work in &node.works {
+            let work = work as usize;
+            self.works[work] = true;
+            joint += if self.asks[work] > 0 {
+                self.model.joint[work]
+            } else {
+                0
+            };
+        }
+        totals.load += joint;
+        totals.committed += joint;
     }
 
     fn attach(&mut self, touch: Touch, totals: &mut Totals) {
@@ -484,6 +521,12 @@ impl<'m> Stage<'m> {
         }
         for &block in &node.shared {
             self.holders[block as usize] -= 1;
+        }
+        for &work in &node.asks {
+            self.asks[work as usize] -= 1;
+        }
+        for &work in &node.works {
+            self.works[work as usize] = false;
         }
     }
 }
