@@ -55,7 +55,7 @@ fn cheap_commands_run() {
         let Some(arguments) = lxpod_arguments(&command) else {
             continue;
         };
-        if matches!(arguments[0], "run" | "compare" | "bench") {
+        if matches!(arguments[0], "run" | "train" | "compare" | "bench") {
             continue;
         }
         let output = lxpod(folder.path(), &arguments);

@@ -19,6 +19,7 @@ use crate::pass::{
 use crate::plan::{Plan, PlanError, Provenance, Work, lower};
 use crate::recompute;
 use crate::schedule::{Phase, Rule, Schedule};
+use crate::solve::partition::PartitionError;
 use crate::update::{Optimizer, UpdateOptions, update_graph};
 
 /// What to compile for.
@@ -226,6 +227,18 @@ pub enum CompileError {
     Pass(#[from] PassError),
 }
 
+impl CompileError {
+    /// Whether less to keep could help.
+    fn is_out_of_memory(&self) -> bool {
+        matches!(
+            self,
+            CompileError::Plan(
+                PlanError::OutOfMemory { .. } | PlanError::Partition(PartitionError::Memory { .. })
+            )
+        )
+    }
+}
+
 /// What the compiler did, beside the plan.
 #[derive(Clone, Debug, Serialize)]
 pub struct CompileReport {
@@ -240,9 +253,38 @@ pub type Observer<'a> = &'a mut dyn FnMut(&'static str, &Graph);
 
 /// Compiles a plan. `name` is recorded as the model's name; `observe` sees the graph after each pass.
 ///
+/// Where recomputation is automatic, a step that does not fit the tiles' memory is compiled again, and keeps
+/// no more of any layer than its border.
+///
 /// # Errors
 /// See [`CompileError`].
 pub fn compile(
+    config: &LxmertConfig,
+    name: &str,
+    options: &CompileOptions,
+    observe: Observer<'_>,
+) -> Result<(Plan, CompileReport), CompileError> {
+    let compiled = compile_as_told(config, name, options, &mut *observe);
+    let automatic = |training: &&TrainingOptions| matches!(training.recompute, Recompute::Auto { bytes } if bytes > 0);
+    match (&compiled, options.training.as_ref().filter(automatic)) {
+        (Err(error), Some(training)) if error.is_out_of_memory() => {
+            let recompute = Recompute::Auto { bytes: 0 };
+            let training = Some(TrainingOptions {
+                recompute,
+                ..training.clone()
+            });
+            let options = CompileOptions {
+                training,
+                ..options.clone()
+            };
+            compile_as_told(config, name, &options, observe)
+        }
+        _ => compiled,
+    }
+}
+
+/// [`compile`], once.
+fn compile_as_told(
     config: &LxmertConfig,
     name: &str,
     options: &CompileOptions,
@@ -378,8 +420,8 @@ pub fn plan_graph(
     Ok(plan)
 }
 
-/// How good the split is as it was placed: where the backward half did not ride with its operators, or
-/// a cotangent goes to several stages, a stage has more to do than the search reckoned with.
+/// How good the split is as it was placed: if a stage has more to do than the search reckoned with, the plan
+/// says so and is not called optimal.
 fn attained(plan: &Plan) -> Partition {
     let cycles = |stage| {
         let phases = [Phase::Forward, Phase::Backward];

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use lxpod_backends::{Feed, Outputs};
 use lxpod_ir::Target;
 use lxpod_ir::front::Task;
+use lxpod_passes::plan::Plan;
 use lxpod_passes::schedule::{Rule, Schedule};
-use lxpod_passes::{CompileOptions, Precision, Recompute, TrainingOptions};
+use lxpod_passes::{CompileOptions, Precision, Recompute, TrainingOptions, compile};
 use lxpod_runtime::tensors::HostTensor;
 use lxpod_runtime::train::{
     Batches, Feeds, Learner, LossScaler, Moment, OptimizerName, Recipe, RecipeName,
@@ -304,6 +305,57 @@ fn stages_schedules_recomputation_and_threads_change_no_bit() {
         }
         golden.same_bits(variants);
     }
+}
+
+#[test]
+fn a_step_is_placed_as_the_split_that_was_proved_best() {
+    for name in RecipeName::ALL {
+        let golden = Golden::open(name);
+        for stages in [1, 2, 3, 4, 8, 16] {
+            for recompute in [Recompute::None, Recompute::Layer] {
+                let variant = Variant {
+                    stages,
+                    recompute,
+                    ..PLAIN
+                };
+                let (model, options) = (&golden.model, golden.options(variant));
+                let compiled = compile(&model.config, &model.name, &options, &mut |_, _| {});
+                let (plan, _) = compiled.expect("a plan");
+                assert!(plan.partition.optimal, "{variant:?}: {:?}", plan.partition);
+            }
+        }
+    }
+}
+
+#[test]
+fn automatic_recomputation_helps_where_memory_is_short() {
+    let golden = Golden {
+        accumulation: 40,
+        ..Golden::open(RecipeName::Hf)
+    };
+    let plan = |recompute, reserved| {
+        let mut options = golden.options(Variant {
+            stages: 2,
+            recompute,
+            ..PLAIN
+        });
+        options.target.tile.reserved += reserved;
+        let model = &golden.model;
+        let compiled = compile(&model.config, &model.name, &options, &mut |_, _| {});
+        compiled.map(|(plan, _)| plan)
+    };
+    let used = |plan: &Plan| plan.tiles.iter().map(|tile| tile.memory.total).max();
+    let free = plan(Recompute::None, 0).expect("a plan");
+    let least = plan(Recompute::Layer, 0).expect("a plan");
+    let (most, fewest) = (used(&free).expect("tiles"), used(&least).expect("tiles"));
+    assert!(fewest < most);
+    let auto = Recompute::Auto { bytes: u64::MAX };
+    let nodes = |plan: &Plan| plan.graph.nodes().count();
+    assert_eq!(nodes(&plan(auto, 0).expect("a plan")), nodes(&free));
+    let short = free.target.capacity() - fewest - (most - fewest) / 4;
+    plan(Recompute::None, short).expect_err("too little memory");
+    let fitted = plan(auto, short).expect("a plan");
+    assert_eq!(nodes(&fitted), nodes(&least));
 }
 
 #[test]

@@ -125,8 +125,9 @@ impl Atoms {
                 source[id.index()] = true;
             } else if op.is_view() && atoms.phases[inputs[0].node.index()] == phase {
                 atoms.of_node[id.index()] = atoms.of_node[inputs[0].node.index()];
-            } else if phase == Phase::Backward {
-                let atom = atoms.carrier(graph, id);
+            } else if phase == Phase::Backward
+                && let Some(atom) = atoms.carrier(graph, id)
+            {
                 atoms.of_node[id.index()] = Some(atom);
                 atoms.riders[atom].push(id);
             } else {
@@ -164,14 +165,15 @@ impl Atoms {
     }
 
     /// The atom that a node of the backward half rides with: its own, or that of a cotangent it reads if
-    /// that comes before. Atoms are in order, so that cotangents only go to earlier atoms.
-    fn carrier(&self, graph: &Graph, id: NodeId) -> usize {
+    /// that comes before. Atoms are in order, so that cotangents only go to earlier atoms. None if there is no atom
+    /// before it.
+    fn carrier(&self, graph: &Graph, id: NodeId) -> Option<usize> {
         let forward = graph.node(id).forward;
         let own = forward.and_then(|forward| self.of_node[forward.index()]);
         if let Some(own) = own
             && self.again.contains(id.index())
         {
-            return own;
+            return Some(own);
         }
         let is_cotangent = |node: &NodeId| {
             self.phases[node.index()] == Phase::Backward && !self.again.contains(node.index())
@@ -182,12 +184,8 @@ impl Atoms {
             .filter_map(|node| self.of_node[node.index()])
             .min();
         let any = || operands.filter_map(|node| self.of_node[node.index()]).min();
-        let last = self.nodes.len().saturating_sub(1);
-        own.into_iter()
-            .chain(first)
-            .min()
-            .or_else(any)
-            .unwrap_or(last)
+        let last = self.nodes.len().checked_sub(1);
+        own.into_iter().chain(first).min().or_else(any).or(last)
     }
 
     /// For each node that computes a value again, the atoms that read it or what is computed again
