@@ -39,11 +39,15 @@ pub const fn part_salt(salt: u64, part: u64) -> u64 {
 
 /// The key that decides what one sample drops in one step: two words of a 64-bit hash of the run's
 /// seed, the step and the sample's number among all samples of the step. How a step's samples are
-/// grouped into micro-batches and replicas changes nothing.
+/// grouped into micro-batches and replicas changes nothing. It is never [`KEEP_KEY`].
 pub const fn dropout_key(seed: u64, step: u64, sample: u64) -> [u32; 2] {
     let key = mix(mix(mix(seed.wrapping_add(GOLDEN)) ^ step) ^ sample);
+    let key = if key == 0 { GOLDEN } else { key };
     [key as u32, (key >> 32) as u32]
 }
+
+/// The key under which dropout keeps every element as it is: a graph that drops out evaluates with it.
+pub const KEEP_KEY: [u32; 2] = [0, 0];
 
 /// What all words of one row have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

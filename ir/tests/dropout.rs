@@ -141,6 +141,17 @@ fn rate_zero_changes_nothing() {
 }
 
 #[test]
+fn under_the_key_of_evaluation_nothing_is_dropped() {
+    let union = run(&graph(2, 4, UNION), &[(0, 3, 2), (7, 1, 3)]);
+    assert!((0..3).all(|row| union[0].row(row) == [1.0; 16]));
+    assert!((0..2).all(|row| union[1].row(row) == [1.0; 16]));
+    assert!(union[0].row(3).contains(&0.0) && union[1].row(2).contains(&0.0));
+    let [y, p] = run(&attention(1, 4), &[(0, 4, 2)]).try_into().unwrap();
+    assert!(y.reals().iter().all(|&y| (y - 1.0).abs() < 1e-12));
+    assert!(p.reals().iter().all(|&p| (p - 0.25).abs() < 1e-12));
+}
+
+#[test]
 fn attention_returns_and_applies_what_it_dropped() {
     let [context, kept] = run(&attention(1, 5), &[(3, 4, 2)]).try_into().unwrap();
     for row in 0..2 {

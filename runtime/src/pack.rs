@@ -10,6 +10,7 @@ use std::ops::Range;
 use lxpod_backends::{Feed, Outputs};
 use lxpod_ir::front::RowSpaces;
 use lxpod_ir::ops::{Op, Reduction};
+use lxpod_ir::random_bits::{KEEP_KEY, dropout_key};
 use lxpod_ir::{Extents, Graph, Layout, SpaceId, Tensor, TensorType, Value};
 use lxpod_passes::autodiff::LOSS_SCALE;
 
@@ -18,7 +19,15 @@ use crate::samples::{Axes, Content, FIELDS, IGNORED_LABEL, Samples, Values};
 use crate::sharing::{RowKind, Sharing, first_rows};
 
 /// The input that decides what each sample drops; see [`lxpod_ir::front`].
-pub(crate) const DROPOUT_KEYS: &str = "dropout_keys";
+const DROPOUT_KEYS: &str = "dropout_keys";
+
+/// What decides the dropout keys of samples: they are counted from `first` in a step of a seed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dropping {
+    pub(crate) seed: u64,
+    pub(crate) step: u64,
+    pub(crate) first: usize,
+}
 
 /// Packs and unpacks the micro-batches of one plan.
 pub(crate) struct Packer<'a> {
@@ -26,10 +35,11 @@ pub(crate) struct Packer<'a> {
     spaces: RowSpaces,
     dense: bool,
     samples: &'a Samples,
+    dropping: Option<Dropping>,
 }
 
 impl<'a> Packer<'a> {
-    /// A packer for these samples.
+    /// A packer for these samples, of which nothing is dropped.
     ///
     /// # Errors
     /// The plan's capacities are smaller than the samples.
@@ -63,7 +73,13 @@ impl<'a> Packer<'a> {
             spaces,
             dense: needs_all_rows(graph),
             samples,
+            dropping: None,
         })
+    }
+
+    /// The same, with this dropped where the graph drops out; without it nothing is.
+    pub(crate) fn dropping(self, dropping: Option<Dropping>) -> Self {
+        Packer { dropping, ..self }
     }
 
     /// The samples of each micro-batch.
@@ -81,22 +97,39 @@ impl<'a> Packer<'a> {
         micro_batches.map(|samples| self.pack(samples)).collect()
     }
 
-    /// The feed of one micro-batch, without [`LOSS_SCALE`] and [`DROPOUT_KEYS`], which are no properties
-    /// of samples.
+    /// The feed of one micro-batch, without [`LOSS_SCALE`], which is no property of samples.
     pub(crate) fn pack(&self, samples: Range<usize>) -> Result<Feed> {
-        let sharing = self.share(samples);
+        let sharing = self.share(samples.clone());
         let extents = self.extents(&sharing)?;
         let rows = Rows::new(self, &sharing);
+        let keys = self.dropout_keys(samples);
         let mut inputs = BTreeMap::new();
         for id in self.graph.nodes() {
             if let Op::Input(input) = &self.graph.node(id).op
-                && ![LOSS_SCALE, DROPOUT_KEYS].contains(&&*input.name)
+                && input.name != LOSS_SCALE
             {
                 let ty = &self.graph.node(id).types[0];
-                inputs.insert(input.name.clone(), self.input(&input.name, ty, &rows)?);
+                let value = match &*input.name {
+                    DROPOUT_KEYS => keys.clone(),
+                    name => self.input(name, ty, &rows)?,
+                };
+                inputs.insert(input.name.clone(), value);
             }
         }
         Ok(Feed { extents, inputs })
+    }
+
+    /// Two words for each of some samples.
+    fn dropout_keys(&self, samples: Range<usize>) -> Tensor<f32> {
+        let count = samples.len();
+        let key = |sample: usize| match self.dropping {
+            Some(Dropping { seed, step, first }) => {
+                dropout_key(seed, step, (first + sample) as u64)
+            }
+            None => KEEP_KEY,
+        };
+        let words = samples.flat_map(key).map(u32::cast_signed);
+        Tensor::int([count, 2], words.collect())
     }
 
     /// How many rows one micro-batch computes.

@@ -16,7 +16,7 @@ use lxpod_passes::plan::Plan;
 
 use crate::checkpoint::Weights;
 use crate::error::{Error, Result};
-use crate::pack::Packer;
+use crate::pack::{Dropping, Packer};
 use crate::samples::Samples;
 
 /// Which backend runs a plan.
@@ -38,6 +38,8 @@ pub struct SessionOptions {
     pub threads: usize,
     /// Whether to check every access against the plan's live buffers.
     pub guard: bool,
+    /// The seed that decides what a plan with dropout drops; without one it drops nothing.
+    pub dropout: Option<u64>,
 }
 
 impl SessionOptions {
@@ -107,6 +109,7 @@ pub struct Session {
     results: Vec<Outputs>,
     /// The checkpoint's tensors and their shapes.
     expected: Vec<(String, Vec<usize>)>,
+    dropping: Option<Dropping>,
 }
 
 impl Session {
@@ -147,6 +150,11 @@ impl Session {
             packed,
             results: Vec::new(),
             expected,
+            dropping: options.dropout.map(|seed| Dropping {
+                seed,
+                step: 0,
+                first: 0,
+            }),
         })
     }
 
@@ -156,7 +164,7 @@ impl Session {
     /// The samples are larger than the plan's capacities.
     pub fn run(&mut self, samples: &Samples) -> Result<RunResult> {
         let start = Instant::now();
-        let packer = Packer::new(&self.graph, samples)?;
+        let packer = Packer::new(&self.graph, samples)?.dropping(self.dropping);
         let mut feeds = packer.feeds()?;
         let mut named = self.graph.outputs().iter();
         if feeds.len() > 1 && named.any(|output| output.gradient_of().is_some()) {

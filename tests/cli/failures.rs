@@ -52,7 +52,6 @@ fn what_is_not_there_yet_says_so() {
     for option in options {
         lxpod(["compile", TINY].iter().chain(option)).fails(3, &["not supported", option[0]]);
     }
-    lxpod(["run", TINY, "--inputs", INPUTS, "--dropout"]).fails(3, &["--dropout"]);
     lxpod([
         "run",
         TINY,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lxpod_runtime::read_tensors;
 use serde_json::Value;
 
-use super::support::lxpod;
+use super::support::{TINY, lxpod};
 
 /// A golden trajectory.
 struct Golden {
@@ -331,10 +331,10 @@ fn evaluation_is_logged() {
     assert!(last < first, "{first} {last}");
 }
 
-/// Copies a golden's model with dropout switched on.
-fn dropping(golden: &Golden, to: &Path) -> String {
+/// Copies a model with dropout switched on.
+fn dropping(source: &str, to: &Path) -> String {
     fs::create_dir(to).expect("a folder");
-    let source = Path::new(&golden.folder);
+    let source = Path::new(source);
     let name = "model.safetensors";
     fs::copy(source.join(name), to.join(name)).expect("a copy");
     let config = fs::read(source.join("config.json")).expect("config.json");
@@ -350,7 +350,7 @@ fn dropping(golden: &Golden, to: &Path) -> String {
 fn dropout_follows_the_configuration_and_the_seed() {
     let golden = Golden::open("ipu");
     let (kept, _) = folder();
-    let model = dropping(&golden, &kept.path().join("model"));
+    let model = dropping(&golden.folder, &kept.path().join("model"));
     let run = |name: &str, options: &[&str]| {
         let output = kept.path().join(name);
         let mut words = golden.words(&output, options);
@@ -367,6 +367,62 @@ fn dropout_follows_the_configuration_and_the_seed() {
         assert!((got - want).abs() < 2e-5, "{got} {want}");
     }
     assert_ne!(first, kept_all);
+}
+
+#[test]
+fn evaluation_drops_nothing() {
+    let golden = Golden::open("ipu");
+    let (kept, _) = folder();
+    let model = dropping(&golden.folder, &kept.path().join("model"));
+    let batches = format!("{}/inputs.safetensors", golden.folder);
+    let evaluated = |name: &str, options: &[&str]| {
+        let output = kept.path().join(name);
+        let mut words = golden.words(&output, options);
+        words[1].clone_from(&model);
+        let rate = words.iter().position(|word| word == "--learning-rate");
+        words[rate.expect("a rate") + 1] = "0".to_owned();
+        let more = ["--eval-every", "20", "--eval-batches", &batches];
+        words.extend(more.map(str::to_owned));
+        words.extend(["--precision", "fp32", "--stages", "2"].map(str::to_owned));
+        lxpod(words).succeeds();
+        log(&output)["eval"][0]["loss"].as_f64().expect("a loss")
+    };
+    let (dropping, kept_all) = (
+        evaluated("dropping", &[]),
+        evaluated("kept", &["--no-dropout"]),
+    );
+    assert!((dropping - kept_all).abs() < 1e-6, "{dropping} {kept_all}");
+}
+
+#[test]
+fn run_drops_out_when_asked() {
+    let (kept, _) = folder();
+    let model = dropping(TINY, &kept.path().join("model"));
+    let inputs = format!("{TINY}/inputs.safetensors");
+    let inputs = ["--inputs", &inputs];
+    let path = |name: &str| kept.path().join(name).to_string_lossy().into_owned();
+    let run = |subject: &str, options: &[&str]| {
+        let out = path("out.safetensors");
+        let words = ["run", subject, "--model", &model, "--outputs", &out];
+        let without_model = [&words[..2], &words[4..]].concat();
+        let plan = subject.ends_with(".plan");
+        let words = if plan { words.to_vec() } else { without_model };
+        lxpod(words.iter().chain(&inputs).chain(options)).succeeds();
+        let tensors = read_tensors(out.as_ref()).expect("tensors");
+        tensors["question_answering_score"]
+            .to_f32()
+            .expect("floats")
+    };
+    let kept_all = run(&model, &[]);
+    let dropped = run(&model, &["--dropout"]);
+    assert_ne!(dropped, kept_all);
+    assert_eq!(dropped, run(&model, &["--dropout", "--stages", "1"]));
+    assert_ne!(dropped, run(&model, &["--dropout", "--seed", "1"]));
+    let plan = path("kept.plan");
+    lxpod(["compile", &model, "-o", &plan]).succeeds();
+    assert_eq!(run(&plan, &[]), kept_all);
+    let refused = ["run", &plan, "--model", &model, "--dropout"];
+    lxpod(refused.iter().chain(&inputs)).fails(2, &["--dropout", "name the model"]);
 }
 
 /// Stacks the same samples anew, two instead of four to a micro-batch.
@@ -394,7 +450,7 @@ fn halved(batches: &Path, to: &Path) {
 fn masks_do_not_depend_on_the_grouping_into_micro_batches() {
     let golden = Golden::open("ipu");
     let (kept, output) = folder();
-    let model = dropping(&golden, &kept.path().join("model"));
+    let model = dropping(&golden.folder, &kept.path().join("model"));
     let whole = PathBuf::from(format!("{}/inputs.safetensors", golden.folder));
     let half = kept.path().join("halved.safetensors");
     halved(&whole, &half);

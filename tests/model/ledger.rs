@@ -9,6 +9,7 @@ const GUARD: SessionOptions = SessionOptions {
     backend: lxpod_runtime::BackendKind::Cpu,
     threads: 1,
     guard: true,
+    dropout: None,
 };
 
 /// The case with every mask all ones and no label ignored, so that every row is computed.

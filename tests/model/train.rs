@@ -122,7 +122,7 @@ impl Golden {
             session: SessionOptions {
                 backend: variant.backend,
                 threads: variant.threads,
-                guard: false,
+                ..SessionOptions::default()
             },
         };
         let built = lxpod_ir::front::build(&self.model.config, &options.compile.model);

@@ -238,9 +238,10 @@ impl Machine<'_> {
         [segment, head]: [usize; 2],
     ) -> Option<kernels::HeadDropout> {
         let dropout = dropout?;
+        let key = self.key(step, keys, segment);
         Some(kernels::HeadDropout {
-            rate: dropout.rate,
-            key: self.key(step, keys, segment),
+            rate: dropout.rate_under(key),
+            key,
             salt: part_salt(dropout.salt, head as u64),
         })
     }
@@ -269,7 +270,7 @@ impl Machine<'_> {
                 let key = self.key(step, 1, segment.entity);
                 let state = |row: usize| RowState::new(key, salt, (row - start) as u32);
                 let (x, out) = (self.read(step, 0), self.write(step, 0));
-                kernels::dropout(self.kernels, x, dropout.rate, state, out, own);
+                kernels::dropout(self.kernels, x, dropout.rate_under(key), state, out, own);
             });
         }
     }

@@ -242,7 +242,7 @@ impl Attention {
     ) {
         if let Some(dropout) = &self.dropout {
             let salt = part_salt(dropout.salt, head as u64);
-            dropout.drop_row(RowState::new(key, salt, place as u32), values);
+            dropout.drop_row(key, RowState::new(key, salt, place as u32), values);
         }
     }
 }

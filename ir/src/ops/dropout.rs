@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Cost, Eval, Infer, OpDef, Operand, Vjp};
-use crate::random_bits::{RowState, drop_threshold, name_hash, part_salt};
+use crate::random_bits::{KEEP_KEY, RowState, drop_threshold, name_hash, part_salt};
 use crate::rows::SpaceId;
 use crate::tensor::{Scalar, Tensor};
 use crate::types::Types;
@@ -13,7 +13,7 @@ use crate::types::Types;
 /// `keys` holds two words for each entity that owns rows of x. An element is dropped if its word of
 /// [`crate::random_bits`] is below the threshold of the rate. The word depends on the entity's key,
 /// the salt, the name of the row space, the row inside the entity's segment and the column, never
-/// on where rows are packed. In a union each part has its own name and counts its own rows, so that
+/// on where rows are packed. Under [`KEEP_KEY`] y = x. In a union each part has its own name and counts its own rows, so that
 /// dropping in the union is dropping in its parts.
 ///
 /// [`super::Attention`] has the same attributes for its probabilities.
@@ -62,7 +62,7 @@ impl OpDef for Dropout {
             let key = key(cx.inputs[1], segment.entity);
             for (inside, row) in segment.rows.enumerate() {
                 let row = &mut values[row * width..(row + 1) * width];
-                self.drop_row(RowState::new(key, salt, inside as u32), row);
+                self.drop_row(key, RowState::new(key, salt, inside as u32), row);
             }
         });
         Ok(vec![Tensor::real(cx.shape(0), values)])
@@ -92,10 +92,16 @@ impl Dropout {
         }
     }
 
-    /// Drops elements of one row.
-    pub(super) fn drop_row<S: Scalar>(&self, state: RowState, row: &mut [S]) {
-        let threshold = drop_threshold(self.rate);
-        let factor = S::from_f64(1.0 / (1.0 - f64::from(self.rate)));
+    /// The rate under a key: none under [`KEEP_KEY`].
+    pub fn rate_under(&self, key: [u32; 2]) -> f32 {
+        if key == KEEP_KEY { 0.0 } else { self.rate }
+    }
+
+    /// Drops elements of one row, whose state is of `key`.
+    pub(super) fn drop_row<S: Scalar>(&self, key: [u32; 2], state: RowState, row: &mut [S]) {
+        let rate = self.rate_under(key);
+        let threshold = drop_threshold(rate);
+        let factor = S::from_f64(1.0 / (1.0 - f64::from(rate)));
         for (column, element) in row.iter_mut().enumerate() {
             *element = match state.word(column as u32) < threshold {
                 true => S::from_f64(0.0),

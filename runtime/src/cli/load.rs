@@ -92,6 +92,10 @@ impl Request<'_> {
             Subject::Plan(path) => {
                 let plan = read_plan(&path)?;
                 self.options.check_settled(&path, &plan)?;
+                if self.session.dropout.is_some() && plan.provenance.options["dropout"] != true {
+                    let message = "the plan drops nothing; name the model it was compiled from";
+                    return Err(CliError::option("--dropout", message));
+                }
                 let model = self.model_of(&plan)?;
                 let task = plan.provenance.options["task"]
                     .as_str()
@@ -118,7 +122,10 @@ impl Request<'_> {
                     self.options.boxes.unwrap_or(36),
                 );
                 let samples = self.samples(&model.config, task, limits)?;
-                let built = self.options.model_options_for(&model, &samples)?;
+                let built = ModelOptions {
+                    dropout: self.session.dropout.is_some(),
+                    ..self.options.model_options_for(&model, &samples)?
+                };
                 let resolved = self.resolve(built)?;
                 let (plan, report) = compile_model(&model, &resolved, global, &mut |_, _| {})?;
                 let seconds = Some(report.duration.as_secs_f64());

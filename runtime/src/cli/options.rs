@@ -95,7 +95,7 @@ pub(crate) struct PlanOptions {
     #[arg(long)]
     pub(crate) output_attentions: bool,
 
-    /// Makes the random weights of lxmert-base [default: 0]
+    /// Makes the random weights of lxmert-base, and decides what dropout drops [default: 0]
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
 }

@@ -54,7 +54,7 @@ pub(crate) struct Run {
     #[arg(long)]
     guard: bool,
 
-    /// Drop out as in training
+    /// Drop out as the model's configuration says; --seed decides what
     #[arg(long)]
     dropout: bool,
 
@@ -96,6 +96,7 @@ impl Run {
                 backend: self.backend.into(),
                 threads: global.threads.unwrap_or(0),
                 guard: self.guard,
+                dropout: self.dropout.then(|| self.options.seed.unwrap_or(0)),
             },
         };
         let mut loaded = request.load(global)?;
@@ -134,11 +135,6 @@ impl Run {
     }
 
     fn check_supported(&self) -> Result<()> {
-        if self.dropout {
-            return Err(CliError::Unsupported(
-                "--dropout; run drops nothing out".to_owned(),
-            ));
-        }
         match (
             self.options.mode == Some(Mode::Training),
             self.gradients.is_some(),

@@ -8,12 +8,10 @@ use std::path::Path;
 
 use lxpod_backends::Feed;
 use lxpod_ir::front::{LxmertConfig, Task};
-use lxpod_ir::ops::Op;
-use lxpod_ir::random_bits::dropout_key;
-use lxpod_ir::{Graph, Tensor};
+use lxpod_ir::Graph;
 
 use crate::error::{Error, Result};
-use crate::pack::{DROPOUT_KEYS, Packer};
+use crate::pack::{Dropping, Packer};
 use crate::samples::{Content, FIELDS, IGNORED_LABEL, Samples, Values, reads};
 use crate::tensors::TensorFile;
 
@@ -198,8 +196,7 @@ impl Batches {
         }
         let samples = samples.batch * per_step;
         Ok(BatchFeeds {
-            drops: drops_out(&graph),
-            seed: 0,
+            seed: None,
             batches: self,
             graph,
             per_step,
@@ -208,18 +205,11 @@ impl Batches {
     }
 }
 
-/// Whether a graph drops out: its results depend on more than samples and parameters.
-pub fn drops_out(graph: &Graph) -> bool {
-    let is_key = |id| matches!(&graph.node(id).op, Op::Input(input) if input.name == DROPOUT_KEYS);
-    graph.nodes().any(is_key)
-}
-
 /// Micro-batches of a file, packed for a graph.
 #[derive(Debug)]
 pub struct BatchFeeds {
-    /// Whether micro-batches hold [`DROPOUT_KEYS`], which are of this seed.
-    drops: bool,
-    seed: u64,
+    /// Decides what is dropped, if anything is.
+    seed: Option<u64>,
     batches: Batches,
     graph: Graph,
     per_step: usize,
@@ -227,17 +217,13 @@ pub struct BatchFeeds {
 }
 
 impl BatchFeeds {
-    /// The same, with what is dropped decided by this seed; without one it is 0.
+    /// The same, with what is dropped decided by this seed; without one, nothing is dropped.
     #[must_use]
     pub fn seeded(self, seed: u64) -> BatchFeeds {
-        BatchFeeds { seed, ..self }
-    }
-
-    /// The keys of the samples of a step from number `first` on.
-    fn keys(&self, step: usize, first: usize, samples: usize) -> Tensor<f32> {
-        let sample = first as u64..(first + samples) as u64;
-        let keys = sample.flat_map(|sample| dropout_key(self.seed, step as u64, sample));
-        Tensor::int([samples, 2], keys.map(u32::cast_signed).collect())
+        BatchFeeds {
+            seed: Some(seed),
+            ..self
+        }
     }
 }
 
@@ -258,12 +244,13 @@ impl Feeds for BatchFeeds {
         let first = step * self.per_step;
         let feed = |index| {
             let samples = self.batches.samples(index)?;
-            let mut feed = Packer::new(&self.graph, &samples)?.pack(0..samples.batch)?;
-            if self.drops {
-                let keys = self.keys(step, (index - first) * samples.batch, samples.batch);
-                feed.inputs.insert(DROPOUT_KEYS.to_owned(), keys);
-            }
-            Ok(feed)
+            let dropping = self.seed.map(|seed| Dropping {
+                seed,
+                step: step as u64,
+                first: (index - first) * samples.batch,
+            });
+            let packer = Packer::new(&self.graph, &samples)?.dropping(dropping);
+            packer.pack(0..samples.batch)
         };
         (first..first + self.per_step).map(feed).collect()
     }

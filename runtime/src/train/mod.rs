@@ -19,7 +19,7 @@ mod tests;
 mod trainable;
 mod trainer;
 
-pub use batches::{BatchFeeds, Batches, Feeds, drops_out};
+pub use batches::{BatchFeeds, Batches, Feeds};
 pub use events::EventWriter;
 pub use export::{Export, MODEL_FILE};
 pub use folder::{Gate, RunFolder, Staging, checkpoints, newest};

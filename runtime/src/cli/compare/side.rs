@@ -71,7 +71,7 @@ impl Side {
         let session = SessionOptions {
             backend: self.backend.into(),
             threads: global.threads.unwrap_or(0),
-            guard: false,
+            ..SessionOptions::default()
         };
         let request = Request {
             subject: &self.subject,

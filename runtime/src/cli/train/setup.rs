@@ -7,7 +7,7 @@ use lxpod_ir::{DType, Graph};
 use lxpod_passes::{CompileError, CompileOptions, Precision, config_hash};
 use lxpod_runtime::train::{
     Batches, Evaluation, Export, Recipe, RunFolder, Saving, TrainableOptions, Trainer, checkpoints,
-    drops_out, newest, trainable,
+    newest, trainable,
 };
 use lxpod_runtime::{Model, Samples, SessionOptions};
 use serde_json::{Map, Value};
@@ -142,11 +142,6 @@ impl Setup {
         let (Some(path), Some(every)) = (&train.eval_batches, train.eval_every) else {
             return Ok(None);
         };
-        if drops_out(graph) {
-            let what = "--eval-batches while the plan drops out; add --no-dropout, or evaluate \
-                        checkpoints with `lxpod run`";
-            return Err(CliError::Unsupported(what.to_owned()));
-        }
         let batches = self.batches(path)?;
         validate(&batches, global)?;
         let feeds = Box::new(batches.feeds(graph.clone(), 1)?);
