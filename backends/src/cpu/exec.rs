@@ -161,7 +161,7 @@ impl Machine<'_> {
             bias,
             activation,
         };
-        let mut units = worker.claims(layer.units(), layer.grain());
+        let mut units = worker.claims(layer.units(), layer.grain(self.kernels));
         let out = self.write(step, 0);
         kernels::linear(self.kernels, &layer, out, &mut units, scratch);
     }

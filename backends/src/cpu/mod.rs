@@ -123,7 +123,7 @@ impl Cpu {
         let rows: BTreeMap<String, usize> = expected.map(first_axis).collect();
         let tensor_rows = |name: &str| rows.get(name).copied().unwrap_or(0);
         let updated = plan.update.is_some();
-        let wanted = |form| !updated || form == Form::Panels;
+        let wanted = |form| !updated || matches!(form, Form::Panels { .. });
         let store = with_threads(team.workers(), || {
             Store::load(&plan.graph, &wanted, &tensor_rows, fetch, packed)
         })?;

@@ -13,7 +13,7 @@ use super::definition::Definition;
 use super::exec_grad::Gradient;
 use super::exec_update::Updating;
 use super::operand::{Operand, Role};
-use super::store::{Form, Resident, Store};
+use super::store::{Form, Resident, Store, has_gradients};
 use crate::BackendError;
 
 /// An operand of a step: in the arena, or resident.
@@ -124,6 +124,7 @@ pub(super) fn resolve(
             plan,
             graph,
             phases: plan.phases(program.phase),
+            gradients: has_gradients(graph),
             program,
             tile,
             store,
@@ -149,6 +150,8 @@ struct Resolver<'a> {
     graph: &'a Graph,
     /// The phase of each of the graph's nodes.
     phases: Vec<Phase>,
+    /// Whether it has a backward half.
+    gradients: bool,
     program: &'a Program,
     tile: usize,
     store: &'a Store,
@@ -162,7 +165,7 @@ impl Resolver<'_> {
     /// Whether a step reads a parameter where the update writes it, not in a form of its own.
     fn reads_in_place(&self, value: Value, form: Form) -> bool {
         let is_param = matches!(self.graph.node(value.node).op, Op::Param(_));
-        is_param && self.plan.update.is_some() && form != Form::Panels
+        is_param && self.plan.update.is_some() && !matches!(form, Form::Panels { .. })
     }
 
     fn step(&self, step: &lxpod_passes::plan::Step) -> Result<CpuStep, BackendError> {
@@ -177,7 +180,7 @@ impl Resolver<'_> {
             .zip(&step.inputs)
             .enumerate()
         {
-            let form = Form::of(op, input);
+            let form = Form::of(op, input, self.gradients);
             let resident = matches!(
                 self.graph().node(value.node).op,
                 Op::Param(_) | Op::Constant(_)

@@ -140,7 +140,7 @@ impl Cpu {
             // SAFETY: no step runs, so nobody writes the parameter.
             let weight = unsafe {
                 let start = self.arenas[0][*tile].at(span.start, span.end);
-                View::from_raw_parts(start, panels.dtype(), extent, extent[1])
+                View::from_raw_parts(start, panels.format().dtype(), extent, extent[1])
             };
             let own = worker.share(panels.panels());
             // SAFETY: workers have disjoint panels, and no step runs.

@@ -4,6 +4,7 @@
 //! with instructions that cost it no time. The summed index is cut into shares of [`DEPTH`], so that what one share
 //! reads of A and B stays in the nearer caches; sums wait in f32 between shares.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use lxpod_ir::DType;
@@ -11,7 +12,7 @@ use lxpod_ir::DType;
 use super::gemm::{BLOCK, Feed, Tiles, pack_columns, widen};
 use super::pack::PANEL;
 use super::scratch::LINE;
-use super::simd::{Half, LANES, Simd, Single, Weights};
+use super::simd::{Body, Floats, Half, LANES, Simd, Single, Tiled, step};
 use super::{Addend, Kernels, Scratch, View, ViewMut};
 
 /// The most rows that pass 16 columns before the next: their share of A stays in the second-level cache.
@@ -91,7 +92,7 @@ impl Matmul<'_> {
     /// Rows of each block but the last: nearly equal, in whole tiles.
     fn block_rows(&self) -> usize {
         let blocks = self.rows().div_ceil(ROW_BLOCK).max(1);
-        self.rows().div_ceil(blocks).next_multiple_of(6)
+        self.rows().div_ceil(blocks).next_multiple_of(12)
     }
 }
 
@@ -148,7 +149,7 @@ pub(super) struct Args<'a> {
 /// # Safety
 /// The shapes were checked and `work` has [`MATMUL_SCRATCH`] values.
 #[inline(always)]
-pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
+pub(super) unsafe fn run<S: Tiled>(s: S, args: Args<'_>) {
     // SAFETY: the caller's contract.
     unsafe {
         match args.product.b.dtype() {
@@ -163,7 +164,7 @@ pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
 /// # Safety
 /// As [`run`].
 #[inline(always)]
-unsafe fn all_units<S: Simd, W: Weights>(s: S, args: Args<'_>) {
+unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) {
     let (product, panels) = (args.product, args.product.panels());
     let streams = product.streams(&args.out);
     let mut ahead = args.units.next();
@@ -224,7 +225,7 @@ impl Strip<'_> {
     /// # Safety
     /// The rows and columns exist, and `work` has [`MATMUL_SCRATCH`] values that nobody else uses.
     #[inline(always)]
-    unsafe fn run<S: Simd, W: Weights>(&self, s: S) {
+    unsafe fn run<S: Tiled, W: Floats>(&self, s: S) {
         let total = self.product.b.rows();
         let mut start = 0;
         loop {
@@ -283,7 +284,7 @@ impl Strip<'_> {
     /// # Safety
     /// As [`Strip::run`]; A's share is loaded.
     #[inline(always)]
-    unsafe fn panel<S: Simd, W: Weights>(
+    unsafe fn panel<S: Tiled, W: Floats>(
         &self,
         s: S,
         share: Share,
@@ -314,12 +315,18 @@ impl Strip<'_> {
             // SAFETY: the caller's contract; all but the first tile read what that, or `pack_rows`, packed.
             unsafe {
                 match rows {
-                    1 => tile.run::<S, W, 1>(s, feed),
-                    2 => tile.run::<S, W, 2>(s, feed),
-                    3 => tile.run::<S, W, 3>(s, feed),
-                    4 if S::MAX_ROWS >= 4 => tile.run::<S, W, 4>(s, feed),
-                    5 if S::MAX_ROWS >= 5 => tile.run::<S, W, 5>(s, feed),
-                    6 if S::MAX_ROWS >= 6 => tile.run::<S, W, 6>(s, feed),
+                    7 if S::MAX_ROWS >= 7 => s.apart(Rows::<W, 7>::new(&tile, feed)),
+                    8 if S::MAX_ROWS >= 8 => s.apart(Rows::<W, 8>::new(&tile, feed)),
+                    9 if S::MAX_ROWS >= 9 => s.apart(Rows::<W, 9>::new(&tile, feed)),
+                    10 if S::MAX_ROWS >= 10 => s.apart(Rows::<W, 10>::new(&tile, feed)),
+                    11 if S::MAX_ROWS >= 11 => s.apart(Rows::<W, 11>::new(&tile, feed)),
+                    12 if S::MAX_ROWS >= 12 => s.apart(Rows::<W, 12>::new(&tile, feed)),
+                    1 => s.apart(Rows::<W, 1>::new(&tile, feed)),
+                    2 => s.apart(Rows::<W, 2>::new(&tile, feed)),
+                    3 => s.apart(Rows::<W, 3>::new(&tile, feed)),
+                    4 if S::MAX_ROWS >= 4 => s.apart(Rows::<W, 4>::new(&tile, feed)),
+                    5 if S::MAX_ROWS >= 5 => s.apart(Rows::<W, 5>::new(&tile, feed)),
+                    6 if S::MAX_ROWS >= 6 => s.apart(Rows::<W, 6>::new(&tile, feed)),
                     _ => unreachable!("a tile of {rows} rows"),
                 }
             }
@@ -329,7 +336,7 @@ impl Strip<'_> {
     /// What is read of B after a group of panels: the same share of the next group, the next share of the first, or what
     /// follows the strip.
     #[inline(always)]
-    fn feed<S: Simd>(&self, share: Share, group: Range<usize>) -> Feed {
+    fn feed<S: Tiled>(&self, share: Share, group: Range<usize>) -> Feed {
         let b = self.product.b;
         let (start, column) = if b.rows() == 0 {
             return Feed::none();
@@ -390,26 +397,43 @@ struct Tile<'a> {
     source: Option<(*const u8, usize)>,
 }
 
+/// [`Tile::run`] of R rows.
+struct Rows<'a, W, const R: usize>(&'a Tile<'a>, &'a mut Feed, PhantomData<W>);
+
+impl<'a, W, const R: usize> Rows<'a, W, R> {
+    #[inline(always)]
+    fn new(tile: &'a Tile<'a>, feed: &'a mut Feed) -> Self {
+        Rows(tile, feed, PhantomData)
+    }
+}
+
+impl<W: Floats, const R: usize> Body for Rows<'_, W, R> {
+    #[inline(always)]
+    unsafe fn run<S: Tiled>(self, s: S) {
+        // SAFETY: the caller's contract, which is that of a tile.
+        unsafe { self.0.run::<S, W, R>(s, self.1) }
+    }
+}
+
 impl Tile<'_> {
     /// Adds the products of one share to R rows of sums.
     ///
     /// # Safety
     /// A's share is loaded; the panel is packed or its source may be read.
     #[inline(always)]
-    unsafe fn run<S: Simd, W: Weights, const R: usize>(&self, s: S, feed: &mut Feed) {
+    unsafe fn run<S: Tiled, W: Floats, const R: usize>(&self, s: S, feed: &mut Feed) {
         let Share {
             depth, first, last, ..
         } = self.share;
         if last && !self.strip.streams {
             self.ask::<S, R>(s);
         }
-        let mut acc = [[s.splat(0.0); 2]; R];
+        let mut acc = [[s.columns([s.splat(0.0); 2]); R]];
         // SAFETY: the caller's contract; the scratch has room for the sums.
         unsafe {
             if !first {
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    let sums = self.sums(r);
-                    *acc = [s.load_f32(sums), s.load_f32(sums.add(LANES))];
+                for (r, acc) in acc[0].iter_mut().enumerate() {
+                    *acc = s.load_columns(self.sums(r));
                 }
             }
             let a = self.strip.work.add(self.first * A_ROW);
@@ -423,18 +447,19 @@ impl Tile<'_> {
                         let b = (b.wrapping_add(i * step), step);
                         s.eight_packing_steps::<R, W>(&mut acc, a.add(i), A_ROW, b, copy);
                     }
-                    None => s.eight_steps::<R, Single>(&mut acc, a.add(i), A_ROW, copy.cast()),
+                    None => {
+                        s.eight_steps::<R, 1, Single>(&mut acc, a.add(i), A_ROW, copy.cast(), 0);
+                    }
                 }
             }
             for i in whole..depth {
                 let copy = packed.add(i * PANEL);
                 if let Some((b, step)) = self.source {
-                    let b = b.wrapping_add(i * step);
-                    s.store_f32(copy, W::load(s, b));
-                    s.store_f32(copy.add(LANES), W::load(s, b.add(LANES * W::SIZE)));
+                    s.store_columns(copy, W::load(s, b.wrapping_add(i * step)));
                 }
-                step(s, &mut acc, a.add(i), copy);
+                step::<S, Single, R, 1>(s, &mut acc, (a.add(i), A_ROW), (copy.cast(), 0));
             }
+            let [acc] = acc;
             self.store(s, acc);
         }
     }
@@ -475,18 +500,22 @@ impl Tile<'_> {
     /// # Safety
     /// The scratch has room for the sums, and the rows and columns exist.
     #[inline(always)]
-    unsafe fn store<S: Simd, const R: usize>(&self, s: S, acc: [[S::V; 2]; R]) {
+    unsafe fn store<S: Tiled, const R: usize>(&self, s: S, acc: [S::C; R]) {
         let (product, out) = (self.strip.product, self.strip.out);
         let added = product.add.view().map_or(out.dtype(), View::dtype);
         let whole = self.column + PANEL <= out.cols();
         // SAFETY: the caller's contract.
         unsafe {
             if !self.share.last {
-                for (r, [low, high]) in acc.into_iter().enumerate() {
-                    s.store_f32(self.sums(r), low);
-                    s.store_f32(self.sums(r).add(LANES), high);
+                for (r, acc) in acc.into_iter().enumerate() {
+                    s.store_columns(self.sums(r), acc);
                 }
             } else {
+                let mut halves = [[s.splat(0.0); 2]; R];
+                for (halves, acc) in halves.iter_mut().zip(acc) {
+                    *halves = s.halves(acc);
+                }
+                let acc = halves;
                 match (out.dtype(), added) {
                     (DType::F32, DType::F32) if whole => self.finish_whole(s, acc),
                     (DType::F16, DType::F16) if whole => self.finish(s, acc, Some(DType::F16)),
@@ -568,27 +597,6 @@ impl Tile<'_> {
                     }
                 }
             }
-        }
-    }
-}
-
-/// One step of the summed index: `acc[r] += a[r] · b`.
-///
-/// # Safety
-/// The R left values and 16 values of b may be read.
-#[inline(always)]
-unsafe fn step<S: Simd, const R: usize>(
-    s: S,
-    acc: &mut [[S::V; 2]; R],
-    a: *const f32,
-    b: *const f32,
-) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let (low, high) = (s.load_f32(b), s.load_f32(b.add(LANES)));
-        for (r, sums) in acc.iter_mut().enumerate() {
-            let x = s.splat(*a.add(r * A_ROW));
-            *sums = [s.fma(x, low, sums[0]), s.fma(x, high, sums[1])];
         }
     }
 }

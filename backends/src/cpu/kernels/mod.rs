@@ -53,7 +53,7 @@ pub use norm_grad::{
     LayerNormGrad, layer_norm_grad, layer_norm_grad_scratch, layer_norm_grad_sums,
     layer_norm_moments,
 };
-pub use pack::Panels;
+pub use pack::{Format, Panels};
 pub use peak::multiply_adds;
 pub use scratch::Scratch;
 pub use squares::sum_squares;

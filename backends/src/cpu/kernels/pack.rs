@@ -4,9 +4,11 @@ use std::cell::UnsafeCell;
 use std::ops::Range;
 
 use bytemuck::zeroed_vec;
+use half::f16;
 use half::slice::HalfFloatSliceExt;
 use lxpod_ir::DType;
 
+use super::gemm::{CHUNK, scale};
 use super::huge::huge_pages;
 use super::scratch::{LINE, Line};
 use super::simd::{LANES, Simd};
@@ -15,17 +17,57 @@ use super::{Kernels, View};
 /// Output columns of a panel.
 pub(super) const PANEL: usize = 16;
 
+/// How the values of a packed weight are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// As f32.
+    Single,
+    /// As f16.
+    Half,
+    /// Rounded to f16, then as 16-bit integers times a power of two of their output: for f16 that does not change.
+    Fixed,
+}
+
+impl Format {
+    /// Bytes of a value.
+    pub fn size(self) -> usize {
+        match self {
+            Format::Single => 4,
+            Format::Half | Format::Fixed => 2,
+        }
+    }
+
+    /// The dtype of the weight.
+    pub fn dtype(self) -> DType {
+        match self {
+            Format::Single => DType::F32,
+            Format::Half | Format::Fixed => DType::F16,
+        }
+    }
+
+    /// Inputs that stand together for each output.
+    fn together(self) -> usize {
+        match self {
+            Format::Single | Format::Half => 1,
+            Format::Fixed => 2,
+        }
+    }
+}
+
 /// The weight \[n, k\] of a linear layer (out × in, as `nn.Linear` stores it), packed in panels of 16 outputs.
 ///
-/// Panel `p` holds outputs `16·p ..`, and within it the 16 values for input 0 come first, then those for input 1, and so on. The
-/// last panel is padded with zeros. A panel starts on a cache line. Values are f16 or f32.
+/// Panel `p` holds outputs `16·p ..`, and within it the 16 values for input 0 come first, then those for input 1, and so on;
+/// in fixed point the 16 pairs for inputs 0 and 1, then those for 2 and 3. The last panel is padded with zeros. A panel starts
+/// on a cache line.
 pub struct Panels {
     lines: Vec<UnsafeCell<Line>>,
     n: usize,
     k: usize,
-    dtype: DType,
+    format: Format,
     /// Cache lines of one panel.
     panel_lines: usize,
+    /// The scale of each output, in panels, if values are in fixed point.
+    scales: Vec<[f32; PANEL]>,
 }
 
 // SAFETY: the lines are written through a shared reference only by `refill`, whose callers promise
@@ -34,23 +76,19 @@ unsafe impl Sync for Panels {}
 
 impl Panels {
     /// A weight of zeros.
-    ///
-    /// # Panics
-    /// If `dtype` is neither f16 nor f32.
-    pub fn new(n: usize, k: usize, dtype: DType) -> Self {
-        assert!(
-            matches!(dtype, DType::F16 | DType::F32),
-            "panels of {dtype}"
-        );
-        let panel_lines = (PANEL * k * dtype.size()).div_ceil(size_of::<Line>());
+    pub fn new(n: usize, k: usize, format: Format) -> Self {
+        let inputs = k.next_multiple_of(format.together());
+        let panel_lines = (PANEL * inputs * format.size()).div_ceil(size_of::<Line>());
         let lines: Vec<UnsafeCell<Line>> = zeroed_vec(n.div_ceil(PANEL) * panel_lines);
         huge_pages(&lines);
+        let scaled = format == Format::Fixed;
         Panels {
             lines,
             n,
             k,
-            dtype,
+            format,
             panel_lines,
+            scales: vec![[0.0; PANEL]; if scaled { n.div_ceil(PANEL) } else { 0 }],
         }
     }
 
@@ -62,9 +100,9 @@ impl Panels {
     pub fn k(&self) -> usize {
         self.k
     }
-    /// The dtype of a packed value.
-    pub fn dtype(&self) -> DType {
-        self.dtype
+    /// How values are stored.
+    pub fn format(&self) -> Format {
+        self.format
     }
     /// Number of panels.
     pub fn panels(&self) -> usize {
@@ -72,7 +110,7 @@ impl Panels {
     }
     /// Bytes allocated, padding included.
     pub fn bytes(&self) -> usize {
-        size_of_val(self.lines.as_slice())
+        size_of_val(self.lines.as_slice()) + size_of_val(self.scales.as_slice())
     }
 
     /// Stores the rows (outputs) from `first_row` on, each of k values, end to end in `rows`; rounds to nearest even.
@@ -97,14 +135,20 @@ impl Panels {
             self.n
         );
         let (mut n, mut rows) = (first_row, rows);
-        let (dtype, k, panel_lines) = (self.dtype, self.k, self.panel_lines);
+        if self.format == Format::Fixed {
+            rows.chunks_exact(self.k)
+                .zip(first_row..)
+                .for_each(|(row, n)| self.fill_fixed(n, row));
+            return;
+        }
+        let (format, k, panel_lines) = (self.format, self.k, self.panel_lines);
         while !rows.is_empty() {
             let panel = &mut self.lines_mut()[n / PANEL * panel_lines..][..panel_lines];
             let whole = n.is_multiple_of(PANEL) && rows.len() >= PANEL * k;
             let (now, later) = rows.split_at(if whole { PANEL * k } else { k });
-            match dtype {
-                DType::F16 if whole => fill_panel(bytemuck::cast_slice_mut(panel), now, round),
-                DType::F16 => fill_f16(bytemuck::cast_slice_mut(panel), n % PANEL, now),
+            match format {
+                Format::Half if whole => fill_panel(bytemuck::cast_slice_mut(panel), now, round),
+                Format::Half => fill_f16(bytemuck::cast_slice_mut(panel), n % PANEL, now),
                 _ if whole => fill_panel(bytemuck::cast_slice_mut(panel), now, copy),
                 _ => fill_f32(bytemuck::cast_slice_mut(panel), n % PANEL, now),
             }
@@ -113,15 +157,55 @@ impl Panels {
         }
     }
 
+    /// Stores row (output) `n` in fixed point.
+    fn fill_fixed(&mut self, n: usize, row: &[f32]) {
+        let (panel_lines, lane) = (self.panel_lines, n % PANEL);
+        let mut rounded = [f16::ZERO; CHUNK];
+        let mut halves = |chunk: &[f32], to: &mut [f32]| {
+            rounded[..chunk.len()].convert_from_f32_slice(chunk);
+            rounded[..chunk.len()].convert_to_f32_slice(&mut to[..chunk.len()]);
+        };
+        let mut values = [0.0; CHUNK];
+        let (mut largest, mut square) = (0.0_f32, 0.0_f32);
+        for chunk in row.chunks(CHUNK) {
+            halves(chunk, &mut values);
+            let (most, sum) = extent(&values[..chunk.len()]);
+            largest = largest.max(most);
+            square = if sum.is_nan() { sum } else { square.max(sum) };
+            if square.is_nan() {
+                break;
+            }
+        }
+        let scale = scale(largest, square);
+        self.scales[n / PANEL][lane] = scale;
+        let inverse = if scale.is_nan() { 0.0 } else { 1.0 / scale };
+        let panel = &mut self.lines_mut()[n / PANEL * panel_lines..][..panel_lines];
+        let panel: &mut [[[i16; 2]; PANEL]] = bytemuck::cast_slice_mut(panel);
+        for (chunk, to) in row.chunks(CHUNK).zip(panel.chunks_mut(CHUNK / 2)) {
+            halves(chunk, &mut values);
+            values[chunk.len()..].fill(0.0);
+            let integers = values.map(|x| fixed(x * inverse));
+            for (to, pair) in to.iter_mut().zip(integers.as_chunks::<2>().0) {
+                to[lane] = *pair;
+            }
+        }
+    }
+
+    /// The scales of the outputs of panel `p`, of a weight in fixed point.
+    pub(super) fn scales(&self, p: usize) -> &[f32; PANEL] {
+        &self.scales[p]
+    }
+
     /// Stores the weight anew in some panels: the rows of `weight` that they hold.
     ///
     /// # Panics
-    /// If `weight` is not of this weight's extents, or there are no such panels.
+    /// If `weight` is not of this weight's extents, there are no such panels, or values are in fixed point.
     ///
     /// # Safety
     /// Nobody else reads or writes these panels meanwhile.
     pub unsafe fn refill(&self, kernels: &Kernels, weight: View<'_>, panels: Range<usize>) {
         assert!((weight.rows(), weight.cols()) == (self.n, self.k) && panels.end <= self.panels());
+        assert_ne!(self.format, Format::Fixed, "packed anew");
         // SAFETY: a table exists only for a CPU that can run it; the rest was checked or is the caller's contract.
         unsafe {
             (kernels.refill)(Refill {
@@ -141,8 +225,9 @@ impl Panels {
     /// Given the rows of a matrix as columns, this packs its transpose.
     ///
     /// # Panics
-    /// If `columns` is not a whole number of columns, or too many.
+    /// If `columns` is not a whole number of columns, or too many, or values are in fixed point.
     pub fn fill_columns(&mut self, first_column: usize, columns: &[f32]) {
+        assert_ne!(self.format, Format::Fixed, "packed by columns");
         if self.n == 0 || columns.is_empty() {
             return;
         }
@@ -152,7 +237,7 @@ impl Panels {
             columns.len(),
             self.n
         );
-        let (n, dtype, panel_lines) = (self.n, self.dtype, self.panel_lines);
+        let (n, format, panel_lines) = (self.n, self.format, self.panel_lines);
         let count = columns.len() / n;
         assert!(
             first_column + count <= self.k,
@@ -165,9 +250,9 @@ impl Panels {
             let panels = lines.chunks_exact_mut(panel_lines);
             for (values, panel) in column.chunks(PANEL).zip(panels) {
                 let place = k * PANEL..k * PANEL + values.len();
-                match dtype {
-                    DType::F16 => {
-                        let panel: &mut [half::f16] = bytemuck::cast_slice_mut(panel);
+                match format {
+                    Format::Half => {
+                        let panel: &mut [f16] = bytemuck::cast_slice_mut(panel);
                         panel[place].convert_from_f32_slice(values);
                     }
                     _ => bytemuck::cast_slice_mut(panel)[place].copy_from_slice(values),
@@ -196,18 +281,27 @@ impl Panels {
             return;
         }
         let start = first * PANEL + n % PANEL;
-        if self.dtype == DType::F16 {
-            let halves: &[half::f16] = bytemuck::cast_slice(panel);
-            let column = halves[start..].iter().step_by(PANEL);
-            out.iter_mut()
-                .zip(column)
-                .for_each(|(to, from)| *to = from.to_f32());
-        } else {
-            let floats: &[f32] = bytemuck::cast_slice(panel);
-            let column = floats[start..].iter().step_by(PANEL);
-            out.iter_mut()
-                .zip(column)
-                .for_each(|(to, from)| *to = *from);
+        match self.format {
+            Format::Half => {
+                let halves: &[f16] = bytemuck::cast_slice(panel);
+                let column = halves[start..].iter().step_by(PANEL);
+                let values = out.iter_mut().zip(column);
+                values.for_each(|(to, from)| *to = from.to_f32());
+            }
+            Format::Single => {
+                let floats: &[f32] = bytemuck::cast_slice(panel);
+                let column = floats[start..].iter().step_by(PANEL);
+                out.iter_mut()
+                    .zip(column)
+                    .for_each(|(to, from)| *to = *from);
+            }
+            Format::Fixed => {
+                let (scale, lane) = (self.scales[n / PANEL][n % PANEL], n % PANEL);
+                let pairs: &[[[i16; 2]; PANEL]] = bytemuck::cast_slice(panel);
+                for (to, k) in out.iter_mut().zip(first..) {
+                    *to = f32::from(pairs[k / 2][lane][k % 2]) * scale;
+                }
+            }
         }
     }
 
@@ -264,8 +358,8 @@ pub(super) unsafe fn refill<S: Simd>(s: S, Refill { to, weight, panels }: Refill
                     let at = input * PANEL + half * LANES;
                     // SAFETY: the panel has 16 values for each input, in whole cache lines if they are f32.
                     unsafe {
-                        match to.dtype {
-                            DType::F16 => start
+                        match to.format {
+                            Format::Half => start
                                 .cast::<u16>()
                                 .add(at)
                                 .cast::<[u16; LANES]>()
@@ -280,7 +374,36 @@ pub(super) unsafe fn refill<S: Simd>(s: S, Refill { to, weight, panels }: Refill
     s.fence();
 }
 
-fn round(to: &mut [half::f16], from: &[f32]) {
+/// The largest magnitude of some values, and the sum of their squares.
+fn extent(values: &[f32]) -> (f32, f32) {
+    let (mut largest, mut squares) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+    let (whole, rest) = values.as_chunks::<LANES>();
+    let mut add = |i: usize, x: f32| {
+        let magnitude = x.abs();
+        largest[i] = if magnitude > largest[i] {
+            magnitude
+        } else {
+            largest[i]
+        };
+        squares[i] += x * x;
+    };
+    for chunk in whole {
+        (0..LANES).for_each(|i| add(i, chunk[i]));
+    }
+    rest.iter().enumerate().for_each(|(i, &x)| add(i, x));
+    (
+        largest.into_iter().fold(0.0, f32::max),
+        squares.into_iter().sum(),
+    )
+}
+
+/// An integer of magnitude at most 32767, rounded to nearest even: adding 1.5 · 2^23 leaves it in the last bits.
+fn fixed(x: f32) -> i16 {
+    const LAST_BITS: f32 = 12_582_912.0;
+    (x + LAST_BITS).to_bits() as i16
+}
+
+fn round(to: &mut [f16], from: &[f32]) {
     to.convert_from_f32_slice(from);
 }
 
@@ -312,9 +435,9 @@ fn fill_f32(panel: &mut [f32], lane: usize, row: &[f32]) {
     }
 }
 
-fn fill_f16(panel: &mut [half::f16], lane: usize, row: &[f32]) {
+fn fill_f16(panel: &mut [f16], lane: usize, row: &[f32]) {
     const CHUNK: usize = 256;
-    let mut rounded = [half::f16::ZERO; CHUNK];
+    let mut rounded = [f16::ZERO; CHUNK];
     for (i, chunk) in row.chunks(CHUNK).enumerate() {
         let rounded = &mut rounded[..chunk.len()];
         rounded.convert_from_f32_slice(chunk);

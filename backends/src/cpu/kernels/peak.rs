@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use super::Kernels;
-use super::simd::{LANES, Simd};
+use super::simd::{LANES, Tiled};
 
 /// Does `rounds` multiply-adds on each of a few independent vectors, and returns the
 /// floating-point operations done; a multiply-add counts two.
@@ -20,28 +20,29 @@ pub fn multiply_adds(kernels: &Kernels, rounds: u64) -> u64 {
 /// # Safety
 /// The CPU has the token's instruction set.
 #[inline(always)]
-pub(super) unsafe fn run<S: Simd>(s: S, rounds: u64) -> u64 {
-    if S::MAX_ROWS >= 6 {
-        chains::<S, 12>(s, rounds)
-    } else {
-        chains::<S, 6>(s, rounds)
+pub(super) unsafe fn run<S: Tiled>(s: S, rounds: u64) -> u64 {
+    match S::MAX_ROWS {
+        12.. => chains::<S, 12>(s, rounds),
+        6.. => chains::<S, 6>(s, rounds),
+        _ => chains::<S, 3>(s, rounds),
     }
 }
 
 /// `N` chains x ← x · ½ + ½, whose values neither grow nor vanish.
 #[inline(always)]
-fn chains<S: Simd, const N: usize>(s: S, rounds: u64) -> u64 {
-    let half = s.splat(black_box(0.5));
-    let mut sums = [half; N];
+fn chains<S: Tiled, const N: usize>(s: S, rounds: u64) -> u64 {
+    let half = black_box(0.5);
+    let halves = s.columns([s.splat(half); 2]);
+    let mut sums = [halves; N];
     for _ in 0..rounds {
         for sum in &mut sums {
-            *sum = s.fma(*sum, half, half);
+            *sum = s.fma_columns(half, *sum, halves);
         }
     }
     for sum in sums {
-        black_box(s.unpack(sum));
+        black_box(s.halves(sum).map(|half| s.unpack(half)));
     }
-    rounds * (2 * N * LANES) as u64
+    rounds * (4 * N * LANES) as u64
 }
 
 #[cfg(test)]

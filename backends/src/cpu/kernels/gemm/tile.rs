@@ -1,7 +1,12 @@
 //! The tile: the loop in which nearly all time is spent.
 
+use std::marker::PhantomData;
+
 use super::super::pack::PANEL;
-use super::super::simd::{LANES, Simd, Weights};
+use super::super::simd::{Body, Floats, Half, Simd, Single, Tiled, pair_step, step};
+use super::super::view::Row;
+use super::fixed::{CHUNK, quantise};
+use super::widen;
 
 /// Cache lines to ask for while computing: the weights needed next. They are a few at a time end to end, and such runs a
 /// step apart.
@@ -76,15 +81,15 @@ const AHEAD: usize = 2048;
 /// What [`multiply`] works on.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Tile {
-    /// The left side, row by row.
+    /// The left side, row by row: in each place an f32, or a pair of i16.
     pub(in super::super) a: *const f32,
-    /// Values from one of its rows to the next.
+    /// Places from one of its rows to the next.
     pub(in super::super) a_row: usize,
     /// The first panel.
     pub(in super::super) w: *const u8,
     /// Bytes from one panel to the next.
     pub(in super::super) w_panel: usize,
-    /// Number of products in each sum.
+    /// Steps of the summed index: one for each place of a row.
     pub(in super::super) depth: usize,
     /// The result: 16 columns per panel, panel after panel.
     pub(in super::super) c: *mut f32,
@@ -104,145 +109,269 @@ impl Tile {
             ..self
         }
     }
-}
 
-/// How many panels a tile of `rows` rows takes at once, so that it has enough independent sums to hide
-/// the latency of `fma`, and enough streams to keep the memory busy.
-#[inline(always)]
-pub(in super::super) const fn group(rows: usize) -> usize {
-    match rows {
-        0 | 1 => 4,
-        2 => 2,
-        _ => 1,
+    /// The tile `steps` steps further on, whose sums have been begun.
+    #[inline(always)]
+    fn later(self, steps: usize, step_bytes: usize) -> Self {
+        Tile {
+            a: self.a.wrapping_add(steps),
+            w: self.w.wrapping_add(steps * step_bytes),
+            depth: self.depth - steps,
+            fresh: false,
+            ..self
+        }
+    }
+
+    /// The sums of row `r` in panel `p`.
+    #[inline(always)]
+    fn sums(self, p: usize, r: usize) -> *mut f32 {
+        self.c.wrapping_add(r * self.c_row + p * PANEL)
     }
 }
 
-/// `c = a · w` (or `c += a · w`) for `rows` ≤ [`Simd::MAX_ROWS`] rows and `panels` panels.
+/// How a weight is packed: what a place of the left side holds, and how a tile multiplies.
+pub(in super::super) trait Packing {
+    /// Inputs in one place of the left side.
+    const INPUTS: usize;
+    /// Bytes of one step of a panel.
+    const STEP: usize;
+    /// Whether sums are still to be multiplied by the scales of their row and column.
+    const SCALED: bool;
+
+    /// Packs the first `n` inputs of a row; returns the scale of the row.
+    ///
+    /// # Safety
+    /// The row has them; `to` is valid for writing them, rounded up to eight.
+    unsafe fn pack<S: Tiled>(s: S, row: Row, n: usize, to: *mut f32) -> f32;
+
+    /// [`multiply`] for R rows and P panels, all R·P sums of 16 columns in registers.
+    ///
+    /// # Safety
+    /// As [`multiply`].
+    unsafe fn tile<S: Tiled, const R: usize, const P: usize>(s: S, t: Tile, feed: &mut Feed);
+}
+
+/// Weights in fixed point; see `fixed`.
+pub(in super::super) struct Fixed;
+
+macro_rules! floats {
+    ($($name:ident)+) => {$(
+        impl Packing for $name {
+            const INPUTS: usize = 1;
+            const STEP: usize = PANEL * <$name as Floats>::SIZE;
+            const SCALED: bool = false;
+
+            #[inline(always)]
+            unsafe fn pack<S: Tiled>(s: S, row: Row, n: usize, to: *mut f32) -> f32 {
+                // SAFETY: the caller's contract.
+                unsafe { widen(s, row, n, to) };
+                1.0
+            }
+
+            #[inline(always)]
+            unsafe fn tile<S: Tiled, const R: usize, const P: usize>(s: S, t: Tile, feed: &mut Feed) {
+                // SAFETY: the caller's contract.
+                unsafe { float_tile::<S, $name, R, P>(s, t, feed) }
+            }
+        }
+    )+};
+}
+floats!(Half Single);
+
+impl Packing for Fixed {
+    const INPUTS: usize = 2;
+    const STEP: usize = PANEL * 2 * size_of::<i16>();
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    unsafe fn pack<S: Tiled>(s: S, row: Row, n: usize, to: *mut f32) -> f32 {
+        // SAFETY: the caller's contract.
+        unsafe { quantise(s, row, n, to) }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<S: Tiled, const R: usize, const P: usize>(s: S, t: Tile, feed: &mut Feed) {
+        let mut t = t;
+        loop {
+            let steps = t.depth.min(CHUNK / Self::INPUTS);
+            // SAFETY: the caller's contract; these are some of `depth` steps.
+            unsafe {
+                let sums = pair_sums::<S, R, P>(s, Tile { depth: steps, ..t }, feed);
+                for (p, sums) in sums.into_iter().enumerate() {
+                    for (r, sums) in sums.into_iter().enumerate() {
+                        let (c, sums) = (t.sums(p, r), s.to_columns(sums));
+                        let sums = if t.fresh {
+                            sums
+                        } else {
+                            s.add_columns(s.load_columns(c), sums)
+                        };
+                        s.store_columns(c, sums);
+                    }
+                }
+            }
+            t = t.later(steps, Self::STEP);
+            if t.depth == 0 {
+                break;
+            }
+        }
+    }
+}
+
+/// [`Packing::tile`] of R rows and P panels.
+struct Few<'a, W, const R: usize, const P: usize>(Tile, &'a mut Feed, PhantomData<W>);
+
+impl<'a, W, const R: usize, const P: usize> Few<'a, W, R, P> {
+    #[inline(always)]
+    fn new(t: Tile, feed: &'a mut Feed) -> Self {
+        Few(t, feed, PhantomData)
+    }
+}
+
+impl<W: Packing, const R: usize, const P: usize> Body for Few<'_, W, R, P> {
+    #[inline(always)]
+    unsafe fn run<S: Tiled>(self, s: S) {
+        // SAFETY: the caller's contract, which is that of a tile.
+        unsafe { W::tile::<S, R, P>(s, self.0, self.1) }
+    }
+}
+
+/// `c = a · w` (or `c += a · w`) for `rows` ≤ [`Tiled::MAX_ROWS`] rows and `panels` panels.
 ///
 /// # Safety
 /// `t.a` is valid for reading the rows, `t.w` the panels, `t.c` for reading and writing the results.
 #[inline(always)]
-pub(in super::super) unsafe fn multiply<S: Simd, W: Weights>(
+pub(in super::super) unsafe fn multiply<S: Tiled, W: Packing>(
     s: S,
     t: Tile,
     rows: usize,
     panels: usize,
     feed: &mut Feed,
 ) {
+    /// A tile of some rows, of many panels or of one.
+    macro_rules! tile {
+        ($rows:literal, $many:expr, $count:literal, $t:expr) => {
+            if $many {
+                s.apart(Few::<W, $rows, $count>::new($t, feed))
+            } else {
+                s.apart(Few::<W, $rows, 1>::new($t, feed))
+            }
+        };
+    }
+    let group = S::panels(rows);
     let mut p = 0;
     while p < panels {
-        let at_once = if panels - p >= group(rows) {
-            group(rows)
-        } else {
-            1
-        };
+        let many = group > 1 && panels - p >= group;
         let t = t.skip(p);
         // SAFETY: the caller's contract.
         unsafe {
-            match (rows, at_once) {
-                (1, 4) => tile::<S, W, 1, 4>(s, t, feed),
-                (2, 2) => tile::<S, W, 2, 2>(s, t, feed),
-                (1, _) => tile::<S, W, 1, 1>(s, t, feed),
-                (2, _) => tile::<S, W, 2, 1>(s, t, feed),
-                (3, _) => tile::<S, W, 3, 1>(s, t, feed),
-                (4, _) if S::MAX_ROWS >= 4 => tile::<S, W, 4, 1>(s, t, feed),
-                (5, _) if S::MAX_ROWS >= 5 => tile::<S, W, 5, 1>(s, t, feed),
-                (6, _) if S::MAX_ROWS >= 6 => tile::<S, W, 6, 1>(s, t, feed),
+            match rows {
+                1 if S::MAX_ROWS > 6 => tile!(1, many, 8, t),
+                2 if S::MAX_ROWS > 6 => tile!(2, many, 4, t),
+                3 if S::MAX_ROWS > 6 => tile!(3, many, 4, t),
+                4 if S::MAX_ROWS > 6 => tile!(4, many, 2, t),
+                5 if S::MAX_ROWS > 6 => tile!(5, many, 2, t),
+                6 if S::MAX_ROWS > 6 => tile!(6, many, 2, t),
+                7 if S::MAX_ROWS > 6 => tile!(7, many, 2, t),
+                8 if S::MAX_ROWS > 6 => tile!(8, many, 2, t),
+                9 if S::MAX_ROWS > 6 => tile!(9, many, 2, t),
+                10 if S::MAX_ROWS > 6 => tile!(10, many, 2, t),
+                11 if S::MAX_ROWS > 6 => tile!(11, many, 2, t),
+                12 if S::MAX_ROWS > 6 => tile!(12, many, 2, t),
+                1 => tile!(1, many, 4, t),
+                2 => tile!(2, many, 2, t),
+                3 => s.apart(Few::<W, 3, 1>::new(t, feed)),
+                4 if S::MAX_ROWS >= 4 => s.apart(Few::<W, 4, 1>::new(t, feed)),
+                5 if S::MAX_ROWS >= 5 => s.apart(Few::<W, 5, 1>::new(t, feed)),
+                6 if S::MAX_ROWS >= 6 => s.apart(Few::<W, 6, 1>::new(t, feed)),
                 _ => unreachable!("a tile of {rows} rows"),
             }
         }
-        p += at_once;
+        p += if many { group } else { 1 };
     }
 }
 
-/// [`multiply`] for R rows and P panels, all 2·R·P sums in registers.
+/// [`Packing::tile`] of floats.
 ///
 /// # Safety
 /// As [`multiply`].
 #[inline(always)]
-unsafe fn tile<S: Simd, W: Weights, const R: usize, const P: usize>(
+unsafe fn float_tile<S: Tiled, W: Floats, const R: usize, const P: usize>(
     s: S,
     t: Tile,
     feed: &mut Feed,
 ) {
-    let mut acc = [[[s.splat(0.0); 2]; R]; P];
+    let mut acc = [[s.columns([s.splat(0.0); 2]); R]; P];
     if !t.fresh {
         for (p, acc) in acc.iter_mut().enumerate() {
             for (r, acc) in acc.iter_mut().enumerate() {
-                let c = t.c.wrapping_add(r * t.c_row + p * PANEL);
                 // SAFETY: the caller's contract for `c`.
-                *acc = unsafe { [s.load_f32(c), s.load_f32(c.add(LANES))] };
+                *acc = unsafe { s.load_columns(t.sums(p, r)) };
             }
         }
     }
+    let size = PANEL * W::SIZE;
     let (mut a, mut w) = (t.a, t.w);
-    let mut left = t.depth;
-    while left > 0 {
-        let steps = left.min(BLOCK);
-        if P > 1 {
-            ahead::<S, W, P>(s, w, t.w_panel);
-        } else {
-            feed.advance(s);
-        }
+    for _ in 0..t.depth / BLOCK {
+        ask::<S, R, P>(s, (w, t.w_panel), size, feed);
         // SAFETY: the caller's contract; these are some of `depth` steps.
-        unsafe {
-            if P == 1 && steps == BLOCK {
-                s.eight_steps::<R, W>(&mut acc[0], a, t.a_row, w);
-            } else {
-                for i in 0..steps {
-                    let w = w.wrapping_add(i * PANEL * W::SIZE);
-                    accumulate::<S, W, R, P>(s, &mut acc, (a.add(i), t.a_row), (w, t.w_panel));
-                }
-            }
-        }
-        a = a.wrapping_add(steps);
-        w = w.wrapping_add(steps * PANEL * W::SIZE);
-        left -= steps;
+        unsafe { s.eight_steps::<R, P, W>(&mut acc, a, t.a_row, w, t.w_panel) };
+        (a, w) = (a.wrapping_add(BLOCK), w.wrapping_add(BLOCK * size));
     }
-    for (p, acc) in acc.iter().enumerate() {
-        for (r, [low, high]) in acc.iter().enumerate() {
-            let c = t.c.wrapping_add(r * t.c_row + p * PANEL);
+    for _ in 0..t.depth % BLOCK {
+        // SAFETY: the caller's contract; this is one of `depth` steps.
+        unsafe { step::<S, W, R, P>(s, &mut acc, (a, t.a_row), (w, t.w_panel)) };
+        (a, w) = (a.wrapping_add(1), w.wrapping_add(size));
+    }
+    for (p, acc) in acc.into_iter().enumerate() {
+        for (r, acc) in acc.into_iter().enumerate() {
             // SAFETY: the caller's contract for `c`.
-            unsafe {
-                s.store_f32(c, *low);
-                s.store_f32(c.add(LANES), *high);
-            }
+            unsafe { s.store_columns(t.sums(p, r), acc) };
         }
     }
 }
 
-/// Asks for the values of P panels that the block of steps [`AHEAD`] bytes after `w` needs.
-#[inline(always)]
-fn ahead<S: Simd, W: Weights, const P: usize>(s: S, w: *const u8, panel: usize) {
-    for p in 0..P {
-        for line in 0..BLOCK * PANEL * W::SIZE / LINE_BYTES {
-            s.prefetch(w.wrapping_add(p * panel + AHEAD + line * LINE_BYTES));
-        }
-    }
-}
-
-/// One step of the summed index: `acc[p][r] += a[r] · w[p]`. Both sides are (address, distance to the next row or panel).
+/// The sums of at most [`CHUNK`] inputs in fixed point.
 ///
 /// # Safety
-/// The R left values and P panels' 16 values may be read.
+/// As [`multiply`].
 #[inline(always)]
-unsafe fn accumulate<S: Simd, W: Weights, const R: usize, const P: usize>(
+unsafe fn pair_sums<S: Tiled, const R: usize, const P: usize>(
     s: S,
-    acc: &mut [[[S::V; 2]; R]; P],
-    (a, row): (*const f32, usize),
+    t: Tile,
+    feed: &mut Feed,
+) -> [[S::N; R]; P] {
+    let mut acc = [[s.zero_sums(); R]; P];
+    let (mut a, mut w) = (t.a, t.w);
+    for _ in 0..t.depth / BLOCK {
+        ask::<S, R, P>(s, (w, t.w_panel), Fixed::STEP, feed);
+        // SAFETY: the caller's contract; these are some of `depth` steps.
+        unsafe { s.eight_pairs::<R, P>(&mut acc, a, t.a_row, w, t.w_panel) };
+        (a, w) = (a.wrapping_add(BLOCK), w.wrapping_add(BLOCK * Fixed::STEP));
+    }
+    for _ in 0..t.depth % BLOCK {
+        // SAFETY: the caller's contract; this is one of `depth` steps.
+        unsafe { pair_step::<S, R, P>(s, &mut acc, (a, t.a_row), (w, t.w_panel)) };
+        (a, w) = (a.wrapping_add(1), w.wrapping_add(Fixed::STEP));
+    }
+    acc
+}
+
+/// Asks for what comes next: where rows are few, the steps [`AHEAD`] bytes after those at `w` in each of P panels, for one
+/// tile passes them and the memory's rate decides; else what `feed` has.
+#[inline(always)]
+fn ask<S: Simd, const R: usize, const P: usize>(
+    s: S,
     (w, panel): (*const u8, usize),
+    step: usize,
+    feed: &mut Feed,
 ) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        for (p, acc) in acc.iter_mut().enumerate() {
-            let w = w.add(p * panel);
-            let low = W::load(s, w);
-            let high = W::load(s, w.add(LANES * W::SIZE));
-            for (r, sums) in acc.iter_mut().enumerate() {
-                let x = s.splat(*a.add(r * row));
-                sums[0] = s.fma(x, low, sums[0]);
-                sums[1] = s.fma(x, high, sums[1]);
-            }
+    if P == 1 || R > 3 {
+        feed.advance(s);
+        return;
+    }
+    for p in 0..P {
+        for line in 0..BLOCK * step / LINE_BYTES {
+            s.prefetch(w.wrapping_add(p * panel + AHEAD + line * LINE_BYTES));
         }
     }
 }

@@ -6,9 +6,9 @@
 //! The variant that packs its weights on the way stores them with instructions for which the other units are idle.
 
 use std::arch::asm;
-use std::arch::x86_64::__m256;
+use std::arch::x86_64::{__m256, __m256i};
 
-use super::super::{Half, Weights};
+use super::super::tiled::{Floats, Half};
 
 /// One row of one step: `acc[r] += a[r][i] · w[i]`.
 macro_rules! row {
@@ -29,25 +29,50 @@ macro_rules! row {
     };
 }
 
-/// The rows of one step.
+/// One row of one step of pairs: `acc[r] += a[r][i] · w[i]`.
+macro_rules! pair_row {
+    ($i:literal, $address:literal, $low:literal, $high:literal) => {
+        concat!(
+            "vpbroadcastd {x}, dword ptr [",
+            $address,
+            " + 4*",
+            $i,
+            "]\n",
+            "vpmaddwd {y}, {x}, {w0}\n",
+            "vpmaddwd {x}, {x}, {w1}\n",
+            "vpaddd {",
+            $low,
+            "}, {",
+            $low,
+            "}, {y}\n",
+            "vpaddd {",
+            $high,
+            "}, {",
+            $high,
+            "}, {x}\n",
+        )
+    };
+}
+
+/// The rows of one step, each by the macro `$row`.
 macro_rules! rows {
-    (1, $i:literal) => {
-        row!($i, "{a}", "l0", "h0")
+    ($row:ident, 1, $i:literal) => {
+        $row!($i, "{a}", "l0", "h0")
     };
-    (2, $i:literal) => {
-        concat!(rows!(1, $i), row!($i, "{a} + {r}", "l1", "h1"))
+    ($row:ident, 2, $i:literal) => {
+        concat!(rows!($row, 1, $i), $row!($i, "{a} + {r}", "l1", "h1"))
     };
-    (3, $i:literal) => {
-        concat!(rows!(2, $i), row!($i, "{a} + 2*{r}", "l2", "h2"))
+    ($row:ident, 3, $i:literal) => {
+        concat!(rows!($row, 2, $i), $row!($i, "{a} + 2*{r}", "l2", "h2"))
     };
-    (4, $i:literal) => {
-        concat!(rows!(3, $i), row!($i, "{b}", "l3", "h3"))
+    ($row:ident, 4, $i:literal) => {
+        concat!(rows!($row, 3, $i), $row!($i, "{b}", "l3", "h3"))
     };
-    (5, $i:literal) => {
-        concat!(rows!(4, $i), row!($i, "{b} + {r}", "l4", "h4"))
+    ($row:ident, 5, $i:literal) => {
+        concat!(rows!($row, 4, $i), $row!($i, "{b} + {r}", "l4", "h4"))
     };
-    (6, $i:literal) => {
-        concat!(rows!(5, $i), row!($i, "{b} + 2*{r}", "l5", "h5"))
+    ($row:ident, 6, $i:literal) => {
+        concat!(rows!($row, 5, $i), $row!($i, "{b} + 2*{r}", "l5", "h5"))
     };
 }
 
@@ -117,14 +142,14 @@ macro_rules! steps {
             // SAFETY: only memory that the caller vouches for is read, none is written; rows beyond the last are not addressed.
             unsafe {
                 asm!(
-                    weights!($dtype, 0), rows!($rows, 0),
-                    weights!($dtype, 1), rows!($rows, 1),
-                    weights!($dtype, 2), rows!($rows, 2),
-                    weights!($dtype, 3), rows!($rows, 3),
-                    weights!($dtype, 4), rows!($rows, 4),
-                    weights!($dtype, 5), rows!($rows, 5),
-                    weights!($dtype, 6), rows!($rows, 6),
-                    weights!($dtype, 7), rows!($rows, 7),
+                    weights!($dtype, 0), rows!(row, $rows, 0),
+                    weights!($dtype, 1), rows!(row, $rows, 1),
+                    weights!($dtype, 2), rows!(row, $rows, 2),
+                    weights!($dtype, 3), rows!(row, $rows, 3),
+                    weights!($dtype, 4), rows!(row, $rows, 4),
+                    weights!($dtype, 5), rows!(row, $rows, 5),
+                    weights!($dtype, 6), rows!(row, $rows, 6),
+                    weights!($dtype, 7), rows!(row, $rows, 7),
                     "/* {b} {r} */",
                     a = in(reg) a,
                     b = in(reg) a.wrapping_add(3 * row),
@@ -141,6 +166,75 @@ macro_rules! steps {
     };
 }
 
+/// A function of eight steps of pairs for some rows.
+macro_rules! pairs {
+    ($name:ident, $rows:tt, $($r:literal $low:ident $high:ident),+) => {
+        /// # Safety
+        /// The CPU has the features; the rows' eight pairs and the 128 pairs of weights may be read.
+        #[inline]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn $name(acc: &mut [[__m256i; 2]; $rows], a: *const f32, row: usize, w: *const u8) {
+            // SAFETY: only memory that the caller vouches for is read, none is written; rows beyond the last are not addressed.
+            unsafe {
+                asm!(
+                    weights!(f32, 0), rows!(pair_row, $rows, 0),
+                    weights!(f32, 1), rows!(pair_row, $rows, 1),
+                    weights!(f32, 2), rows!(pair_row, $rows, 2),
+                    weights!(f32, 3), rows!(pair_row, $rows, 3),
+                    weights!(f32, 4), rows!(pair_row, $rows, 4),
+                    weights!(f32, 5), rows!(pair_row, $rows, 5),
+                    weights!(f32, 6), rows!(pair_row, $rows, 6),
+                    weights!(f32, 7), rows!(pair_row, $rows, 7),
+                    "/* {b} {r} */",
+                    a = in(reg) a,
+                    b = in(reg) a.wrapping_add(3 * row),
+                    r = in(reg) row * size_of::<f32>(),
+                    w = in(reg) w,
+                    x = out(ymm_reg) _,
+                    y = out(ymm_reg) _,
+                    w0 = out(ymm_reg) _,
+                    w1 = out(ymm_reg) _,
+                    $($low = inout(ymm_reg) acc[$r][0], $high = inout(ymm_reg) acc[$r][1],)+
+                    options(readonly, nostack, preserves_flags, pure),
+                );
+            }
+        }
+    };
+}
+
+pairs!(one_pair, 1, 0 l0 h0);
+pairs!(two_pairs, 2, 0 l0 h0, 1 l1 h1);
+pairs!(three_pairs, 3, 0 l0 h0, 1 l1 h1, 2 l2 h2);
+pairs!(four_pairs, 4, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3);
+pairs!(five_pairs, 5, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4);
+pairs!(six_pairs, 6, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5);
+
+/// See `Tiled::eight_pairs`.
+///
+/// # Safety
+/// The CPU has the features; the rows' eight pairs and the 128 pairs of weights may be read.
+#[inline(always)]
+pub(super) unsafe fn eight_pairs<const R: usize>(
+    acc: &mut [[__m256i; 2]; R],
+    a: *const f32,
+    row: usize,
+    w: *const u8,
+) {
+    let sums = acc.as_mut_ptr();
+    // SAFETY: the caller's contract; each array is cast to the length it has.
+    unsafe {
+        match R {
+            1 => one_pair(&mut *sums.cast(), a, row, w),
+            2 => two_pairs(&mut *sums.cast(), a, row, w),
+            3 => three_pairs(&mut *sums.cast(), a, row, w),
+            4 => four_pairs(&mut *sums.cast(), a, row, w),
+            5 => five_pairs(&mut *sums.cast(), a, row, w),
+            6 => six_pairs(&mut *sums.cast(), a, row, w),
+            _ => unreachable!("a tile of {R} rows"),
+        }
+    }
+}
+
 /// A function of eight packing steps for some rows and a type of weights.
 macro_rules! packing {
     ($name:ident, $dtype:tt, $rows:tt, $($r:literal $low:ident $high:ident),+) => {
@@ -152,14 +246,14 @@ macro_rules! packing {
             // SAFETY: only memory that the caller vouches for is read and written; rows beyond the last are not addressed.
             unsafe {
                 asm!(
-                    packed!($dtype, 0), rows!($rows, 0),
-                    packed!($dtype, 1), rows!($rows, 1),
-                    packed!($dtype, 2), rows!($rows, 2),
-                    packed!($dtype, 3), rows!($rows, 3),
-                    packed!($dtype, 4), rows!($rows, 4),
-                    packed!($dtype, 5), rows!($rows, 5),
-                    packed!($dtype, 6), rows!($rows, 6),
-                    packed!($dtype, 7), rows!($rows, 7),
+                    packed!($dtype, 0), rows!(row, $rows, 0),
+                    packed!($dtype, 1), rows!(row, $rows, 1),
+                    packed!($dtype, 2), rows!(row, $rows, 2),
+                    packed!($dtype, 3), rows!(row, $rows, 3),
+                    packed!($dtype, 4), rows!(row, $rows, 4),
+                    packed!($dtype, 5), rows!(row, $rows, 5),
+                    packed!($dtype, 6), rows!(row, $rows, 6),
+                    packed!($dtype, 7), rows!(row, $rows, 7),
                     "/* {b} {r} */",
                     a = in(reg) a,
                     b = in(reg) a.wrapping_add(3 * row),
@@ -254,12 +348,12 @@ macro_rules! table {
 table!(half, f16);
 table!(single, f32);
 
-/// See `Simd::eight_steps`.
+/// See `Tiled::eight_steps`.
 ///
 /// # Safety
 /// The CPU has the features; the rows' eight values and the 128 weights may be read.
 #[inline(always)]
-pub(super) unsafe fn eight<const R: usize, W: Weights>(
+pub(super) unsafe fn eight<const R: usize, W: Floats>(
     acc: &mut [[__m256; 2]; R],
     a: *const f32,
     row: usize,
@@ -275,12 +369,12 @@ pub(super) unsafe fn eight<const R: usize, W: Weights>(
     }
 }
 
-/// See `Simd::eight_packing_steps`.
+/// See `Tiled::eight_packing_steps`.
 ///
 /// # Safety
 /// The CPU has the features; the rows' eight values and the eight rows of weights may be read, and the copy be written.
 #[inline(always)]
-pub(super) unsafe fn eight_packing<const R: usize, W: Weights>(
+pub(super) unsafe fn eight_packing<const R: usize, W: Floats>(
     acc: &mut [[__m256; 2]; R],
     a: *const f32,
     row: usize,
