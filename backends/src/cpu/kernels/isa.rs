@@ -20,6 +20,8 @@ const VARIABLE: &str = "LXPOD_ISA";
 /// The kernels of one instruction set. One exists only where the CPU can run it.
 pub struct Kernels {
     name: &'static str,
+    /// See [`Kernels::multiply_adds_a_cycle`].
+    rates: [u64; 2],
     /// See [`Tiled::panels`].
     pub(super) panels: fn(usize) -> usize,
     pub(super) linear: unsafe fn(linear::Args<'_>),
@@ -36,6 +38,7 @@ pub struct Kernels {
     pub(super) update: unsafe fn(update::Args<'_>),
     pub(super) lamb_squares: unsafe fn(&update::Update<'_>, Range<usize>) -> [f64; 2],
     pub(super) multiply_adds: unsafe fn(u64) -> u64,
+    pub(super) read_all: unsafe fn(&[f32]) -> f32,
 }
 
 impl fmt::Debug for Kernels {
@@ -92,6 +95,14 @@ impl Kernels {
         self.name
     }
 
+    /// Multiply-adds that a core can do in a cycle with weights of f16, in fixed point, and of f32.
+    ///
+    /// Two units multiply f32 in every cycle on the CPUs at hand; `avx512` has one instruction for a pair of products of
+    /// integers and their sum, `avx2` has two, of which CPUs start three (Intel) or four (AMD) a cycle.
+    pub fn multiply_adds_a_cycle(&self) -> [u64; 2] {
+        self.rates
+    }
+
     #[cfg(target_arch = "x86_64")]
     fn native() -> impl Iterator<Item = &'static Kernels> {
         let narrow = Avx::<Ymm>::detected().then_some(&avx2::TABLE);
@@ -110,7 +121,7 @@ const NAMES: [&str; 3] = ["portable", "avx2", "avx512"];
 
 /// Stamps out a table: every kernel body for one token, in functions that enable its features.
 macro_rules! table {
-    ($module:ident, $type:ty, $token:expr $(, $features:literal)?) => {
+    ($module:ident, $rates:expr, $type:ty, $token:expr $(, $features:literal)?) => {
         mod $module {
             use super::*;
 
@@ -213,8 +224,17 @@ macro_rules! table {
                 unsafe { peak::run($token, rounds) }
             }
 
+            /// # Safety
+            /// The CPU has the features.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn read_all(values: &[f32]) -> f32 {
+                // SAFETY: the caller's contract.
+                unsafe { peak::read($token, values) }
+            }
+
             pub(super) static TABLE: Kernels = Kernels {
                 name: stringify!($module),
+                rates: $rates,
                 panels: <$type as Tiled>::panels,
                 linear,
                 matmul,
@@ -230,17 +250,25 @@ macro_rules! table {
                 update,
                 lamb_squares,
                 multiply_adds,
+                read_all,
             };
         }
     };
 }
 
-table!(portable, Portable, Portable);
+table!(portable, [4, 4], Portable, Portable);
 #[cfg(target_arch = "x86_64")]
-table!(avx2, Avx<Ymm>, Avx::<Ymm>::assume(), "avx2,fma,f16c");
+table!(
+    avx2,
+    [28, 16],
+    Avx<Ymm>,
+    Avx::<Ymm>::assume(),
+    "avx2,fma,f16c"
+);
 #[cfg(target_arch = "x86_64")]
 table!(
     avx512,
+    [64, 32],
     Avx<Zmm>,
     Avx::<Zmm>::assume(),
     "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"

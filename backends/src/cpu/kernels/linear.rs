@@ -5,7 +5,7 @@ use std::ops::Range;
 use lxpod_ir::DType;
 use lxpod_ir::ops::Activation;
 
-use super::gemm::{BLOCK, Feed, Fixed, Packing, Tile, Tiles, multiply};
+use super::gemm::{BLOCK, Feed, Fixed, Packing, STAGGER, Tile, Tiles, multiply};
 use super::math::activation;
 use super::pack::{Format, PANEL};
 use super::scratch::LINE;
@@ -15,9 +15,6 @@ use super::{Kernels, Panels, Scratch, View, ViewMut};
 
 /// The most rows that pass one panel of weights before the next: their inputs stay in the second-level cache.
 const ROW_BLOCK: usize = 96;
-
-/// Inputs multiplied at a time, so that one panel's share stays near while the rows pass.
-const DEPTH: usize = 768;
 
 /// The most panels at once of one row, of two or three, and of more, in any table.
 const MOST_PANELS: [usize; 3] = [8, 4, 2];
@@ -60,14 +57,20 @@ fn block_rows(m: usize) -> usize {
 
 /// f32 values of scratch that [`linear`] needs for up to `m` rows of up to `k` inputs.
 pub fn linear_scratch(m: usize, k: usize) -> usize {
-    let rows = m.min(ROW_BLOCK);
-    let [one, few, many] = MOST_PANELS;
-    rows * wide_row(k) + (rows * many).max(3 * few).max(one) * PANEL + ROW_BLOCK
+    ROW_BLOCK + sums_len(m) + m.min(ROW_BLOCK) * wide_row(k)
 }
 
-/// Values from one row of widened inputs to the next: a row of a multiple of 4 KiB would share its cache sets with all others.
+/// Values of the sums of a block, in whole cache lines.
+fn sums_len(m: usize) -> usize {
+    let [one, few, many] = MOST_PANELS;
+    (m.min(ROW_BLOCK) * many).max(3 * few).max(one) * PANEL
+}
+
+/// Places from one row of packed inputs to the next. A row of a multiple of 4 KiB would share its cache sets with all
+/// others; and rows of whole cache lines would all reach their next lines, which the second-level cache has, in the same
+/// step of a tile.
 fn wide_row(k: usize) -> usize {
-    k.next_multiple_of(LINE) + LINE
+    k.next_multiple_of(LINE) + LINE + STAGGER
 }
 
 /// Writes the given units of activation(x · Wᵀ + bias) to `out`, \[m, n\].
@@ -206,11 +209,11 @@ impl<'a> Block<'a> {
         let rows = block_rows(m).min(m - first);
         let stride = wide_row(k.div_ceil(W::INPUTS));
         let (scales, work) = work.split_at_mut(ROW_BLOCK);
-        let (inputs, sums) = work.split_at_mut(m.min(ROW_BLOCK) * stride);
-        for r in 0..rows {
+        let (sums, inputs) = work.split_at_mut(sums_len(m));
+        for (r, scale) in scales.iter_mut().enumerate().take(rows) {
             let to = inputs.as_mut_ptr().wrapping_add(r * stride);
             // SAFETY: the rows exist, and the scratch has room for as many as a block has.
-            scales[r] = unsafe { W::pack(s, layer.x.row(first + r), k, to) };
+            *scale = unsafe { W::pack(s, layer.x.row(first + r), k, to) };
         }
         Block {
             index,
@@ -242,7 +245,7 @@ impl<'a> Block<'a> {
         let tiles = Tiles::new(self.rows, S::MAX_ROWS);
         // What a single tile passes is used once, and needs no cutting.
         let share = if tiles.count() > 1 {
-            DEPTH / W::INPUTS
+            W::share::<S>()
         } else {
             steps
         };

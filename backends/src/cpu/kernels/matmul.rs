@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use lxpod_ir::DType;
 
-use super::gemm::{BLOCK, Feed, Tiles, pack_columns, widen};
+use super::gemm::{BLOCK, Feed, STAGGER, Tiles, pack_columns, widen};
 use super::pack::PANEL;
 use super::scratch::LINE;
 use super::simd::{Body, Floats, Half, LANES, Simd, Single, Tiled, step};
@@ -24,8 +24,9 @@ const DEPTH: usize = 128;
 /// Panels of B that are fetched together: runs of a few cache lines come faster than lines alone.
 const GROUP: usize = 4;
 
-/// Values from one row of A's share to the next: rows of a multiple of 4 KiB would share their cache sets.
-const A_ROW: usize = DEPTH + LINE;
+/// Values from one row of A's share to the next: rows of a multiple of 4 KiB would share their cache sets, and see
+/// [`STAGGER`].
+const A_ROW: usize = DEPTH + LINE + STAGGER;
 
 /// The most panels of 16 columns whose sums wait side by side, in the second-level cache.
 const STRIP: usize = 24;
@@ -39,7 +40,7 @@ const AHEAD: usize = 12;
 /// f32 values of scratch that [`matmul`] needs.
 pub const MATMUL_SCRATCH: usize = SUMS + ROW_BLOCK * STRIP * PANEL;
 /// Where the packed columns lie in the scratch, after A's share.
-const PACKED: usize = ROW_BLOCK * A_ROW;
+const PACKED: usize = (ROW_BLOCK * A_ROW).next_multiple_of(LINE);
 /// Where the sums lie.
 const SUMS: usize = PACKED + DEPTH * PANEL;
 
@@ -448,7 +449,8 @@ impl Tile<'_> {
                         s.eight_packing_steps::<R, W>(&mut acc, a.add(i), A_ROW, b, copy);
                     }
                     None => {
-                        s.eight_steps::<R, 1, Single>(&mut acc, a.add(i), A_ROW, copy.cast(), 0);
+                        let w = copy.cast_const().cast();
+                        s.eight_steps::<R, 1, Single>(&mut acc, (a.add(i), A_ROW), (w, 0), [w; 2]);
                     }
                 }
             }

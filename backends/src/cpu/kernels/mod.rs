@@ -40,7 +40,7 @@ pub use elementwise::{
     activate, activate_grad, add, bce_grad, copy, dropout, scale, smooth_l1_grad, zeros,
 };
 pub use gather::{IndexError, gather, gather_panels};
-pub(super) use huge::huge_pages;
+pub use huge::huge_pages;
 pub use isa::{IsaError, Kernels};
 pub use linear::{Linear, linear, linear_scratch};
 pub use loss::{
@@ -54,7 +54,7 @@ pub use norm_grad::{
     layer_norm_moments,
 };
 pub use pack::{Format, Panels};
-pub use peak::multiply_adds;
+pub use peak::{multiply_adds, read_all};
 pub use scratch::Scratch;
 pub use squares::sum_squares;
 pub use sums::{ScatterAdd, scatter_add, sum_rows};

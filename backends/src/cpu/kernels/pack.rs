@@ -1,15 +1,13 @@
 //! Weights packed for the matrix kernels.
 
-use std::cell::UnsafeCell;
 use std::ops::Range;
 
-use bytemuck::zeroed_vec;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use lxpod_ir::DType;
 
 use super::gemm::{CHUNK, scale};
-use super::huge::huge_pages;
+use super::huge::Lines;
 use super::scratch::{LINE, Line};
 use super::simd::{LANES, Simd};
 use super::{Kernels, View};
@@ -60,7 +58,7 @@ impl Format {
 /// in fixed point the 16 pairs for inputs 0 and 1, then those for 2 and 3. The last panel is padded with zeros. A panel starts
 /// on a cache line.
 pub struct Panels {
-    lines: Vec<UnsafeCell<Line>>,
+    lines: Lines,
     n: usize,
     k: usize,
     format: Format,
@@ -79,8 +77,7 @@ impl Panels {
     pub fn new(n: usize, k: usize, format: Format) -> Self {
         let inputs = k.next_multiple_of(format.together());
         let panel_lines = (PANEL * inputs * format.size()).div_ceil(size_of::<Line>());
-        let lines: Vec<UnsafeCell<Line>> = zeroed_vec(n.div_ceil(PANEL) * panel_lines);
-        huge_pages(&lines);
+        let lines = Lines::new(n.div_ceil(PANEL) * panel_lines);
         let scaled = format == Format::Fixed;
         Panels {
             lines,
@@ -110,7 +107,7 @@ impl Panels {
     }
     /// Bytes allocated, padding included.
     pub fn bytes(&self) -> usize {
-        size_of_val(self.lines.as_slice()) + size_of_val(self.scales.as_slice())
+        size_of_val(self.lines.cells()) + size_of_val(self.scales.as_slice())
     }
 
     /// Stores the rows (outputs) from `first_row` on, each of k values, end to end in `rows`; rounds to nearest even.
@@ -217,8 +214,7 @@ impl Panels {
     }
 
     fn lines_mut(&mut self) -> &mut [Line] {
-        // SAFETY: a cell is stored like its content, and `self` is borrowed exclusively.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len()) }
+        self.lines.get_mut()
     }
 
     /// Stores the columns (inputs) from `first_column` on, each of n values, end to end in `columns`; rounds to nearest even.
@@ -273,7 +269,7 @@ impl Panels {
             first + out.len(),
             self.k
         );
-        let panel = &self.lines[n / PANEL * self.panel_lines..][..self.panel_lines];
+        let panel = &self.lines.cells()[n / PANEL * self.panel_lines..][..self.panel_lines];
         // SAFETY: a cell is stored like its content, and nobody refills panels that are read.
         let panel: &[Line] =
             unsafe { std::slice::from_raw_parts(panel.as_ptr().cast(), panel.len()) };
@@ -309,7 +305,11 @@ impl Panels {
     pub(super) fn panel(&self, p: usize) -> (*const u8, usize) {
         let bytes = self.panel_lines * LINE * size_of::<f32>();
         (
-            self.lines.as_ptr().cast::<u8>().wrapping_add(p * bytes),
+            self.lines
+                .cells()
+                .as_ptr()
+                .cast::<u8>()
+                .wrapping_add(p * bytes),
             bytes,
         )
     }

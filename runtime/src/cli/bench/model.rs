@@ -8,7 +8,7 @@ use lxpod_runtime::SessionOptions;
 use serde_json::{Value, json};
 
 use super::profile::{Profile, Recorder};
-use super::rates::{Gauge, Rates, bandwidth, beyond_caches};
+use super::rates::{Gauge, Rates, bandwidth, beyond_caches, table, weights};
 use super::saved::{self, Times};
 use super::timing::percentile;
 use crate::cli::Global;
@@ -172,7 +172,10 @@ impl Model {
             gauge.read()?;
         }
         let peak_rss = peak_rss_bytes();
-        let rates = gauge.rates(bandwidth(threads, beyond_caches(TIMES_CACHE), 2));
+        let rates = gauge.rates(
+            weights(&plan.graph),
+            bandwidth(table()?, threads, beyond_caches(TIMES_CACHE), 2),
+        );
         let extents = session.extents(samples)?;
         let total = percentile(&times, 0.5);
         Ok(Measured {

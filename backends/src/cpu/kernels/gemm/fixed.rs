@@ -11,7 +11,10 @@
 //! largest of its row (2^-3 to 2^-5, by how full a chunk is) is kept to the bit; a smaller one moves by at most half of 2^e.
 //! Integers need no order, and e depends on the row alone.
 
-use super::super::simd::{LANES, Simd, Tiled};
+use lxpod_ir::DType;
+
+use super::super::pack::PANEL;
+use super::super::simd::{LANES, Tiled, sum_lanes};
 use super::super::view::Row;
 
 /// Inputs whose products are summed as integers.
@@ -55,7 +58,6 @@ pub(in super::super) fn scale(largest: f32, square: f32) -> f32 {
 /// The row has them; `to` is valid for writing them, rounded up to eight.
 #[inline(always)]
 pub(in super::super) unsafe fn quantise<S: Tiled>(s: S, row: Row, n: usize, to: *mut f32) -> f32 {
-    use lxpod_ir::DType;
     // SAFETY: the caller's contract.
     unsafe {
         match row.dtype() {
@@ -71,17 +73,20 @@ pub(in super::super) unsafe fn quantise<S: Tiled>(s: S, row: Row, n: usize, to: 
 /// # Safety
 /// As there.
 #[inline(always)]
-unsafe fn quantise_known<S: Simd>(s: S, row: Row, n: usize, to: *mut i16) -> f32 {
-    // SAFETY: the caller's contract; the eight values are written whole.
+unsafe fn quantise_known<S: Tiled>(s: S, row: Row, n: usize, to: *mut i16) -> f32 {
+    // SAFETY: the caller's contract; the last eight values are written whole.
     unsafe {
         let (largest, square) = extent(s, row, n);
         let scale = scale(largest, square);
-        let inverse = s.splat(if scale.is_nan() { 0.0 } else { 1.0 / scale });
-        for c in (0..n).step_by(LANES) {
-            let x = s.mul(row.load_up_to(s, c, n - c), inverse);
-            to.add(c)
-                .cast::<[i16; LANES]>()
-                .write_unaligned(s.to_i16(x));
+        let inverse = if scale.is_nan() { 0.0 } else { 1.0 / scale };
+        let whole = n / PANEL * PANEL;
+        for c in (0..whole).step_by(PANEL) {
+            s.store_integers(to.add(c), row.load_columns(s, c), inverse);
+        }
+        for c in (whole..n).step_by(LANES) {
+            let x = s.mul(row.load_up_to(s, c, n - c), s.splat(inverse));
+            let integers = s.to_i16(x);
+            to.add(c).cast::<[i16; LANES]>().write_unaligned(integers);
         }
         scale
     }
@@ -92,29 +97,41 @@ unsafe fn quantise_known<S: Simd>(s: S, row: Row, n: usize, to: *mut i16) -> f32
 /// # Safety
 /// The row has them.
 #[inline(always)]
-unsafe fn extent<S: Simd>(s: S, row: Row, n: usize) -> (f32, f32) {
-    let mut largest = [s.splat(0.0); 2];
-    let mut square = s.splat(0.0);
+unsafe fn extent<S: Tiled>(s: S, row: Row, n: usize) -> (f32, f32) {
+    let zero = s.columns([s.splat(0.0); 2]);
+    let (mut largest, mut square) = (zero, 0.0_f32);
     for first in (0..n).step_by(CHUNK) {
         let last = n.min(first + CHUNK);
-        let mut sums = [s.splat(0.0); 2];
-        for c in (first..last).step_by(LANES) {
-            let (i, left) = (c / LANES % 2, last - c);
+        let whole = first + (last - first) / PANEL * PANEL;
+        let mut sums = [zero; 2];
+        for (i, c) in (first..whole).step_by(PANEL).enumerate() {
             // SAFETY: the caller's contract.
-            let x = unsafe { row.load_up_to(s, c, left) };
-            largest[i] = s.max(s.abs(x), largest[i]);
-            sums[i] = s.fma(x, x, sums[i]);
+            let x = unsafe { row.load_columns(s, c) };
+            largest = s.largest(x, largest);
+            sums[i % 2] = s.add_squares(x, sums[i % 2]);
         }
-        let sum = super::super::simd::sum_lanes(s, s.add(sums[0], sums[1]));
-        // `max` gives its second operand where one is NaN, so that one NaN stays.
-        square = s.max(square, s.splat(sum));
+        if whole < last {
+            // SAFETY: the caller's contract; where nothing is left, nothing is read.
+            let x = unsafe {
+                let high = last.min(whole + LANES);
+                s.columns([
+                    row.load_up_to(s, whole, last - whole),
+                    row.load_up_to(s, high, last - high),
+                ])
+            };
+            largest = s.largest(x, largest);
+            sums[0] = s.add_squares(x, sums[0]);
+        }
+        let [low, high] = s.halves(s.add_columns(sums[0], sums[1]));
+        let sum = sum_lanes(s, s.add(low, high));
         if sum.is_nan() {
             return (f32::NAN, f32::NAN);
         }
+        square = square.max(sum);
     }
-    let largest = s.unpack(s.max(largest[0], largest[1]));
-    let largest = largest.into_iter().fold(0.0, f32::max);
-    (largest, s.unpack(square)[0])
+    let [low, high] = s.halves(largest);
+    let largest = s.unpack(s.max(low, high));
+    (largest.into_iter().fold(0.0, f32::max), square)
 }
 
 #[cfg(test)]
@@ -137,7 +154,13 @@ mod tests {
                     assert!(q <= 32767.0, "{largest:e}: {q}");
                     let sum = q * q * f64::from(values);
                     assert!(sum < 2_f64.powi(31), "{largest:e} x {values}: {sum}");
-                    let used = scale == f64::from(LEAST) || sum > 2_f64.powi(28) || q > 16383.0;
+                    // Outside the range of squares, a chunk is taken to be full.
+                    let least = if (SQUARED[0]..SQUARED[1]).contains(&largest) {
+                        16383.0
+                    } else {
+                        2046.0
+                    };
+                    let used = scale == f64::from(LEAST) || sum > 2_f64.powi(28) || q > least;
                     assert!(used, "{largest:e} x {values}: {q} is too few bits");
                 }
             }

@@ -18,16 +18,13 @@ pub(in super::super) struct Feed {
     gap: usize,
     /// Lines left of this run, and in all.
     left: [usize; 2],
-    per_block: usize,
+    /// Lines to ask for in all, in how many blocks, and the lines due by now times the blocks.
+    lines: usize,
+    blocks: usize,
+    due: usize,
 }
 
 impl Feed {
-    /// Spreads `bytes` bytes from `next` on over `blocks` blocks of [`BLOCK`] steps.
-    #[inline(always)]
-    pub(in super::super) fn new(next: *const u8, bytes: usize, blocks: usize) -> Self {
-        Self::runs(next, 1, (bytes, LINE_BYTES), blocks)
-    }
-
     /// Spreads `count` runs of (bytes, bytes from one run to the next) over `blocks` blocks of [`BLOCK`] steps.
     #[inline(always)]
     pub(in super::super) fn runs(
@@ -42,30 +39,54 @@ impl Feed {
             run,
             gap: step.wrapping_sub(run * LINE_BYTES),
             left: [run, count * run],
-            per_block: (count * run).div_ceil(blocks.max(1)),
+            lines: count * run,
+            blocks: blocks.max(1),
+            due: 0,
         }
     }
 
     /// Nothing to ask for.
     #[inline(always)]
     pub(in super::super) fn none() -> Self {
-        Self::new(std::ptr::null(), 0, 1)
+        Self::runs(std::ptr::null(), 0, (0, 0), 1)
     }
 
     /// Asks for the lines of one block.
     #[inline(always)]
     pub(in super::super) fn advance<S: Simd>(&mut self, s: S) {
-        let now = self.per_block.min(self.left[1]);
-        for _ in 0..now {
+        self.due += self.lines;
+        while self.due >= self.blocks && self.left[1] > 0 {
+            self.due -= self.blocks;
             s.prefetch(self.next);
-            self.next = self.next.wrapping_add(LINE_BYTES);
-            self.left[0] -= 1;
-            if self.left[0] == 0 {
-                self.left[0] = self.run;
-                self.next = self.next.wrapping_add(self.gap);
+            self.skip(1);
+        }
+    }
+
+    /// The lines of one block, to be asked for one by one between its steps: where [`BLOCK`] lines begin, twice; `idle` where
+    /// there are none. If runs are not so many lines each, those that begin a few past their end.
+    #[inline(always)]
+    fn block(&mut self, idle: *const u8) -> [*const u8; 2] {
+        self.due += self.lines;
+        let mut starts = [idle; 2];
+        for start in &mut starts {
+            if self.due >= BLOCK * self.blocks && self.left[1] > 0 {
+                self.due -= BLOCK * self.blocks;
+                *start = self.next;
+                self.skip(BLOCK.min(self.left[0]));
             }
         }
-        self.left[1] -= now;
+        starts
+    }
+
+    /// Goes on by some lines of this run.
+    #[inline(always)]
+    fn skip(&mut self, lines: usize) {
+        self.next = self.next.wrapping_add(lines * LINE_BYTES);
+        self.left = [self.left[0] - lines, self.left[1] - lines];
+        if self.left[0] == 0 {
+            self.left[0] = self.run;
+            self.next = self.next.wrapping_add(self.gap);
+        }
     }
 }
 
@@ -135,6 +156,9 @@ pub(in super::super) trait Packing {
     const INPUTS: usize;
     /// Bytes of one step of a panel.
     const STEP: usize;
+    /// Steps multiplied at a time where several tiles of rows pass the same panels, so that a share of the panels and of a
+    /// tile's rows stays in the first-level cache.
+    fn share<S: Tiled>() -> usize;
     /// Whether sums are still to be multiplied by the scales of their row and column.
     const SCALED: bool;
 
@@ -162,6 +186,11 @@ macro_rules! floats {
             const SCALED: bool = false;
 
             #[inline(always)]
+            fn share<S: Tiled>() -> usize {
+                if S::MAX_ROWS > 6 { 128 } else { 768 }
+            }
+
+            #[inline(always)]
             unsafe fn pack<S: Tiled>(s: S, row: Row, n: usize, to: *mut f32) -> f32 {
                 // SAFETY: the caller's contract.
                 unsafe { widen(s, row, n, to) };
@@ -182,6 +211,12 @@ impl Packing for Fixed {
     const INPUTS: usize = 2;
     const STEP: usize = PANEL * 2 * size_of::<i16>();
     const SCALED: bool = true;
+
+    /// A multiple of the steps after which sums go to memory anyway.
+    #[inline(always)]
+    fn share<S: Tiled>() -> usize {
+        CHUNK / Self::INPUTS
+    }
 
     #[inline(always)]
     unsafe fn pack<S: Tiled>(s: S, row: Row, n: usize, to: *mut f32) -> f32 {
@@ -312,9 +347,9 @@ unsafe fn float_tile<S: Tiled, W: Floats, const R: usize, const P: usize>(
     let size = PANEL * W::SIZE;
     let (mut a, mut w) = (t.a, t.w);
     for _ in 0..t.depth / BLOCK {
-        ask::<S, R, P>(s, (w, t.w_panel), size, feed);
+        let next = ask::<S, R, P>(s, (w, t.w_panel), size, feed);
         // SAFETY: the caller's contract; these are some of `depth` steps.
-        unsafe { s.eight_steps::<R, P, W>(&mut acc, a, t.a_row, w, t.w_panel) };
+        unsafe { s.eight_steps::<R, P, W>(&mut acc, (a, t.a_row), (w, t.w_panel), next) };
         (a, w) = (a.wrapping_add(BLOCK), w.wrapping_add(BLOCK * size));
     }
     for _ in 0..t.depth % BLOCK {
@@ -343,9 +378,9 @@ unsafe fn pair_sums<S: Tiled, const R: usize, const P: usize>(
     let mut acc = [[s.zero_sums(); R]; P];
     let (mut a, mut w) = (t.a, t.w);
     for _ in 0..t.depth / BLOCK {
-        ask::<S, R, P>(s, (w, t.w_panel), Fixed::STEP, feed);
+        let next = ask::<S, R, P>(s, (w, t.w_panel), Fixed::STEP, feed);
         // SAFETY: the caller's contract; these are some of `depth` steps.
-        unsafe { s.eight_pairs::<R, P>(&mut acc, a, t.a_row, w, t.w_panel) };
+        unsafe { s.eight_pairs::<R, P>(&mut acc, (a, t.a_row), (w, t.w_panel), next) };
         (a, w) = (a.wrapping_add(BLOCK), w.wrapping_add(BLOCK * Fixed::STEP));
     }
     for _ in 0..t.depth % BLOCK {
@@ -357,21 +392,25 @@ unsafe fn pair_sums<S: Tiled, const R: usize, const P: usize>(
 }
 
 /// Asks for what comes next: where rows are few, the steps [`AHEAD`] bytes after those at `w` in each of P panels, for one
-/// tile passes them and the memory's rate decides; else what `feed` has.
+/// tile passes them and the memory's rate decides; else what `feed` has, or, where the tile asks for it, says where that is.
 #[inline(always)]
-fn ask<S: Simd, const R: usize, const P: usize>(
+fn ask<S: Tiled, const R: usize, const P: usize>(
     s: S,
     (w, panel): (*const u8, usize),
     step: usize,
     feed: &mut Feed,
-) {
+) -> [*const u8; 2] {
+    if S::asks(P) {
+        return feed.block(w);
+    }
     if P == 1 || R > 3 {
         feed.advance(s);
-        return;
-    }
-    for p in 0..P {
-        for line in 0..BLOCK * step / LINE_BYTES {
-            s.prefetch(w.wrapping_add(p * panel + AHEAD + line * LINE_BYTES));
+    } else {
+        for p in 0..P {
+            for line in 0..BLOCK * step / LINE_BYTES {
+                s.prefetch(w.wrapping_add(p * panel + AHEAD + line * LINE_BYTES));
+            }
         }
     }
+    [w; 2]
 }

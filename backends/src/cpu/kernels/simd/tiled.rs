@@ -82,6 +82,36 @@ pub(in super::super) trait Tiled: Simd {
         self.columns([self.add(a[0], b[0]), self.add(a[1], b[1])])
     }
 
+    /// `x · x + sums`, each rounded as [`Simd::fma`] does.
+    #[inline(always)]
+    fn add_squares(self, x: Self::C, sums: Self::C) -> Self::C {
+        let (x, sums) = (self.halves(x), self.halves(sums));
+        self.columns([self.fma(x[0], x[0], sums[0]), self.fma(x[1], x[1], sums[1])])
+    }
+    /// The larger of |x| and `most`, which is not negative; `most` where x is NaN.
+    #[inline(always)]
+    fn largest(self, x: Self::C, most: Self::C) -> Self::C {
+        let (x, most) = (self.halves(x), self.halves(most));
+        self.columns([
+            self.max(self.abs(x[0]), most[0]),
+            self.max(self.abs(x[1]), most[1]),
+        ])
+    }
+    /// Stores x · factor as sixteen integers, as [`Simd::to_i16`] rounds; no alignment needed.
+    ///
+    /// # Safety
+    /// `p` is valid for writing 32 bytes.
+    #[inline(always)]
+    unsafe fn store_integers(self, p: *mut i16, x: Self::C, factor: f32) {
+        let ([low, high], factor) = (self.halves(x), self.splat(factor));
+        let words = [
+            self.to_i16(self.mul(low, factor)),
+            self.to_i16(self.mul(high, factor)),
+        ];
+        // SAFETY: the caller's contract.
+        unsafe { p.cast::<[[i16; LANES]; 2]>().write_unaligned(words) }
+    }
+
     /// Sums of nothing.
     fn zero_sums(self) -> Self::N;
     /// Sixteen pairs of i16, no alignment needed.
@@ -97,8 +127,16 @@ pub(in super::super) trait Tiled: Simd {
     /// The sums, rounded to nearest even.
     fn to_columns(self, sums: Self::N) -> Self::C;
 
-    /// Eight steps of a float tile: `acc[p][r] += a[r · row + i] · w[p][i]` for i in 0..8, in that order, each product and
-    /// sum one [`Simd::fma`]. The steps of a panel of type W lie end to end, panels `panel` bytes apart.
+    /// Whether eight steps of that many panels ask for the cache lines that they are told.
+    #[inline(always)]
+    fn asks(_panels: usize) -> bool {
+        false
+    }
+
+    /// Eight steps of a float tile: `acc[p][r] += a[r][i] · w[p][i]` for i in 0..8, in that order, each product and
+    /// sum one [`Simd::fma`]. `a` and `w` are (address, places from row to row or bytes from panel to panel); the steps of a
+    /// panel of type W lie end to end. If [`Tiled::asks`], the eight cache lines from each of `next` on are asked for, one
+    /// by one, since the memory's queue is short; any address is allowed.
     ///
     /// # Safety
     /// R ≤ [`Tiled::MAX_ROWS`]; the eight values of each row and the 128 weights of each panel may be read.
@@ -106,10 +144,9 @@ pub(in super::super) trait Tiled: Simd {
     unsafe fn eight_steps<const R: usize, const P: usize, W: Floats>(
         self,
         acc: &mut [[Self::C; R]; P],
-        a: *const f32,
-        row: usize,
-        w: *const u8,
-        panel: usize,
+        (a, row): (*const f32, usize),
+        (w, panel): (*const u8, usize),
+        _next: [*const u8; 2],
     ) {
         for i in 0..8 {
             let w = w.wrapping_add(i * 2 * LANES * W::SIZE);
@@ -142,7 +179,7 @@ pub(in super::super) trait Tiled: Simd {
             }
         }
     }
-    /// Eight steps of an integer tile: `acc[p][r] += a[r · row + i] · w[p][i]` for pairs i in 0..8.
+    /// Eight steps of an integer tile: `acc[p][r] += a[r][i] · w[p][i]` for pairs i in 0..8; else as [`Tiled::eight_steps`].
     ///
     /// # Safety
     /// As [`Tiled::eight_steps`].
@@ -150,10 +187,9 @@ pub(in super::super) trait Tiled: Simd {
     unsafe fn eight_pairs<const R: usize, const P: usize>(
         self,
         acc: &mut [[Self::N; R]; P],
-        a: *const f32,
-        row: usize,
-        w: *const u8,
-        panel: usize,
+        (a, row): (*const f32, usize),
+        (w, panel): (*const u8, usize),
+        _next: [*const u8; 2],
     ) {
         for i in 0..8 {
             let w = w.wrapping_add(i * 2 * LANES * size_of::<f32>());

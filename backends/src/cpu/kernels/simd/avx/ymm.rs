@@ -63,10 +63,9 @@ impl Tiled for Avx<Ymm> {
     unsafe fn eight_steps<const R: usize, const P: usize, W: Floats>(
         self,
         acc: &mut [[[__m256; 2]; R]; P],
-        a: *const f32,
-        row: usize,
-        w: *const u8,
-        panel: usize,
+        (a, row): (*const f32, usize),
+        (w, panel): (*const u8, usize),
+        _next: [*const u8; 2],
     ) {
         // SAFETY: the caller's contract, and the token for the features.
         unsafe {
@@ -95,10 +94,9 @@ impl Tiled for Avx<Ymm> {
     unsafe fn eight_pairs<const R: usize, const P: usize>(
         self,
         acc: &mut [[[__m256i; 2]; R]; P],
-        a: *const f32,
-        row: usize,
-        w: *const u8,
-        panel: usize,
+        (a, row): (*const f32, usize),
+        (w, panel): (*const u8, usize),
+        _next: [*const u8; 2],
     ) {
         // SAFETY: the caller's contract, and the token for the features.
         unsafe {

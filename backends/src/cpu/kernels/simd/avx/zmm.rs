@@ -69,6 +69,23 @@ impl Tiled for Avx<Zmm> {
         vector!(_mm512_add_ps(a, b))
     }
     #[inline(always)]
+    fn add_squares(self, x: __m512, sums: __m512) -> __m512 {
+        vector!(_mm512_fmadd_ps(x, x, sums))
+    }
+    #[inline(always)]
+    fn largest(self, x: __m512, most: __m512) -> __m512 {
+        // The second operand where either is NaN.
+        vector!(_mm512_max_ps(_mm512_abs_ps(x), most))
+    }
+    #[inline(always)]
+    unsafe fn store_integers(self, p: *mut i16, x: __m512, factor: f32) {
+        // SAFETY: the caller's contract, and the token for the feature.
+        unsafe {
+            let wide = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(factor)));
+            _mm256_storeu_si256(p.cast(), _mm512_cvtsepi32_epi16(wide));
+        }
+    }
+    #[inline(always)]
     fn zero_sums(self) -> __m512i {
         vector!(_mm512_setzero_si512())
     }
@@ -89,18 +106,21 @@ impl Tiled for Avx<Zmm> {
         vector!(_mm512_cvtepi32_ps(sums))
     }
     #[inline(always)]
+    fn asks(panels: usize) -> bool {
+        panels == 2
+    }
+    #[inline(always)]
     unsafe fn eight_steps<const R: usize, const P: usize, W: Floats>(
         self,
         acc: &mut [[__m512; R]; P],
-        a: *const f32,
-        row: usize,
-        w: *const u8,
-        panel: usize,
+        (a, row): (*const f32, usize),
+        (w, panel): (*const u8, usize),
+        next: [*const u8; 2],
     ) {
         // SAFETY: the caller's contract, and the token for the features.
         unsafe {
             if P <= 2 {
-                return zmm_steps::eight::<R, P, W>(acc, a, row, w, panel);
+                return zmm_steps::eight::<R, P, W>(acc, (a, row), (w, panel), next);
             }
             for i in 0..8 {
                 let w = w.wrapping_add(i * 2 * LANES * W::SIZE);
@@ -112,15 +132,14 @@ impl Tiled for Avx<Zmm> {
     unsafe fn eight_pairs<const R: usize, const P: usize>(
         self,
         acc: &mut [[__m512i; R]; P],
-        a: *const f32,
-        row: usize,
-        w: *const u8,
-        panel: usize,
+        (a, row): (*const f32, usize),
+        (w, panel): (*const u8, usize),
+        next: [*const u8; 2],
     ) {
         // SAFETY: the caller's contract, and the token for the features.
         unsafe {
             if P <= 2 {
-                return zmm_steps::eight_pairs::<R, P>(acc, a, row, w, panel);
+                return zmm_steps::eight_pairs::<R, P>(acc, (a, row), (w, panel), next);
             }
             for i in 0..8 {
                 let w = w.wrapping_add(i * 2 * LANES * size_of::<f32>());

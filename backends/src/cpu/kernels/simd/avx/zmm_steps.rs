@@ -109,10 +109,15 @@ macro_rules! rows {
     };
 }
 
-/// The weights of one step.
+/// The weights of one step; of two panels also what is asked for.
 macro_rules! weights {
     (2, $dtype:tt, $i:literal) => {
-        concat!(weights!(@load $dtype, $i, "w0", "w"), weights!(@load $dtype, $i, "w1", "v"))
+        concat!(
+            weights!(@load $dtype, $i, "w0", "w"),
+            weights!(@load $dtype, $i, "w1", "v"),
+            "prefetcht0 [{n} + 64*", $i, "]\n",
+            "prefetcht0 [{m} + 64*", $i, "]\n",
+        )
     };
     (1, $dtype:tt, $i:literal) => {
         weights!(@load $dtype, $i, "w0", "w")
@@ -134,10 +139,9 @@ macro_rules! steps {
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
         pub(super) unsafe fn $name(
             $acc: &mut [[$sum; $rows]; $panels],
-            a: *const f32,
-            row: usize,
-            w: *const u8,
-            panel: usize,
+            (a, row): (*const f32, usize),
+            (w, panel): (*const u8, usize),
+            next: [*const u8; 2],
         ) {
             // Named, since a register without a type is taken for a shorter one.
             let (x, w0, w1): (__m512, __m512, __m512);
@@ -152,7 +156,7 @@ macro_rules! steps {
                     weights!($panels, $dtype, 5), rows!($rows, $panels, $dtype, 5),
                     weights!($panels, $dtype, 6), rows!($rows, $panels, $dtype, 6),
                     weights!($panels, $dtype, 7), rows!($rows, $panels, $dtype, 7),
-                    "/* {b} {c} {d} {r} {v} {x:z} {w1:z} */",
+                    "/* {b} {c} {d} {r} {v} {n} {m} {x:z} {w1:z} */",
                     a = in(reg) a,
                     b = in(reg) a.wrapping_add(3 * row),
                     c = in(reg) a.wrapping_add(6 * row),
@@ -160,6 +164,8 @@ macro_rules! steps {
                     r = in(reg) row * size_of::<f32>(),
                     w = in(reg) w,
                     v = in(reg) w.wrapping_add(panel),
+                    n = in(reg) next[0],
+                    m = in(reg) next[1],
                     x = out(zmm_reg) x,
                     w0 = out(zmm_reg) w0,
                     w1 = out(zmm_reg) w1,
@@ -202,35 +208,35 @@ rows_of!(twelve, 12, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5, 6 l6 
 
 /// Calls the function of R rows and one or two panels.
 macro_rules! call {
-    ($acc:ident, $two:ident, $one:ident, $a:ident, $row:ident, $w:ident, $panel:ident) => {{
+    ($acc:ident, $two:ident, $one:ident, $a:ident, $w:ident, $next:ident) => {{
         let sums = $acc.as_mut_ptr();
         // SAFETY: the caller's contract; each array is cast to the length it has.
         unsafe {
             match (R, P) {
-                (1, 2) => one::$two(&mut *sums.cast(), $a, $row, $w, $panel),
-                (1, 1) => one::$one(&mut *sums.cast(), $a, $row, $w, $panel),
-                (2, 2) => two::$two(&mut *sums.cast(), $a, $row, $w, $panel),
-                (2, 1) => two::$one(&mut *sums.cast(), $a, $row, $w, $panel),
-                (3, 2) => three::$two(&mut *sums.cast(), $a, $row, $w, $panel),
-                (3, 1) => three::$one(&mut *sums.cast(), $a, $row, $w, $panel),
-                (4, 2) => four::$two(&mut *sums.cast(), $a, $row, $w, $panel),
-                (4, 1) => four::$one(&mut *sums.cast(), $a, $row, $w, $panel),
-                (5, 2) => five::$two(&mut *sums.cast(), $a, $row, $w, $panel),
-                (5, 1) => five::$one(&mut *sums.cast(), $a, $row, $w, $panel),
-                (6, 2) => six::$two(&mut *sums.cast(), $a, $row, $w, $panel),
-                (6, 1) => six::$one(&mut *sums.cast(), $a, $row, $w, $panel),
-                (7, 2) => seven::$two(&mut *sums.cast(), $a, $row, $w, $panel),
-                (7, 1) => seven::$one(&mut *sums.cast(), $a, $row, $w, $panel),
-                (8, 2) => eight::$two(&mut *sums.cast(), $a, $row, $w, $panel),
-                (8, 1) => eight::$one(&mut *sums.cast(), $a, $row, $w, $panel),
-                (9, 2) => nine::$two(&mut *sums.cast(), $a, $row, $w, $panel),
-                (9, 1) => nine::$one(&mut *sums.cast(), $a, $row, $w, $panel),
-                (10, 2) => ten::$two(&mut *sums.cast(), $a, $row, $w, $panel),
-                (10, 1) => ten::$one(&mut *sums.cast(), $a, $row, $w, $panel),
-                (11, 2) => eleven::$two(&mut *sums.cast(), $a, $row, $w, $panel),
-                (11, 1) => eleven::$one(&mut *sums.cast(), $a, $row, $w, $panel),
-                (12, 2) => twelve::$two(&mut *sums.cast(), $a, $row, $w, $panel),
-                (12, 1) => twelve::$one(&mut *sums.cast(), $a, $row, $w, $panel),
+                (1, 2) => one::$two(&mut *sums.cast(), $a, $w, $next),
+                (1, 1) => one::$one(&mut *sums.cast(), $a, $w, $next),
+                (2, 2) => two::$two(&mut *sums.cast(), $a, $w, $next),
+                (2, 1) => two::$one(&mut *sums.cast(), $a, $w, $next),
+                (3, 2) => three::$two(&mut *sums.cast(), $a, $w, $next),
+                (3, 1) => three::$one(&mut *sums.cast(), $a, $w, $next),
+                (4, 2) => four::$two(&mut *sums.cast(), $a, $w, $next),
+                (4, 1) => four::$one(&mut *sums.cast(), $a, $w, $next),
+                (5, 2) => five::$two(&mut *sums.cast(), $a, $w, $next),
+                (5, 1) => five::$one(&mut *sums.cast(), $a, $w, $next),
+                (6, 2) => six::$two(&mut *sums.cast(), $a, $w, $next),
+                (6, 1) => six::$one(&mut *sums.cast(), $a, $w, $next),
+                (7, 2) => seven::$two(&mut *sums.cast(), $a, $w, $next),
+                (7, 1) => seven::$one(&mut *sums.cast(), $a, $w, $next),
+                (8, 2) => eight::$two(&mut *sums.cast(), $a, $w, $next),
+                (8, 1) => eight::$one(&mut *sums.cast(), $a, $w, $next),
+                (9, 2) => nine::$two(&mut *sums.cast(), $a, $w, $next),
+                (9, 1) => nine::$one(&mut *sums.cast(), $a, $w, $next),
+                (10, 2) => ten::$two(&mut *sums.cast(), $a, $w, $next),
+                (10, 1) => ten::$one(&mut *sums.cast(), $a, $w, $next),
+                (11, 2) => eleven::$two(&mut *sums.cast(), $a, $w, $next),
+                (11, 1) => eleven::$one(&mut *sums.cast(), $a, $w, $next),
+                (12, 2) => twelve::$two(&mut *sums.cast(), $a, $w, $next),
+                (12, 1) => twelve::$one(&mut *sums.cast(), $a, $w, $next),
                 _ => unreachable!("a tile of {R} rows and {P} panels"),
             }
         }
@@ -264,15 +270,14 @@ pub(super) unsafe fn add_pairs(x: __m512i, w: __m512i, mut sums: __m512i) -> __m
 #[inline(always)]
 pub(super) unsafe fn eight<const R: usize, const P: usize, W: Floats>(
     acc: &mut [[__m512; R]; P],
-    a: *const f32,
-    row: usize,
-    w: *const u8,
-    panel: usize,
+    a: (*const f32, usize),
+    w: (*const u8, usize),
+    next: [*const u8; 2],
 ) {
     if W::SIZE == Half::SIZE {
-        call!(acc, half, half_panel, a, row, w, panel);
+        call!(acc, half, half_panel, a, w, next);
     } else {
-        call!(acc, single, single_panel, a, row, w, panel);
+        call!(acc, single, single_panel, a, w, next);
     }
 }
 
@@ -283,10 +288,9 @@ pub(super) unsafe fn eight<const R: usize, const P: usize, W: Floats>(
 #[inline(always)]
 pub(super) unsafe fn eight_pairs<const R: usize, const P: usize>(
     acc: &mut [[__m512i; R]; P],
-    a: *const f32,
-    row: usize,
-    w: *const u8,
-    panel: usize,
+    a: (*const f32, usize),
+    w: (*const u8, usize),
+    next: [*const u8; 2],
 ) {
-    call!(acc, pairs, pairs_panel, a, row, w, panel);
+    call!(acc, pairs, pairs_panel, a, w, next);
 }
