@@ -123,7 +123,7 @@ prop_compose! {
         devices in Just(devices),
     ) -> Problem {
         let n = cycles.len();
-        let items = cycles.iter().map(|&(cycles, resident, workspace)| Item { cycles, resident, workspace }).collect();
+        let items = cycles.iter().map(|&(cycles, resident, workspace)| Item { cycles, resident, workspace, ..Item::default() }).collect();
         let edges = edges.into_iter().filter(|(a, b)| a < b)
             .map(|(a, b)| Edge { from: relabel[a], to: relabel[b] }).collect();
         let values = values.into_iter().map(|(p, users, cost, stash, feedback, relayed)| {
@@ -131,7 +131,7 @@ prop_compose! {
             Value { producer: (p < n).then(|| relabel[p]), users, cost, stash, feedback, relayed: relayed && p < n && !feedback }
         }).collect();
         let shared = shared.into_iter().map(|(bytes, users)| Shared { bytes, users }).collect();
-        Problem { items, edges, values, shared, joint: Vec::new(), devices, memory_limit: limit, in_flight }
+        Problem { items, edges, values, shared, joint: Vec::new(), devices, hosts: 0, memory_limit: limit, in_flight }
     }
 }
 
@@ -248,7 +248,7 @@ fn two_towers(a: usize, b: usize, blocks: usize, length: usize, devices: usize) 
             p.items.push(Item {
                 cycles: 1000 + (seed >> 50),
                 resident: seed >> 40,
-                workspace: 0,
+                ..Item::default()
             });
             for &i in &inputs {
                 match p.values.iter_mut().find(|v| v.producer == Some(i)) {
