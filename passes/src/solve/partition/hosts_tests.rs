@@ -58,7 +58,7 @@ fn brute(p: &Problem) -> Option<u64> {
 }
 
 /// Segments of one or a few items, in a chain: the values join neighbouring segments, forward or as feedback.
-fn blocks(
+pub(super) fn blocks(
     widths: &[usize],
     draws: &[(u64, u64, u64, bool)],
     ends: &[(usize, usize, u64, bool)],
@@ -105,7 +105,7 @@ fn blocks(
 }
 
 prop_compose! {
-    fn chain_of_blocks()(
+    pub(super) fn chain_of_blocks()(
         widths in prop::collection::vec(1usize..3, 1..5),
         draws in prop::collection::vec((0u64..20, 0u64..6, 0u64..40, prop::bool::weighted(0.1)), 8),
         ends in prop::collection::vec((0usize..8, 0usize..8, 0u64..9, prop::bool::weighted(0.3)), 0..10),

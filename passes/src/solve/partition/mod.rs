@@ -33,6 +33,10 @@
 //! communication), then the fewest non-empty devices, then the first in ideal order. Empty devices come last. With
 //! hosts it is the first in the order of the search.
 
+pub mod certificate;
+#[cfg(test)]
+mod certificate_tests;
+mod check;
 #[cfg(test)]
 mod hosts_tests;
 mod model;
@@ -47,6 +51,7 @@ mod walk;
 
 use super::Budget;
 use super::lattice::{Dag, Lattice, LatticeError};
+pub use check::Refusal;
 use model::Model;
 use search::{Search, Verdict};
 use serde::{Deserialize, Serialize};

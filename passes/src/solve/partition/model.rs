@@ -380,11 +380,24 @@ impl Relief {
         Self { sums: items }
     }
 
+    /// Device and host cycles of the item that hosts are best given last if they have `time` cycles: the rate at which
+    /// more time would be worth it.
+    pub(super) fn rate(&self, time: u128) -> (u64, u64) {
+        let full = self.full(time);
+        let before = full.checked_sub(1).map_or((0, 0), |at| self.sums[at]);
+        let next = self.sums.get(full);
+        next.map_or((0, 1), |next| (next.0 - before.0, next.1 - before.1))
+    }
+
+    /// Number of items that hosts can take whole.
+    fn full(&self, time: u128) -> usize {
+        let fits = |&(_, host): &(u64, u64)| u128::from(host) <= time;
+        self.sums.partition_point(fits)
+    }
+
     /// The most device cycles that hosts take off the devices in `time` cycles of theirs: the fractional knapsack.
     pub(super) fn at(&self, time: u128) -> u64 {
-        let full = self
-            .sums
-            .partition_point(|&(_, host)| u128::from(host) <= time);
+        let full = self.full(time);
         let before = full.checked_sub(1).map_or((0, 0), |at| self.sums[at]);
         let Some(&next) = self.sums.get(full) else {
             return before.0;

@@ -58,6 +58,16 @@ impl Ground {
         }
     }
 
+    /// The room under `bound`.
+    pub(super) fn room(&self, model: &Model, bound: u64) -> Room {
+        let time = |hosts: usize| hosts as u128 * u128::from(bound);
+        let relief = (0..=model.hosts).map(|hosts| self.relief.at(time(hosts)));
+        Room {
+            bound,
+            relief: relief.collect(),
+        }
+    }
+
     /// Summed loads of the devices that run ideal `at` alone.
     pub(super) fn needs(&self, at: usize) -> u64 {
         self.needs[at]
@@ -104,13 +114,19 @@ pub(super) struct Reach {
     origins: Vec<Origin>,
 }
 
+/// What the devices may take.
+pub(super) struct Room {
+    /// Cycles of each device and each host.
+    pub(super) bound: u64,
+    /// Device cycles that no hosts, one, two and so on take off the devices within it.
+    pub(super) relief: Vec<u64>,
+}
+
 /// One test under way.
 struct Explorer<'a, 'm> {
     walker: &'a mut Walker<'m>,
     ground: &'a Ground,
-    /// Device cycles that so many hosts take off the devices.
-    relief: Vec<u64>,
-    bound: u64,
+    room: Room,
     memory: u64,
     /// The least bound at which the outcome could change.
     next: u64,
@@ -124,7 +140,7 @@ impl Reach {
     pub(super) fn test(
         walker: &mut Walker<'_>,
         ground: &Ground,
-        bound: u64,
+        room: Room,
         memory: u64,
         budget: &mut Budget<'_>,
     ) -> (Test, Self) {
@@ -140,12 +156,10 @@ impl Reach {
             origins: vec![nowhere; (full + 1) * row],
         };
         reach.used[full * row..].fill(0);
-        let relief = (0..row).map(|h| ground.relief.at(u128::from(bound) * h as u128));
         let mut explorer = Explorer {
-            relief: relief.collect(),
             walker,
             ground,
-            bound,
+            room,
             memory,
             next: u64::MAX,
             open: FxHashMap::default(),
@@ -160,8 +174,8 @@ impl Reach {
         &self.used[at * self.row..][..self.row]
     }
 
-    /// States of ideal `at`: hosts and the fewest devices with them, dominated ones left out.
-    fn states(&mut self, at: usize) -> Vec<(usize, u32)> {
+    /// Makes what is reached with some hosts count for more hosts.
+    pub(super) fn settle(&mut self, at: usize) {
         let at = at * self.row;
         for h in 1..self.row {
             if self.used[at + h - 1] <= self.used[at + h] {
@@ -169,12 +183,15 @@ impl Reach {
                 self.origins[at + h] = self.origins[at + h - 1];
             }
         }
-        let used = &self.used[at..at + self.row];
+    }
+
+    /// States of ideal `at`: hosts and the fewest devices with them, dominated ones left out.
+    fn states(&mut self, at: usize) -> Vec<(usize, u32)> {
+        self.settle(at);
+        let used = self.used(at);
         let is_least = |&h: &usize| used[h] < NONE && (h == 0 || used[h] < used[h - 1]);
-        (0..self.row)
-            .filter(is_least)
-            .map(|h| (h, used[h]))
-            .collect()
+        let states = (0..self.row).filter(is_least);
+        states.map(|h| (h, used[h])).collect()
     }
 
     /// Reads a split off the origins, from the empty ideal up.
@@ -265,15 +282,14 @@ impl Explorer<'_, '_> {
         };
         let fence = Fence {
             kind,
-            bound: (self.bound - least).saturating_add(twice.0),
+            bound: (self.room.bound - least).saturating_add(twice.0),
             memory: (limit - lightest).saturating_add(twice.1),
             copies: model.copies(from[0].used as usize),
         };
         let Self {
             walker,
             ground,
-            relief,
-            bound,
+            room,
             next,
             open,
             reach,
@@ -285,8 +301,7 @@ impl Explorer<'_, '_> {
             let at = ideal as usize;
             let mut end = End {
                 ground,
-                relief,
-                bound: *bound,
+                room,
                 next,
                 reach,
                 kind,
@@ -311,7 +326,7 @@ impl Explorer<'_, '_> {
                     memory: stage.memory + bytes,
                     ..*stage
                 };
-                if grown.load > *bound {
+                if grown.load > room.bound {
                     *next = grown.load.min(*next);
                 } else if grown.memory <= limit {
                     grown.join(side);
@@ -327,8 +342,7 @@ impl Explorer<'_, '_> {
 /// The end of a stage.
 struct End<'a> {
     ground: &'a Ground,
-    relief: &'a [u64],
-    bound: u64,
+    room: &'a Room,
     next: &'a mut u64,
     reach: &'a mut Reach,
     kind: Kind,
@@ -338,7 +352,7 @@ struct End<'a> {
 impl End<'_> {
     /// Ends `stage` with that load at ideal `at`, if it is within the bound and the rest may be too.
     fn stage(&mut self, stage: Open, at: usize, load: u64) {
-        if load > self.bound {
+        if load > self.room.bound {
             *self.next = load.min(*self.next);
             return;
         }
@@ -352,14 +366,14 @@ impl End<'_> {
         }
         let devices_left = (self.model.devices - used as usize) as u64;
         let hosts_left = self.model.hosts - hosts;
-        let room = devices_left.saturating_mul(self.bound);
+        let room = devices_left.saturating_mul(self.room.bound);
         let fits = match hosts_left {
             0 => self.ground.needs[at] <= room,
-            _ => self.ground.work[at] <= room.saturating_add(self.relief[hosts_left]),
+            _ => self.ground.work[at] <= room.saturating_add(self.room.relief[hosts_left]),
         };
         if !fits {
             let left = [devices_left, hosts_left as u64];
-            *self.next = self.ground.least(at, left, self.bound + 1, *self.next);
+            *self.next = self.ground.least(at, left, self.room.bound + 1, *self.next);
             return;
         }
         self.reach.used[state] = used;

@@ -100,7 +100,8 @@ impl<'m> Search<'m> {
     }
 
     fn test(&mut self, bound: u64, memory: u64, budget: &mut Budget<'_>) -> Test {
-        Reach::test(&mut self.walker, &self.ground, bound, memory, budget).0
+        let room = self.ground.room(self.walker.model, bound);
+        Reach::test(&mut self.walker, &self.ground, room, memory, budget).0
     }
 
     /// Largest load of a contiguous split.

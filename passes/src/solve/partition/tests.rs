@@ -112,7 +112,7 @@ fn brute(p: &Problem) -> Option<(u64, u64)> {
 }
 
 prop_compose! {
-    fn problem()(n in 1usize..7, devices in 1usize..4)(
+    pub(super) fn problem()(n in 1usize..7, devices in 1usize..4)(
         cycles in prop::collection::vec((0u64..20, 0u64..6, 0u64..6), n),
         edges in prop::collection::vec((0..n, 0..n), 0..4),
         values in prop::collection::vec((0..=n, prop::collection::vec(0..n, 0..4), 0u64..9, 0u64..3, prop::bool::weighted(0.25), any::<bool>()), 0..8),
