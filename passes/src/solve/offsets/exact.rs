@@ -17,6 +17,7 @@
 //! [`blocks::joined`] and [`Exact::align_swaps`].
 
 use super::Buffer;
+use std::sync::atomic::{AtomicBool, Ordering};
 use super::blocks::{self, Block, Swap};
 
 /// Result of one capacity test.
@@ -46,7 +47,7 @@ struct Choice {
 }
 
 /// Search state; failure weights persist over calls.
-pub(super) struct Exact {
+pub(super) struct Exact<'a> {
     plain: Vec<Block>,
     blocks: Vec<Block>,
     buffers: usize,
@@ -67,11 +68,12 @@ pub(super) struct Exact {
     depth: usize,
     nodes: u64,
     stop: u64,
+    halt: Option<&'a AtomicBool>,
 }
 
-impl Exact {
-    /// Prepares the search: O(n log n).
-    pub(super) fn new(buffers: &[Buffer]) -> Self {
+impl<'a> Exact<'a> {
+    /// Prepares the search: O(n log n). It ends as if the nodes were spent soon after `halt` becomes true.
+    pub(super) fn new(buffers: &[Buffer], halt: Option<&'a AtomicBool>) -> Self {
         let plain = blocks::sections(buffers);
         let count = plain.iter().map(|b| b.last).max().unwrap_or(0);
         Self {
@@ -93,6 +95,7 @@ impl Exact {
             depth: 0,
             nodes: 0,
             stop: 0,
+            halt,
             plain,
         }
     }
@@ -114,7 +117,7 @@ impl Exact {
         let all: Vec<u32> = (0..self.blocks.len() as u32).collect();
         let mut slice = FIRST_SLICE.max(self.blocks.len() as u64);
         self.attempt = 0;
-        while self.nodes < last {
+        while self.nodes < last && !self.is_halted() {
             let long = if self.attempt % LONG == LONG - 1 {
                 LONG as u64
             } else {
@@ -165,9 +168,14 @@ impl Exact {
         End::Done
     }
 
+    fn is_halted(&self) -> bool {
+        self.halt.is_some_and(|halt| halt.load(Ordering::Relaxed))
+    }
+
     /// One node: places the connected component `part`.
     fn branch(&mut self, part: &[u32]) -> End {
-        if self.nodes >= self.stop || self.depth == DEEPEST {
+        let look = self.nodes.is_multiple_of(INTERVAL);
+        if self.nodes >= self.stop || self.depth == DEEPEST || look && self.is_halted() {
             return End::Spent;
         }
         self.nodes += 1;
@@ -378,6 +386,9 @@ const FIRST_SLICE: u64 = 500;
 
 /// Every so many attempts one is that many times as long, which bounds the cost of a proof.
 const LONG: usize = 16;
+
+/// Nodes between two looks at the flag that ends the search.
+const INTERVAL: u64 = 64;
 
 /// Nested decisions of one component; deeper attempts are given up, which bounds the stack.
 const DEEPEST: usize = 2_000;

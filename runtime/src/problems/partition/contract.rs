@@ -32,6 +32,8 @@ pub struct Contracted {
     pub item_of: Vec<usize>,
     /// Engine cycles per unit of the file's time: a power of two.
     pub time_scale: f64,
+    /// Engine bytes per byte: a power of two.
+    pub size_scale: f64,
 }
 
 impl Contracted {

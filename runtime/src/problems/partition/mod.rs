@@ -20,6 +20,7 @@
 
 mod contract;
 mod scale;
+mod split;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use std::path::Path;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 pub use contract::Contracted;
+pub use split::Split;
 
 use super::fields::{Field, parse, read_text};
 use crate::Result;

@@ -76,6 +76,7 @@ pub(super) fn problem(
         problem,
         item_of,
         time_scale,
+        size_scale,
     })
 }
 
