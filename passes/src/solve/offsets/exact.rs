@@ -52,7 +52,12 @@ pub(super) struct Exact<'a> {
     blocks: Vec<Block>,
     buffers: usize,
     ranks: Vec<Vec<u32>>,
+    /// Failures of the sections, as the strategy under way counts them; all are 1 between attempts.
     weight: Vec<u64>,
+    /// The failures each strategy has counted.
+    weights: Vec<Vec<u64>>,
+    /// The ranking under way.
+    rank: usize,
     capacity: u64,
     low: Vec<u64>,
     placed: Vec<bool>,
@@ -79,6 +84,8 @@ impl<'a> Exact<'a> {
         Self {
             buffers: buffers.len(),
             weight: vec![1; count],
+            weights: Vec::new(),
+            rank: 0,
             floor: vec![0; count],
             unplaced: vec![0; count],
             options: vec![0; count],
@@ -110,6 +117,8 @@ impl<'a> Exact<'a> {
         self.capacity = capacity;
         self.blocks = blocks::joined(&self.plain, capacity);
         self.ranks = blocks::rankings(&self.blocks);
+        let sets = self.ranks.len() + 1;
+        self.weights.resize(sets, self.weight.clone());
         self.swaps = blocks::swaps(&self.blocks, capacity);
         self.low = vec![0; self.blocks.len()];
         self.placed = vec![false; self.blocks.len()];
@@ -127,7 +136,10 @@ impl<'a> Exact<'a> {
             self.low.fill(0);
             self.placed.fill(false);
             self.trail.clear();
+            let set = self.strategy();
+            std::mem::swap(&mut self.weight, &mut self.weights[set]);
             let end = self.solve(&all);
+            std::mem::swap(&mut self.weight, &mut self.weights[set]);
             self.attempt += 1;
             slice += slice / 32;
             match end {
@@ -166,6 +178,13 @@ impl<'a> Exact<'a> {
             from = to;
         }
         End::Done
+    }
+
+    /// Chooses the ranking of the next attempt, and the failures it goes by: in turn those of all rankings and its own.
+    /// What one ranking learns can help another, and can mislead it.
+    fn strategy(&mut self) -> usize {
+        self.rank = self.attempt / 2 % self.ranks.len();
+        if self.attempt.is_multiple_of(2) { 0 } else { 1 + self.rank }
     }
 
     fn is_halted(&self) -> bool {
@@ -369,7 +388,7 @@ impl<'a> Exact<'a> {
             block.first <= t && t < block.last && self.low[*b as usize] == level
         };
         let mut blocks: Vec<u32> = part.iter().copied().filter(here).collect();
-        let rank = &self.ranks[self.attempt % self.ranks.len()];
+        let rank = &self.ranks[self.rank];
         blocks.sort_unstable_by_key(|&b| rank[b as usize]);
         let none = level + self.unplaced[t] < self.capacity;
         blocks.dedup_by(|a, b| self.blocks[*a as usize].is_twin(&self.blocks[*b as usize]));

@@ -29,8 +29,12 @@ pub(super) fn problem(
         ));
     }
     let times = |f: &dyn Fn(&super::Node) -> f64| instance.nodes.iter().map(f).sum::<f64>();
+    let host_time = |node: &super::Node| match instance.hosts {
+        0 => 0.0,
+        _ => node.host_time,
+    };
     let devices = instance.accelerators.max(1) as f64;
-    let time = times(&|n| n.time) + times(&|n| n.host_time) + times(&|n| n.cost) * devices;
+    let time = times(&|n| n.time) + times(&host_time) + times(&|n| n.cost) * devices;
     let beyond = |field, sum: f64| {
         let problem = format!("sum up to {sum}");
         (field, problem, "use a larger unit; sums are below 1e300")
@@ -50,7 +54,7 @@ pub(super) fn problem(
         *item_size += node.size;
         let item = &mut problem.items[item];
         item.cycles += rounded(node.time, time_scale);
-        item.host_cycles += rounded(node.host_time, time_scale);
+        item.host_cycles += rounded(host_time(node), time_scale);
         item.host_only |= !node.accelerated;
     }
     for (item, size) in problem.items.iter_mut().zip(sizes) {
