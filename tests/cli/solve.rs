@@ -50,10 +50,8 @@ fn devices_and_capacity_replace_the_files() {
     let some = lxpod(tight.iter().chain(&["600000000", "--json"])).json();
     let loads = some["devices"].as_array().expect("devices");
     assert!(loads.iter().all(|d| number(d, "/bytes") <= 6e8));
-    let message = lxpod(tight.iter().chain(&["1000"])).fails(2);
-    for word in ["bert24_inference.json", "maxSizePerFPGA", "every split needs", "--capacity"] {
-        assert!(message.contains(word), "{word}: {message}");
-    }
+    let words = ["bert24_inference.json", "maxSizePerFPGA", "every split needs", "--capacity"];
+    lxpod(tight.iter().chain(&["1000"])).fails(2, &words);
 }
 
 #[test]
@@ -75,10 +73,8 @@ fn a_certificate_is_checked_and_a_tampered_one_refused() {
     let text = fs::read_to_string(&path).expect("a certificate");
     let refuses = |problem: &[&str], text: &str, word: &str| {
         fs::write(&path, text).expect("a file");
-        let message = lxpod(["solve", "check"].iter().chain(problem).chain(&[path.as_str()])).fails(2);
-        for word in [word, "bert.cert.json", "help: "] {
-            assert!(message.contains(word), "{word}: {message}");
-        }
+        let command = ["solve", "check"].iter().chain(problem);
+        lxpod(command.chain(&[path.as_str()])).fails(2, &[word, "bert.cert.json", "help: "]);
     };
     refuses(&[TRAINING], &text, "another problem");
     refuses(&[BERT, "--devices", "3"], &text, "another problem");
@@ -129,8 +125,8 @@ fn memory_is_drawn_and_a_capacity_kept() {
     assert!(shown.contains("12 |"), "{shown}");
     let drawn = fs::read_to_string(&path).expect("a drawing");
     assert!(drawn.starts_with("<svg") && drawn.ends_with("</svg>\n"));
-    let message = lxpod(command.iter().chain(&["11"])).fails(2);
-    assert!(message.contains("--capacity: no assignment fits 11 bytes; give at least 12"), "{message}");
+    let words = ["--capacity: no assignment fits 11 bytes; give at least 12"];
+    lxpod(command.iter().chain(&["11"])).fails(2, &words);
 }
 
 #[test]
@@ -155,12 +151,9 @@ fn wrong_input_names_file_field_and_way_out() {
     ];
     for (what, name, text, want) in cases {
         let (_folder, path) = file(name, text);
-        let message = lxpod(["solve", what, &path]).fails(2);
-        for word in [want, name, "help: "] {
-            assert!(message.contains(word), "{word}: {message}");
-        }
+        lxpod(["solve", what, &path]).fails(2, &[want, name, "help: "]);
     }
-    assert!(lxpod(["solve", "memory", "nowhere.csv"]).fails(2).contains("no such file"));
-    assert!(lxpod(["solve", "partition", BERT, "--devices", "0"]).fails(2).contains("--devices"));
-    assert!(lxpod(["solve", "memory", BUFFERS, "--time-limit", "nan"]).fails(2).contains("--time-limit"));
+    lxpod(["solve", "memory", "nowhere.csv"]).fails(2, &["no such file"]);
+    lxpod(["solve", "partition", BERT, "--devices", "0"]).fails(2, &["--devices"]);
+    lxpod(["solve", "memory", BUFFERS, "--time-limit", "nan"]).fails(2, &["--time-limit"]);
 }
