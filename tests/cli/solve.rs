@@ -45,12 +45,21 @@ fn a_partition_gives_the_documented_json() {
 fn devices_and_capacity_replace_the_files() {
     let found = lxpod(["solve", "partition", TRAINING, "--devices", "16", "--json"]).json();
     assert!((number(&found, "/objective") - 16.792_812_5).abs() < 1e-6);
-    assert!(numbers(&found, "assignment").iter().all(|&device| device < 16));
+    assert!(
+        numbers(&found, "assignment")
+            .iter()
+            .all(|&device| device < 16)
+    );
     let tight = ["solve", "partition", BERT, "--devices", "4", "--capacity"];
     let some = lxpod(tight.iter().chain(&["600000000", "--json"])).json();
     let loads = some["devices"].as_array().expect("devices");
     assert!(loads.iter().all(|d| number(d, "/bytes") <= 6e8));
-    let words = ["bert24_inference.json", "maxSizePerFPGA", "every split needs", "--capacity"];
+    let words = [
+        "bert24_inference.json",
+        "maxSizePerFPGA",
+        "every split needs",
+        "--capacity",
+    ];
     lxpod(tight.iter().chain(&["1000"])).fails(2, &words);
 }
 
@@ -60,7 +69,10 @@ fn an_experts_split_is_compared() {
     let found = lxpod(command.iter().chain(&["--json"])).json();
     assert!((number(&found, "/evaluated/objective") - 20.083_953).abs() < 1e-6);
     let shown = lxpod(command).succeeds();
-    assert!(shown.contains("1.129 times the result; it fits the memory"), "{shown}");
+    assert!(
+        shown.contains("1.129 times the result; it fits the memory"),
+        "{shown}"
+    );
 }
 
 #[test]
@@ -68,8 +80,14 @@ fn a_certificate_is_checked_and_a_tampered_one_refused() {
     let (folder, path) = file("bert.cert.json", "");
     lxpod(["solve", "partition", BERT, "--certificate", &path, "-q"]).succeeds();
     let shown = lxpod(["solve", "check", BERT, &path]).succeeds();
-    assert!(shown.contains("accepted   largest load 17.789906, lower bound 17.789906 (optimal"), "{shown}");
-    assert_eq!(lxpod(["solve", "check", BERT, &path, "--json"]).json()["accepted"], true);
+    assert!(
+        shown.contains("accepted   largest load 17.789906, lower bound 17.789906 (optimal"),
+        "{shown}"
+    );
+    assert_eq!(
+        lxpod(["solve", "check", BERT, &path, "--json"]).json()["accepted"],
+        true
+    );
     let text = fs::read_to_string(&path).expect("a certificate");
     let refuses = |problem: &[&str], text: &str, word: &str| {
         fs::write(&path, text).expect("a file");
@@ -86,11 +104,19 @@ fn a_certificate_is_checked_and_a_tampered_one_refused() {
         document.to_string()
     };
     let raise = |value: &mut Value| *value = Value::from(value.as_u64().expect("a number") + 1);
-    refuses(&[BERT], &changed("/lower_bound", &raise), "lower_bound: is above the objective");
+    refuses(
+        &[BERT],
+        &changed("/lower_bound", &raise),
+        "lower_bound: is above the objective",
+    );
     refuses(&[BERT], &changed("/objective", &raise), "objective");
     refuses(&[BERT], &changed("/device_of/0", &raise), "objective");
     let drop = |value: &mut Value| drop(value.as_array_mut().expect("a list").remove(0));
-    refuses(&[BERT], &changed("/ideals", &drop), "whose potential is larger");
+    refuses(
+        &[BERT],
+        &changed("/ideals", &drop),
+        "whose potential is larger",
+    );
     drop(folder);
 }
 
@@ -102,8 +128,13 @@ fn memory_gives_the_documented_json() {
     assert_eq!(found["optimal"], true);
     assert!(number(&found, "/seconds") >= 0.0);
     let offsets = numbers(&found, "offsets");
-    let text = fs::read_to_string(format!("{}/{BUFFERS}", env!("CARGO_MANIFEST_DIR"))).expect("a file");
-    let row = |line: &str| -> Vec<u64> { line.split(',').map(|cell| cell.parse().expect("a number")).collect() };
+    let text =
+        fs::read_to_string(format!("{}/{BUFFERS}", env!("CARGO_MANIFEST_DIR"))).expect("a file");
+    let row = |line: &str| -> Vec<u64> {
+        line.split(',')
+            .map(|cell| cell.parse().expect("a number"))
+            .collect()
+    };
     let rows: Vec<Vec<u64>> = text.lines().skip(1).map(row).collect();
     assert_eq!(offsets.len(), rows.len());
     for (i, a) in rows.iter().enumerate() {
@@ -121,7 +152,10 @@ fn memory_is_drawn_and_a_capacity_kept() {
     let (_folder, path) = file("picture.svg", "");
     let command = ["solve", "memory", BUFFERS, "--capacity"];
     let shown = lxpod(command.iter().chain(&["12", "--svg", path.as_str()])).succeeds();
-    assert!(shown.contains("peak 12 bytes, lower bound 12 (optimal)"), "{shown}");
+    assert!(
+        shown.contains("peak 12 bytes, lower bound 12 (optimal)"),
+        "{shown}"
+    );
     assert!(shown.contains("12 |"), "{shown}");
     let drawn = fs::read_to_string(&path).expect("a drawing");
     assert!(drawn.starts_with("<svg") && drawn.ends_with("</svg>\n"));
@@ -143,11 +177,36 @@ fn a_time_limit_of_nothing_still_gives_an_answer() {
 #[test]
 fn wrong_input_names_file_field_and_way_out() {
     let cases = [
-        ("partition", "x.json", "{\"nodes\": [", "contents: is not JSON"),
-        ("partition", "x.json", "{\"nodes\": []}", "has no `maxFPGAs`"),
-        ("memory", "x.csv", "id,lower,upper,size\n0,0,3,-1\n", "line 2, size: is -1"),
-        ("memory", "x.csv", "id,lower,upper,size\n0,0,3", "has 3 of 4 columns"),
-        ("memory", "x.csv", "id,lower,upper,size\n0,0,3,9223372036854775807\n", "exceeds 2^62"),
+        (
+            "partition",
+            "x.json",
+            "{\"nodes\": [",
+            "contents: is not JSON",
+        ),
+        (
+            "partition",
+            "x.json",
+            "{\"nodes\": []}",
+            "has no `maxFPGAs`",
+        ),
+        (
+            "memory",
+            "x.csv",
+            "id,lower,upper,size\n0,0,3,-1\n",
+            "line 2, size: is -1",
+        ),
+        (
+            "memory",
+            "x.csv",
+            "id,lower,upper,size\n0,0,3",
+            "has 3 of 4 columns",
+        ),
+        (
+            "memory",
+            "x.csv",
+            "id,lower,upper,size\n0,0,3,9223372036854775807\n",
+            "exceeds 2^62",
+        ),
     ];
     for (what, name, text, want) in cases {
         let (_folder, path) = file(name, text);

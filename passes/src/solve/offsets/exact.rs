@@ -17,8 +17,8 @@
 //! [`blocks::joined`] and [`Exact::align_swaps`].
 
 use super::Buffer;
-use std::sync::atomic::{AtomicBool, Ordering};
 use super::blocks::{self, Block, Swap};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Result of one capacity test.
 pub(super) enum Outcome {
@@ -184,7 +184,11 @@ impl<'a> Exact<'a> {
     /// What one ranking learns can help another, and can mislead it.
     fn strategy(&mut self) -> usize {
         self.rank = self.attempt / 2 % self.ranks.len();
-        if self.attempt.is_multiple_of(2) { 0 } else { 1 + self.rank }
+        if self.attempt.is_multiple_of(2) {
+            0
+        } else {
+            1 + self.rank
+        }
     }
 
     fn is_halted(&self) -> bool {

@@ -159,7 +159,8 @@ fn foreign_and_hostile_certificates_are_refused() {
         refusal.to_string()
     };
     let first = certificate.ideals[0].clone();
-    let cases: [(&str, &dyn Fn(&mut Certificate)); 14] = [
+    type Change<'a> = &'a dyn Fn(&mut Certificate);
+    let cases: [(&str, Change<'_>); 14] = [
         ("format", &|c| c.format.push('2')),
         ("another problem", &|c| c.problem.clear()),
         ("device_of", &|c| c.device_of.truncate(3)),

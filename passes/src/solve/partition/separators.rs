@@ -59,12 +59,12 @@ pub(super) fn separators(model: &Model, lattice: &Lattice) -> Vec<Option<Separat
     if !model.is_additive() {
         return found;
     }
-    for low in 0..lattice.len() {
+    for (low, found) in found.iter_mut().enumerate() {
         if let [up] = lattice.up(low)
             && lattice.down(up.ideal as usize).len() == 1
         {
             let sides = model.sides(lattice, up.item, low, up.ideal as usize);
-            found[low] = sides.map(|(above, below)| Separator {
+            *found = sides.map(|(above, below)| Separator {
                 item: up.item,
                 above,
                 below,

@@ -22,7 +22,8 @@ fn file(nodes: &[(Option<i64>, f64, bool)], edges: &[(usize, usize)]) -> Value {
             "size": 1.0,
         })
     };
-    let edge = |&(a, b): &(usize, usize)| json!({"sourceId": a * 10, "destId": b * 10, "cost": 0.5});
+    let edge =
+        |&(a, b): &(usize, usize)| json!({"sourceId": a * 10, "destId": b * 10, "cost": 0.5});
     json!({
         "maxSizePerFPGA": 100.0,
         "maxFPGAs": 1,
@@ -51,14 +52,26 @@ fn solved(instance: &Instance) -> (Solution, f64) {
 #[test]
 fn published_instances_have_the_published_optimum() {
     let cases = [
-        (include_str!("../../../tests/data/partition/bert24_inference.json"), 17.789_906_25),
-        (include_str!("../../../tests/data/partition/bert24_training.json"), 41.745_812_5),
-        (include_str!("../../../tests/data/partition/bert24_inference_tight.json"), 22.035_125),
+        (
+            include_str!("../../../tests/data/partition/bert24_inference.json"),
+            17.789_906_25,
+        ),
+        (
+            include_str!("../../../tests/data/partition/bert24_training.json"),
+            41.745_812_5,
+        ),
+        (
+            include_str!("../../../tests/data/partition/bert24_inference_tight.json"),
+            22.035_125,
+        ),
     ];
     for (text, optimum) in cases {
         let (solution, objective) = solved(&parsed(text).unwrap());
         assert!(solution.optimal && solution.ideals == 30);
-        assert!((objective - optimum).abs() < 1e-9 * optimum, "{objective} for {optimum}");
+        assert!(
+            (objective - optimum).abs() < 1e-9 * optimum,
+            "{objective} for {optimum}"
+        );
     }
 }
 
@@ -66,8 +79,14 @@ fn published_instances_have_the_published_optimum() {
 fn an_experts_split_serves_inference_and_training() {
     let split = include_str!("../../../tests/data/partition/bert24_inference_expert.json");
     let cases = [
-        (include_str!("../../../tests/data/partition/bert24_inference.json"), 20.083_953_125),
-        (include_str!("../../../tests/data/partition/bert24_training.json"), 49.404_906_25),
+        (
+            include_str!("../../../tests/data/partition/bert24_inference.json"),
+            20.083_953_125,
+        ),
+        (
+            include_str!("../../../tests/data/partition/bert24_training.json"),
+            49.404_906_25,
+        ),
     ];
     for (text, load) in cases {
         let instance = parsed(text).unwrap();
@@ -92,22 +111,46 @@ fn classes_orphans_cycles_and_idle_items_are_contracted() {
     let f = |colour: i64, time| (Some(colour), time, false);
     let b = |colour: i64| (Some(colour), 1.0, true);
     // A class of two nodes, and one node without a class.
-    assert_eq!(items(&[f(1, 1.0), f(2, 1.0), f(1, 1.0), (None, 1.0, false)], &[(0, 2)]), [0, 1, 0, 2]);
+    assert_eq!(
+        items(
+            &[f(1, 1.0), f(2, 1.0), f(1, 1.0), (None, 1.0, false)],
+            &[(0, 2)]
+        ),
+        [0, 1, 0, 2]
+    );
     // Class 1 lies on both sides of class 2.
-    assert_eq!(items(&[f(1, 1.0), f(2, 1.0), f(1, 1.0)], &[(0, 1), (1, 2)]), [0, 0, 0]);
+    assert_eq!(
+        items(&[f(1, 1.0), f(2, 1.0), f(1, 1.0)], &[(0, 1), (1, 2)]),
+        [0, 0, 0]
+    );
     // The backward class 3 has no forward part: it mirrors into 1 -> 3 -> 2, beside the forward edge 1 -> 2.
     let orphan = [f(1, 1.0), f(2, 1.0), b(2), b(3), b(1)];
-    assert_eq!(items(&orphan, &[(0, 1), (1, 2), (2, 3), (3, 4)]), [0, 1, 1, 2, 0]);
+    assert_eq!(
+        items(&orphan, &[(0, 1), (1, 2), (2, 3), (3, 4)]),
+        [0, 1, 1, 2, 0]
+    );
     let contracted = instance(&orphan, &[(0, 1), (1, 2), (2, 3), (3, 4)]).contract(Path::new("x"));
-    let edges: Vec<_> = contracted.unwrap().problem.edges.iter().map(|e| (e.from, e.to)).collect();
+    let edges: Vec<_> = contracted
+        .unwrap()
+        .problem
+        .edges
+        .iter()
+        .map(|e| (e.from, e.to))
+        .collect();
     assert_eq!(edges, [(0, 1), (0, 2), (2, 1)]);
     // A mirrored edge against the forward edges closes a cycle.
     assert_eq!(items(&orphan, &[(0, 1), (4, 3), (3, 2)]), [0, 0, 0, 0, 0]);
     // A weight joins its only reader, and what that leaves with one neighbour joins that; one read twice stays.
     let weights = [f(1, 0.0), f(2, 0.0), f(3, 1.0), f(4, 0.0), f(5, 1.0)];
-    assert_eq!(items(&weights, &[(0, 1), (1, 2), (3, 2), (3, 4), (2, 4)]), [0, 0, 0, 1, 2]);
+    assert_eq!(
+        items(&weights, &[(0, 1), (1, 2), (3, 2), (3, 4), (2, 4)]),
+        [0, 0, 0, 1, 2]
+    );
     // Not one that a backward node reads, and not one whose class has backward work.
-    assert_eq!(items(&[f(1, 0.0), f(2, 1.0), b(2)], &[(0, 1), (0, 2)]), [0, 1, 1]);
+    assert_eq!(
+        items(&[f(1, 0.0), f(2, 1.0), b(2)], &[(0, 1), (0, 2)]),
+        [0, 1, 1]
+    );
     assert_eq!(items(&[f(1, 0.0), f(2, 1.0), b(1)], &[(0, 1)]), [0, 1, 0]);
 }
 
@@ -123,24 +166,48 @@ fn wrong_files_name_the_field() {
         (String::new(), "contents: is not JSON"),
         (changed("/maxCPUs", json!(1))[..99].to_owned(), "cut short"),
         ("[]".to_owned(), "contents: is a list, not an object"),
-        (changed("/nodes", json!({})), "nodes: is an object, not a list"),
+        (
+            changed("/nodes", json!({})),
+            "nodes: is an object, not a list",
+        ),
         (changed("/nodes/1", json!(null)), "nodes[1]: is null"),
         (changed("/maxFPGAs", json!(-1)), "maxFPGAs: is -1"),
         (changed("/maxFPGAs", json!(1e9)), "maxFPGAs"),
         (changed("/maxCPUs", json!(null)), "has no `maxCPUs`"),
-        (changed("/nodes/0/fpgaLatency", json!(-2.0)), "nodes[0].fpgaLatency: is -2"),
-        (changed("/nodes/0/fpgaLatency", json!("NaN")), "nodes[0].fpgaLatency: is text"),
+        (
+            changed("/nodes/0/fpgaLatency", json!(-2.0)),
+            "nodes[0].fpgaLatency: is -2",
+        ),
+        (
+            changed("/nodes/0/fpgaLatency", json!("NaN")),
+            "nodes[0].fpgaLatency: is text",
+        ),
         (changed("/nodes/1/size", json!(-1)), "nodes[1].size"),
-        (changed("/nodes/1/id", json!(0)), "nodes[1]: has the id 0 of an earlier node"),
+        (
+            changed("/nodes/1/id", json!(0)),
+            "nodes[1]: has the id 0 of an earlier node",
+        ),
         (changed("/nodes/1/id", json!(1.5)), "nodes[1].id: is 1.5"),
-        (changed("/nodes/1/supportedOnFpga", json!(2)), "nodes[1].supportedOnFpga: is 2"),
-        (changed("/edges/0/destId", json!(77)), "edges[0].destId: is 77, which is no node's id"),
-        (changed("/edges/0/cost", json!(null)), "edges[0]: has no `cost`"),
+        (
+            changed("/nodes/1/supportedOnFpga", json!(2)),
+            "nodes[1].supportedOnFpga: is 2",
+        ),
+        (
+            changed("/edges/0/destId", json!(77)),
+            "edges[0].destId: is 77, which is no node's id",
+        ),
+        (
+            changed("/edges/0/cost", json!(null)),
+            "edges[0]: has no `cost`",
+        ),
     ];
     for (text, want) in &cases {
         let message = parsed(text).unwrap_err().to_string();
         assert!(message.contains(want), "{want}: {message}");
-        assert!(message.contains("x.json") && message.contains("help: "), "{message}");
+        assert!(
+            message.contains("x.json") && message.contains("help: "),
+            "{message}"
+        );
     }
     let edges = |edges: &[(usize, usize)]| parsed(&file(&nodes, edges).to_string());
     let message = |edges_of: &[(usize, usize)]| edges(edges_of).unwrap_err().to_string();
@@ -149,7 +216,10 @@ fn wrong_files_name_the_field() {
     let mut costs = file(&[(None, 1.0, false); 3], &[(0, 1), (0, 2)]);
     costs["edges"][1]["cost"] = json!(0.75);
     let message = parsed(&costs.to_string()).unwrap_err().to_string();
-    assert!(message.contains("edges[1].cost: is 0.75, but 0.5 on an earlier edge"), "{message}");
+    assert!(
+        message.contains("edges[1].cost: is 0.75, but 0.5 on an earlier edge"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -161,7 +231,10 @@ fn numbers_of_any_size_are_scaled() {
             (node.time, node.cost) = (node.time * scale, node.cost * scale);
         }
         let (solution, objective) = solved(&i);
-        assert!(solution.optimal && (objective / scale - 3.5).abs() < 1e-9, "{scale}: {objective}");
+        assert!(
+            solution.optimal && (objective / scale - 3.5).abs() < 1e-9,
+            "{scale}: {objective}"
+        );
     }
     let mut i = instance(&[(None, 1.0, false); 2], &[]);
     i.nodes[1].time = 1.7e308;
@@ -183,7 +256,12 @@ fn brute(i: &Instance) -> Option<f64> {
         all.dedup();
         all
     };
-    let is_orphan = |c: i64| i.nodes.iter().filter(|n| n.colour == Some(c)).all(|n| n.backward);
+    let is_orphan = |c: i64| {
+        i.nodes
+            .iter()
+            .filter(|n| n.colour == Some(c))
+            .all(|n| n.backward)
+    };
     let devices = i.accelerators + i.hosts;
     let mut best: Option<f64> = None;
     for code in 0..devices.pow(classes.len() as u32) {
@@ -207,9 +285,12 @@ fn brute(i: &Instance) -> Option<f64> {
                 }
             }
         }
-        let cyclic = (0..devices).any(|a| (0..devices).any(|b| a != b && before[a][b] && before[b][a]));
+        let cyclic =
+            (0..devices).any(|a| (0..devices).any(|b| a != b && before[a][b] && before[b][a]));
         let loads = i.evaluate(&device_of);
-        let fits = loads.bytes[..i.accelerators].iter().all(|&bytes| bytes <= i.memory_limit);
+        let fits = loads.bytes[..i.accelerators]
+            .iter()
+            .all(|&bytes| bytes <= i.memory_limit);
         if !cyclic && fits {
             best = Some(best.map_or(loads.objective(), |least| least.min(loads.objective())));
         }
