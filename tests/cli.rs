@@ -8,6 +8,8 @@ mod compare;
 mod failures;
 #[path = "cli/gradients.rs"]
 mod gradients;
+#[path = "cli/solve.rs"]
+mod solve;
 #[path = "cli/support.rs"]
 mod support;
 #[path = "cli/train.rs"]

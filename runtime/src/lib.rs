@@ -10,6 +10,7 @@ pub mod compare;
 pub mod error;
 mod model;
 mod pack;
+pub mod problems;
 mod samples;
 mod session;
 mod sharing;

@@ -279,6 +279,7 @@ fn problem(graph: &Graph, atoms: &Atoms, pipeline: &Pipeline<'_>) -> Problem {
             cycles: work.sum::<u64>() + host.sum::<u64>(),
             resident: 0,
             workspace: nodes.map(|id| workspace(graph, id)).max().unwrap_or(0),
+            ..Item::default()
         }
     };
     let mut problem = Problem {
@@ -288,6 +289,7 @@ fn problem(graph: &Graph, atoms: &Atoms, pipeline: &Pipeline<'_>) -> Problem {
         shared: Vec::new(),
         joint: Vec::new(),
         devices: schedule.stages(),
+        hosts: 0,
         memory_limit: Some((target.capacity() - target.tile.code - target.tile.reserved) / chunks),
         in_flight: in_flight(schedule, accumulation),
     };

@@ -22,6 +22,7 @@ mod report;
 mod run;
 mod scopes;
 mod simulate;
+mod solve;
 mod source;
 mod table;
 mod train;
@@ -109,6 +110,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Bench(Box<bench::Bench>),
     Opt(opt::Opt),
+    Solve(solve::Solve),
 }
 
 impl Command {
@@ -122,6 +124,7 @@ impl Command {
             Command::Simulate(command) => command.run(global),
             Command::Inspect(command) => command.run(global),
             Command::Opt(command) => command.run(global),
+            Command::Solve(command) => command.run(global),
         }
         .map(|()| ExitCode::SUCCESS)
     }
