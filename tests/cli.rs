@@ -4,6 +4,8 @@
 mod bench;
 #[path = "cli/compare.rs"]
 mod compare;
+#[path = "cli/explore.rs"]
+mod explore;
 #[path = "cli/failures.rs"]
 mod failures;
 #[path = "cli/gradients.rs"]

@@ -6,13 +6,12 @@ use std::time::{Duration, Instant};
 use lxpod_ir::front::{FrontError, Losses, LxmertConfig, ModelOptions, build};
 use lxpod_ir::ops::Op;
 use lxpod_ir::{DType, Graph, LOSS, Target, verify};
-use serde::Serialize;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::cost;
 use crate::manager::{Manager, PassError, PassReport};
-use crate::partition::{Partition, Pipeline, partition, place_update};
+use crate::partition::{Partition, PinnedStages, Pipeline, Split, partition, place_update};
 use crate::pass::{
     LossScale, MICRO_BATCH, Mode, Options, PIPELINE, Pass, Precision, Recompute, TRAINING,
 };
@@ -37,6 +36,8 @@ pub struct CompileOptions {
     pub precision: Precision,
     /// What a training step is; none for inference.
     pub training: Option<TrainingOptions>,
+    /// A placement by hand; without one the best is searched for.
+    pub pinned: Option<PinnedStages>,
 }
 
 /// A training step.
@@ -93,6 +94,7 @@ impl CompileOptions {
             stages: None,
             precision: Precision::Mixed,
             training: None,
+            pinned: None,
         }
     }
 
@@ -195,6 +197,9 @@ impl CompileOptions {
             "stages": stages,
             "precision": self.precision.name(),
         });
+        if let Some(pinned) = &self.pinned {
+            record["placement"] = serde_json::json!(pinned.stages);
+        }
         if let Some(training) = training {
             record["schedule"] = training.rule.name().into();
             record["gradient_accumulation"] = training.accumulation.into();
@@ -240,10 +245,12 @@ impl CompileError {
 }
 
 /// What the compiler did, beside the plan.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct CompileReport {
     /// Every pass, in order, the planning steps included.
     pub passes: Vec<PassReport>,
+    /// The split into stages, to be questioned.
+    pub split: Split,
     /// From the configuration to the finished plan.
     pub duration: Duration,
 }
@@ -335,12 +342,14 @@ fn compile_as_told(
         replicas: options.replicas,
         schedule,
         accumulation,
+        pinned: options.pinned.as_ref(),
     };
-    let plan = plan_graph((graph, update), provenance, placement, &mut passes, observe)?;
+    let (plan, split) = split_graph((graph, update), provenance, placement, &mut passes, observe)?;
     Ok((
         plan,
         CompileReport {
             passes,
+            split,
             duration: start.elapsed(),
         },
     ))
@@ -358,6 +367,8 @@ pub struct Placement<'a> {
     pub schedule: Schedule,
     /// Micro-batches of one replica in a training step; 1 for inference.
     pub accumulation: usize,
+    /// A placement by hand, if there is one.
+    pub pinned: Option<&'a PinnedStages>,
 }
 
 /// Plans verified graphs without transfers, of a micro-batch and of the update: splits them over the
@@ -366,26 +377,39 @@ pub struct Placement<'a> {
 /// # Errors
 /// The graph does not fit the target, or holds what plans cannot express.
 pub fn plan_graph(
-    (mut graph, mut update): (Graph, Option<Graph>),
+    graphs: (Graph, Option<Graph>),
     provenance: Provenance,
     placement: Placement<'_>,
     passes: &mut Vec<PassReport>,
     observe: Observer<'_>,
 ) -> Result<Plan, CompileError> {
+    split_graph(graphs, provenance, placement, passes, observe).map(|(plan, _)| plan)
+}
+
+/// [`plan_graph`], with the split.
+fn split_graph(
+    (mut graph, mut update): (Graph, Option<Graph>),
+    provenance: Provenance,
+    placement: Placement<'_>,
+    passes: &mut Vec<PassReport>,
+    observe: Observer<'_>,
+) -> Result<(Plan, Split), CompileError> {
     let Placement {
         target,
         replicas,
         schedule,
         accumulation,
+        pinned,
     } = placement;
     let cost = cost::model(target);
-    let partition = timed(passes, "partition", &mut graph, |graph| {
+    let (partition, split) = timed(passes, "partition", &mut graph, |graph| {
         let pipeline = Pipeline {
             target,
             cost: cost.as_ref(),
             schedule: &schedule,
             accumulation,
             states: &state_bytes(update.as_ref()),
+            pinned,
         };
         let found = partition(graph, &pipeline).map_err(PlanError::from)?;
         *graph = checked(graph)?;
@@ -393,7 +417,7 @@ pub fn plan_graph(
             place_update(update, graph);
             *update = checked(update)?;
         }
-        Ok::<Partition, CompileError>(found)
+        Ok::<(Partition, Split), CompileError>(found)
     })?;
     observe("partition", &graph);
     let tiles = timed(passes, "memory", &mut graph, |graph| {
@@ -417,7 +441,7 @@ pub fn plan_graph(
         accumulation,
     };
     plan.partition = attained(&plan);
-    Ok(plan)
+    Ok((plan, split))
 }
 
 /// How good the split is as it was placed: if a stage has more to do than the search reckoned with, the plan

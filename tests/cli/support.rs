@@ -60,6 +60,16 @@ impl Finished {
         String::from_utf8(self.output.stdout.clone()).expect("UTF-8")
     }
 
+    /// The one JSON document on standard output of a command that failed with that code and a message.
+    pub(crate) fn fails_with_json(&self, code: i32) -> serde_json::Value {
+        let message = String::from_utf8_lossy(&self.output.stderr);
+        let ended = self.output.status.code();
+        assert_eq!(ended, Some(code), "{}: {message}", self.shown);
+        assert!(!message.is_empty(), "{}: no message", self.shown);
+        serde_json::from_slice(&self.output.stdout)
+            .unwrap_or_else(|error| panic!("{}: {error}", self.shown))
+    }
+
     /// Checks the exit code, that nothing was printed as a result, and that the message has these words.
     pub(crate) fn fails(&self, code: i32, words: &[&str]) {
         let message = String::from_utf8_lossy(&self.output.stderr);

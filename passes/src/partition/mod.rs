@@ -14,7 +14,9 @@
 //! the value itself in the forward half, and compute again from that. So a copy that no reader is left of beside
 //! it is dropped, and its cycles count only where one is.
 
+mod pinned;
 mod place;
+mod split;
 
 use std::collections::BTreeMap;
 
@@ -28,10 +30,12 @@ use crate::cost::CostModel;
 use crate::phase::phases;
 use crate::schedule::{Phase, Schedule};
 use crate::solve::partition::{
-    Item, Joint, Limits, PartitionError, Problem, Shared, Value as Moved, solve,
+    Item, Joint, Limits, PartitionError, Problem, Shared, Solution, Value as Moved, evaluate, solve,
 };
+pub use pinned::{Operator, PinnedStages};
 pub use place::place_update;
 use place::{Routes, place};
+pub use split::{Cut, Moved as MovedOperator, Slowest, Split};
 
 /// How good a split is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,27 +66,60 @@ pub struct Pipeline<'a> {
     /// Bytes that are resident beside each parameter, by binding: states of the optimiser, sums of
     /// gradients.
     pub states: &'a BTreeMap<String, u64>,
+    /// A placement by hand, instead of the best one.
+    pub pinned: Option<&'a PinnedStages>,
 }
 
 /// Places every node on a stage, inserts transfers, and says how good that is.
 ///
 /// # Errors
-/// No split fits the tiles' memory.
-pub fn partition(graph: &mut Graph, pipeline: &Pipeline<'_>) -> Result<Partition, PartitionError> {
+/// No split fits the tiles' memory, or the placement by hand is none of this graph.
+pub fn partition(
+    graph: &mut Graph,
+    pipeline: &Pipeline<'_>,
+) -> Result<(Partition, Split), PartitionError> {
     let atoms = Atoms::of(graph);
     let problem = problem(graph, &atoms, pipeline);
-    let solution = solve(&problem, &Limits::default())?;
+    let operators = atoms.operators(graph);
+    let solution = match pipeline.pinned {
+        None => solve(&problem, &Limits::default())?,
+        Some(pinned) => judged(&problem, pinned::assign(pinned, &problem, &operators)?),
+    };
     let stage = |atom: &Option<usize>| atom.map(|atom| solution.device_of[atom] as u32);
     let stages: Vec<Option<u32>> = atoms.of_node.iter().map(stage).collect();
     place(graph, &stages, &atoms.again, Routes::Relayed);
     drop_unread(graph, &atoms.again);
-    Ok(Partition {
+    let partition = Partition {
         objective_cycles: solution.objective,
         lower_bound_cycles: solution.lower_bound,
         optimal: solution.optimal,
         ideals: solution.ideals,
         atoms: atoms.nodes.len(),
-    })
+    };
+    let split = Split {
+        problem,
+        stage_of: solution.device_of,
+        operators,
+    };
+    Ok((partition, split))
+}
+
+/// How good stages are that were not searched for, beside what no split can do better than.
+fn judged(problem: &Problem, stage_of: Vec<usize>) -> Solution {
+    let found = evaluate(problem, &stage_of);
+    let objective = found.loads.iter().copied().max().unwrap_or(0);
+    let cycles = || problem.items.iter().map(|item| item.cycles);
+    let even = cycles().sum::<u64>().div_ceil(problem.devices as u64);
+    let lower_bound = even.max(cycles().max().unwrap_or(0));
+    Solution {
+        device_of: stage_of,
+        objective,
+        lower_bound,
+        optimal: objective == lower_bound,
+        ideals: 0,
+        loads: found.loads,
+        memory: found.memory,
+    }
 }
 
 /// Which nodes are placed together.
@@ -137,6 +174,16 @@ impl Atoms {
             }
         }
         atoms
+    }
+
+    /// Their names, in order.
+    fn operators(&self, graph: &Graph) -> Vec<Operator> {
+        let nodes = self.nodes.iter().map(|&id| graph.node(id));
+        let operator = |node: &lxpod_ir::Node| Operator {
+            op: node.op.name(),
+            scope: node.scope.to_string(),
+        };
+        nodes.map(operator).collect()
     }
 
     /// Whether a node of the backward half has the op and the operands of its forward node, or copies

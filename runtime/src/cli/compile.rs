@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use lxpod_ir::Graph;
-use lxpod_runtime::Model;
 
 use super::emit::{self, Emit};
 use super::error::{CliError, Result};
 use super::options::PlanOptions;
 use super::report::Report;
-use super::source::{Subject, compile_model};
+use super::source::{Subject, compiled};
 use super::{Global, files, output};
 
 /// Compile a model into a plan
@@ -41,7 +40,8 @@ pub(crate) struct Compile {
 }
 
 impl Compile {
-    pub(crate) fn run(self, global: &Global) -> Result<()> {
+    pub(crate) fn run(mut self, global: &Global) -> Result<()> {
+        self.options = self.options.resolved(global)?;
         let used = self.options.usage()?;
         if let Some(emit) = &self.emit {
             emit.check(global.json)?;
@@ -57,21 +57,18 @@ impl Compile {
                 return Err(CliError::Usage(message));
             }
         };
-        let model = Model::open(&name, self.options.seed.unwrap_or(0))?;
         let wanted = self.print_after.as_deref();
         let mut observe = |pass: &'static str, graph: &Graph| {
             if wanted.is_some_and(|wanted| wanted == "all" || wanted == pass) {
                 output::diagnose(&format!("; after {pass}\n{graph}"));
             }
         };
-        let resolved = self
-            .options
-            .compile_options(self.options.model_options(&model)?)?;
-        let (plan, compiled) = compile_model(&model, &resolved, global, &mut observe)?;
+        let planned = compiled(&name, &self.options, global, &mut observe)?;
+        let plan = &planned.plan;
         if let Some(path) = &self.output {
             files::write(path, &plan.to_bytes()?)?;
         }
-        let report = Report::new(&plan, used, Some(compiled.duration.as_secs_f64()));
+        let report = Report::new(plan, used, planned.seconds()).beside(planned.rival());
         if let Some(emit) = &self.emit {
             emit.write(&plan.graph)?;
         }

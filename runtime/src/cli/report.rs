@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::options::Use;
 use super::output::{HEADING, bytes, count, grouped, percent, plural, seconds, styled};
 use super::predicted;
+use super::rival::Rival;
 use super::scopes;
 use super::table::Table;
 
@@ -23,6 +24,7 @@ pub(crate) struct Report<'a> {
     compile_seconds: Option<f64>,
     simulation: Simulation,
     stages: Vec<StageSummary>,
+    rival: Option<&'a Rival>,
 }
 
 /// What a stage's tile holds and does.
@@ -82,6 +84,7 @@ pub(crate) fn micro_batch(graph: &Graph) -> usize {
 impl<'a> Report<'a> {
     /// Simulates a plan as it is used. `compile_seconds` if it was compiled just now.
     pub(crate) fn new(plan: &'a Plan, used: Use, compile_seconds: Option<f64>) -> Self {
+        let used = used.of(plan);
         Report {
             plan,
             used,
@@ -90,7 +93,14 @@ impl<'a> Report<'a> {
             stages: (0..plan.stages())
                 .map(|stage| StageSummary::of(plan, stage))
                 .collect(),
+            rival: None,
         }
+    }
+
+    /// Beside the compiler's own plan, if this one was placed by hand.
+    pub(crate) fn beside(mut self, rival: Option<&'a Rival>) -> Self {
+        self.rival = rival;
+        self
     }
 
     /// The plan.
@@ -136,7 +146,7 @@ impl<'a> Report<'a> {
     pub(crate) fn document(&self) -> Value {
         let plan = self.plan;
         let partition = &plan.partition;
-        json!({
+        let mut document = json!({
             "model": plan.provenance.model,
             "target": plan.target.name,
             "mode": self.option("mode"),
@@ -149,7 +159,7 @@ impl<'a> Report<'a> {
             "boxes": self.option("boxes"),
             "gradient_accumulation": self.used.micro_batches,
             "schedule": self.used.schedule,
-            "recompute": "none",
+            "recompute": self.option("recompute").as_str().unwrap_or("none"),
             "compile_seconds": self.compile_seconds,
             "parameters": self.parameters(),
             "flops": self.flops(),
@@ -164,7 +174,11 @@ impl<'a> Report<'a> {
             },
             "tiles": self.tiles(),
             "predicted": predicted::document(&self.simulation.predict(), plan.target.machine),
-        })
+        });
+        if let Some(rival) = self.rival {
+            document["placement"] = rival.document(self, self.used);
+        }
+        document
     }
 
     /// An entry per replica and stage.
@@ -241,6 +255,9 @@ impl<'a> Report<'a> {
             ),
         );
         text += &line("partition", self.partition());
+        if let Some(rival) = self.rival {
+            text += &rival.text(self, self.used);
+        }
         if let Some(time) = self.compile_seconds {
             text += &line("compiled", format!("in {}", seconds(time)));
         }
@@ -256,6 +273,8 @@ impl<'a> Report<'a> {
         );
         let verdict = if partition.optimal {
             " (optimal among contiguous splits)"
+        } else if self.option("placement").is_array() {
+            " (placed by hand)"
         } else {
             " (not proven optimal)"
         };

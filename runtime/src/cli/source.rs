@@ -4,15 +4,17 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use lxpod_passes::partition::Split;
 use lxpod_passes::plan::{Plan, PlanError};
-use lxpod_passes::{CompileOptions, CompileReport, compile};
-use lxpod_runtime::{Error, Model};
+use lxpod_passes::{CompileError, CompileOptions, CompileReport, compile};
+use lxpod_runtime::{Error, Model, out_of_memory};
 
 use super::Global;
 use super::error::{CliError, Result};
 use super::files;
 use super::options::PlanOptions;
 use super::output;
+use super::rival::Rival;
 
 /// The first bytes of every plan file.
 const PLAN_MAGIC: &[u8] = b"lxpod-plan ";
@@ -85,7 +87,7 @@ pub(crate) fn compile_model(
     options: &CompileOptions,
     global: &Global,
     observe: lxpod_passes::Observer<'_>,
-) -> Result<(Plan, CompileReport)> {
+) -> std::result::Result<(Plan, CompileReport), CompileError> {
     let (plan, report) = compile(&model.config, &model.name, options, observe)?;
     for pass in &report.passes {
         global.detail(&format!(
@@ -100,24 +102,90 @@ pub(crate) fn compile_model(
     Ok((plan, report))
 }
 
-/// The plan that the argument of a command names or describes, and the seconds compiling took.
-pub(crate) fn plan_of(
-    argument: &Path,
+/// [`compile_model`], with an explanation of a plan that does not fit.
+pub(crate) fn compile_or_explain(
+    model: &Model,
+    options: &CompileOptions,
+    global: &Global,
+    observe: lxpod_passes::Observer<'_>,
+) -> Result<(Plan, CompileReport)> {
+    let compiled = compile_model(model, options, global, observe);
+    compiled.map_err(|error| explained(error, model, options))
+}
+
+/// Why a model could not be compiled; a plan that does not fit is explained.
+pub(crate) fn explained(error: CompileError, model: &Model, options: &CompileOptions) -> CliError {
+    let found = out_of_memory::is_out_of_memory(&error)
+        .then(|| out_of_memory::explain(model, options))
+        .flatten();
+    match found {
+        Some(found) => CliError::OutOfMemory(Box::new(found)),
+        None => error.into(),
+    }
+}
+
+/// A plan, and what compiling it gave beside it.
+pub(crate) struct Planned {
+    pub(crate) plan: Plan,
+    /// What a plan that was compiled just now has.
+    pub(crate) compiled: Option<Compiled>,
+}
+
+/// What compiling gave beside a plan.
+pub(crate) struct Compiled {
+    /// The time it took.
+    pub(crate) seconds: f64,
+    /// The split into stages.
+    pub(crate) split: Split,
+    /// The compiler's own plan, beside a placement by hand.
+    pub(crate) rival: Option<Rival>,
+}
+
+impl Planned {
+    /// The seconds that compiling took.
+    pub(crate) fn seconds(&self) -> Option<f64> {
+        self.compiled.as_ref().map(|compiled| compiled.seconds)
+    }
+
+    /// The compiler's own plan, beside a placement by hand.
+    pub(crate) fn rival(&self) -> Option<&Rival> {
+        self.compiled.as_ref()?.rival.as_ref()
+    }
+}
+
+/// Compiles the model of that name.
+pub(crate) fn compiled(
+    name: &str,
     options: &PlanOptions,
     global: &Global,
-) -> Result<(Plan, Option<f64>)> {
+    observe: lxpod_passes::Observer<'_>,
+) -> Result<Planned> {
+    let model = Model::open(name, options.seed.unwrap_or(0))?;
+    let built = options.model_options(&model)?;
+    let resolved = options.compile_options(built, &model.config)?;
+    let (plan, report) = compile_or_explain(&model, &resolved, global, observe)?;
+    Ok(Planned {
+        plan,
+        compiled: Some(Compiled {
+            seconds: report.duration.as_secs_f64(),
+            split: report.split,
+            rival: Rival::of(&model, &resolved, global),
+        }),
+    })
+}
+
+/// The plan that the argument of a command names or describes.
+pub(crate) fn plan_of(argument: &Path, options: &PlanOptions, global: &Global) -> Result<Planned> {
     match Subject::of(argument)? {
         Subject::Plan(path) => {
             let plan = read_plan(&path)?;
             options.check_settled(&path, &plan)?;
-            Ok((plan, None))
+            Ok(Planned {
+                plan,
+                compiled: None,
+            })
         }
-        Subject::Model(name) => {
-            let model = Model::open(&name, options.seed.unwrap_or(0))?;
-            let resolved = options.compile_options(options.model_options(&model)?)?;
-            let (plan, report) = compile_model(&model, &resolved, global, &mut |_, _| {})?;
-            Ok((plan, Some(report.duration.as_secs_f64())))
-        }
+        Subject::Model(name) => compiled(&name, options, global, &mut |_, _| {}),
         Subject::Graph(path) | Subject::Tensors(path) => Err(CliError::Usage(format!(
             "{}: is neither a model nor a plan; name a folder, lxmert-base, or a FILE.plan",
             path.display()

@@ -31,6 +31,16 @@ pub struct TrainableOptions {
     pub session: SessionOptions,
 }
 
+impl TrainableOptions {
+    /// What is compiled: with the recipe's update.
+    pub fn with_update(&self) -> CompileOptions {
+        let mut wanted = self.compile.clone();
+        let training = wanted.training.get_or_insert_default();
+        training.update = Some(self.recipe.update(wanted.precision, &self.frozen));
+        wanted
+    }
+}
+
 /// Compiles a plan with an update, loads it with `weights`, and returns it with the graph of one
 /// micro-batch.
 ///
@@ -41,9 +51,7 @@ pub fn trainable(
     options: &TrainableOptions,
     weights: &dyn Weights,
 ) -> Result<(Learner, Graph)> {
-    let mut wanted = options.compile.clone();
-    let training = wanted.training.get_or_insert_default();
-    training.update = Some(options.recipe.update(wanted.precision, &options.frozen));
+    let wanted = options.with_update();
     let (plan, _) = compile(&model.config, &model.name, &wanted, &mut |_, _| {})?;
     let graph = plan.graph.clone();
     let weights = Finite { weights, model };

@@ -183,6 +183,7 @@ fn plan(graph: &Graph) -> Result<Plan> {
         replicas: 1,
         schedule: Schedule::inference(1),
         accumulation: 1,
+        pinned: None,
     };
     Ok(plan_graph(
         (graph, None),

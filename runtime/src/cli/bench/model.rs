@@ -98,7 +98,8 @@ impl Measured {
 }
 
 impl Model {
-    pub(super) fn run(self, global: &Global) -> Result<()> {
+    pub(super) fn run(mut self, global: &Global) -> Result<()> {
+        self.options = self.options.resolved(global)?;
         let used = self.options.usage()?;
         let baseline = self.baseline.as_deref().map(saved::read).transpose()?;
         let made_up = MadeUp {

@@ -127,6 +127,15 @@ enum DecayName {
 }
 
 impl Flags {
+    /// The recipe with what the flags change; `first_moment` is how it is stored if no flag says so.
+    pub(crate) fn recipe_storing(&self, first_moment: Option<DType>) -> Recipe {
+        let stored = self.first_moment.or(first_moment);
+        Recipe {
+            first_moment: stored.unwrap_or(Recipe::named(self.recipe).first_moment),
+            ..self.recipe()
+        }
+    }
+
     /// The recipe with what the flags change.
     pub(crate) fn recipe(&self) -> Recipe {
         let base = Recipe::named(self.recipe);
