@@ -134,7 +134,8 @@ impl Cpu {
         let busiest = panels as f64 * self.share(panels);
         let (tiles, cycles) = self.tiles(rows, weight.dtype);
         let ahead = AHEAD_ROWS / (rows as f64).max(AHEAD_ROWS);
-        let products = busiest * (inputs * cycles + tiles as f64 * TILE_OVERHEAD);
+        let chains = busiest * inputs * cycles;
+        let products = chains + busiest * tiles as f64 * TILE_OVERHEAD;
         let packing = rows as f64 * inputs * PACK;
         let epilogue = if activated { ACTIVATION } else { 0.0 };
         let epilogue = busiest * (rows * PANEL) as f64 * epilogue;
@@ -142,7 +143,7 @@ impl Cpu {
         let blocks = rows.div_ceil(BLOCK_ROWS) as f64;
         let streamed = outputs as f64 * inputs * bytes * blocks / self.memory;
         let compute = products + packing + epilogue;
-        let exposed = compute.min(streamed) * EXPOSED * ahead;
+        let exposed = chains.min(streamed) * EXPOSED * ahead;
         if compute > streamed {
             (compute + exposed, streamed)
         } else {
