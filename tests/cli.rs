@@ -12,6 +12,8 @@ mod gradients;
 mod support;
 #[path = "cli/train.rs"]
 mod train;
+#[path = "cli/train_options.rs"]
+mod train_options;
 #[path = "cli/train_runs.rs"]
 mod train_runs;
 
