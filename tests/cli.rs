@@ -16,6 +16,8 @@ mod solve;
 mod support;
 #[path = "cli/train.rs"]
 mod train;
+#[path = "cli/train_options.rs"]
+mod train_options;
 #[path = "cli/train_runs.rs"]
 mod train_runs;
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use lxpod_ir::front::{FrontError, Losses, LxmertConfig, ModelOptions, build};
 use lxpod_ir::ops::Op;
-use lxpod_ir::{DType, Graph, LOSS, Target, verify};
+use lxpod_ir::{DType, Graph, LOSS, Target, sharding, verify};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
@@ -53,6 +53,8 @@ pub struct TrainingOptions {
     pub recompute: Recompute,
     /// How sums of gradients are stored: f32 or f16.
     pub accumulator: DType,
+    /// Whether replicas share out the optimiser's states instead of each keeping all of them.
+    pub replicated_tensor_sharding: bool,
     /// The optimiser. Without one the plan has no update: the outputs of each micro-batch are its
     /// gradients, `grad:B` for each parameter B.
     pub update: Option<UpdateOptions>,
@@ -67,6 +69,7 @@ impl Default for TrainingOptions {
             accumulation: 1,
             recompute: Recompute::None,
             accumulator: DType::F32,
+            replicated_tensor_sharding: false,
             update: Some(UpdateOptions {
                 optimizer: Optimizer::Adam {
                     betas: [0.9, 0.999],
@@ -79,6 +82,8 @@ impl Default for TrainingOptions {
                 masters: true,
                 stochastic: false,
                 frozen: Vec::new(),
+                histogram_edge: None,
+                shards: 1,
             }),
         }
     }
@@ -153,6 +158,20 @@ impl CompileOptions {
         Ok((schedule, micro_batches))
     }
 
+    /// What the update is, for so many replicas.
+    fn update(&self) -> Option<UpdateOptions> {
+        let training = self.training.as_ref()?;
+        let shards = match training.replicated_tensor_sharding {
+            true => self.replicas,
+            false => 1,
+        };
+        let update = training.update.as_ref()?;
+        Some(UpdateOptions {
+            shards,
+            ..update.clone()
+        })
+    }
+
     /// What passes are told.
     fn passes(&self) -> Options {
         let mixed = self.precision == Precision::Mixed;
@@ -204,6 +223,7 @@ impl CompileOptions {
             record["schedule"] = training.rule.name().into();
             record["gradient_accumulation"] = training.accumulation.into();
             record["recompute"] = training.recompute.name().into();
+            record["replicated_tensor_sharding"] = training.replicated_tensor_sharding.into();
             record["gradients"] = training.update.is_none().into();
         }
         record
@@ -321,9 +341,8 @@ fn compile_as_told(
     let mut passes = manager.run(pipeline, &mut graph)?.passes;
     passes.extend(manager.run(more, &mut graph)?.passes);
     drop(manager);
-    let update = options.training.as_ref().and_then(|t| t.update.as_ref());
-    let update = update.map(|update| {
-        update_graph(&graph, &built.expected, update).map_err(PlanError::Unsupported)
+    let update = options.update().map(|update| {
+        update_graph(&graph, &built.expected, &update).map_err(PlanError::Unsupported)
     });
     let update = update.transpose()?;
     let provenance = {
@@ -474,12 +493,18 @@ fn checked(graph: &Graph) -> Result<Graph, PassError> {
 /// Bytes of the states beside each parameter, by binding.
 fn state_bytes(update: Option<&Graph>) -> BTreeMap<String, u64> {
     let mut bytes = BTreeMap::new();
-    let nodes = update.map(|graph| graph.nodes().map(|id| graph.node(id)));
-    for node in nodes.into_iter().flatten() {
+    let nodes = update.map(|graph| graph.nodes().map(move |id| (graph, id)));
+    for (graph, id) in nodes.into_iter().flatten() {
+        let node = graph.node(id);
         if let Op::State(state) = &node.op
-            && let Some((_, binding)) = state.name.split_once(':')
+            && let Some((kind, binding)) = state.name.split_once(':')
         {
-            *bytes.entry(binding.to_owned()).or_default() += node.types[0].bytes() as u64;
+            // Sums of gradients are whole on each replica.
+            let held = match kind {
+                "acc" => node.types[0].bytes(),
+                _ => sharding::shard_bytes(graph, graph.value(id)),
+            };
+            *bytes.entry(binding.to_owned()).or_default() += held as u64;
         }
     }
     bytes

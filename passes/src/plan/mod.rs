@@ -13,7 +13,7 @@ mod order;
 mod values;
 
 use lxpod_ir::ops::Op;
-use lxpod_ir::{Graph, NodeId, SpaceId, Target, Value};
+use lxpod_ir::{Graph, NodeId, SpaceId, Target, Value, sharding};
 use serde::{Deserialize, Serialize};
 
 pub use file::PlanError;
@@ -70,7 +70,7 @@ pub struct Provenance {
 pub enum Category {
     /// Parameters, resident between runs.
     Weights,
-    /// States of the optimiser.
+    /// States of the optimiser, or a replica's share of them.
     Optimizer,
     /// States that start each training step at zero: sums of gradients.
     Accumulators,
@@ -357,7 +357,7 @@ impl Plan {
         let programs = tile.programs.iter().filter(own);
         let steps = programs.flat_map(|program| &program.steps);
         let phase_of = phases(graph);
-        let bytes = |value: Value| graph.ty(value).bytes() as u64;
+        let bytes = |value: Value| sharding::shard_bytes(graph, value) as u64;
         let in_phase = |id: NodeId| phase == Phase::Update || phase_of[id.index()] == phase;
         let at_home = |id: &NodeId| lower::home(graph, *id) == Some(stage as u32);
         let here: Vec<NodeId> = graph.nodes().filter(at_home).collect();

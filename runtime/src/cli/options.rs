@@ -90,6 +90,11 @@ pub(crate) struct PlanOptions {
     #[arg(long, value_enum)]
     pub(crate) recompute: Option<Recompute>,
 
+    /// Let replicas share out the optimiser's state of each large parameter, instead of each keeping all
+    /// of it; changes no result
+    #[arg(long)]
+    pub(crate) replicated_tensor_sharding: bool,
+
     /// The order of micro-batches: 1f1b, gpipe, interleaved or popart; inference has one order under every
     /// name [default: gpipe]
     #[arg(long)]
@@ -264,6 +269,7 @@ impl PlanOptions {
             rule: self.schedule.unwrap_or_default(),
             chunks: self.chunks.unwrap_or(defaults.chunks),
             accumulation: self.gradient_accumulation.unwrap_or(1),
+            replicated_tensor_sharding: self.replicated_tensor_sharding,
             recompute: match self.recompute.unwrap_or(Recompute::None) {
                 Recompute::None => lxpod_passes::Recompute::None,
                 Recompute::Layer => lxpod_passes::Recompute::Layer,
@@ -320,6 +326,7 @@ impl PlanOptions {
         settled.retain(|flag| match *flag {
             "--output-hidden-states" => !has("hidden_states"),
             "--output-attentions" => !has("attentions"),
+            "--replicated-tensor-sharding" => !has("replicated_tensor_sharding"),
             _ => true,
         });
         if settled.is_empty() {
@@ -353,6 +360,10 @@ impl PlanOptions {
             ("--precision", self.precision.is_some()),
             ("--recompute", self.recompute.is_some()),
             ("--chunks", self.chunks.is_some()),
+            (
+                "--replicated-tensor-sharding",
+                self.replicated_tensor_sharding,
+            ),
             ("--loss", self.loss.is_some()),
             ("--output-hidden-states", self.output_hidden_states),
             ("--output-attentions", self.output_attentions),
@@ -400,6 +411,10 @@ impl PlanOptions {
             (
                 !training && matches!(self.schedule, Some(Rule::Interleaved | Rule::PopArt)),
                 "--schedule interleaved or popart for inference; use gpipe or 1f1b",
+            ),
+            (
+                !training && self.replicated_tensor_sharding,
+                "--replicated-tensor-sharding for inference; it is for --mode training",
             ),
             (
                 self.chunks.is_some() && self.schedule != Some(Rule::Interleaved),

@@ -142,6 +142,15 @@ impl<'a> Report<'a> {
         &self.plan.provenance.options[name]
     }
 
+    fn recompute(&self) -> &str {
+        self.option("recompute").as_str().unwrap_or("none")
+    }
+
+    /// Whether replicas share out the optimiser's states.
+    fn shares_states(&self) -> bool {
+        self.option("replicated_tensor_sharding") == true
+    }
+
     /// The document of `--json`.
     pub(crate) fn document(&self) -> Value {
         let plan = self.plan;
@@ -159,7 +168,8 @@ impl<'a> Report<'a> {
             "boxes": self.option("boxes"),
             "gradient_accumulation": self.used.micro_batches,
             "schedule": self.used.schedule,
-            "recompute": self.option("recompute").as_str().unwrap_or("none"),
+            "recompute": self.recompute(),
+            "replicated_tensor_sharding": self.shares_states(),
             "compile_seconds": self.compile_seconds,
             "parameters": self.parameters(),
             "flops": self.flops(),
@@ -247,9 +257,14 @@ impl<'a> Report<'a> {
         text += &line(
             "target",
             format!(
-                "{}: {} x {}, schedule {}",
+                "{}: {}{} x {}, schedule {}",
                 plan.target.name,
                 plural(plan.replicas, "replica"),
+                if self.shares_states() && plan.replicas > 1 {
+                    " sharing the optimiser's state"
+                } else {
+                    ""
+                },
                 plural(plan.stages(), "stage"),
                 self.used.schedule,
             ),

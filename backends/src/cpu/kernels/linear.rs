@@ -5,7 +5,7 @@ use std::ops::Range;
 use lxpod_ir::DType;
 use lxpod_ir::ops::Activation;
 
-use super::gemm::{BLOCK, Feed, Fixed, Packing, STAGGER, Tile, Tiles, multiply};
+use super::gemm::{BLOCK, Feed, Fixed, Packing, Tile, Tiles, multiply};
 use super::math::activation;
 use super::pack::{Format, PANEL};
 use super::scratch::LINE;
@@ -67,10 +67,9 @@ fn sums_len(m: usize) -> usize {
 }
 
 /// Places from one row of packed inputs to the next. A row of a multiple of 4 KiB would share its cache sets with all
-/// others; and rows of whole cache lines would all reach their next lines, which the second-level cache has, in the same
-/// step of a tile.
+/// others.
 fn wide_row(k: usize) -> usize {
-    k.next_multiple_of(LINE) + LINE + STAGGER
+    k.next_multiple_of(LINE) + LINE
 }
 
 /// Writes the given units of activation(x · Wᵀ + bias) to `out`, \[m, n\].

@@ -12,10 +12,6 @@ pub(super) use fixed::{CHUNK, scale};
 pub(super) use lhs::{pack_columns, widen};
 pub(super) use tile::{BLOCK, Feed, Fixed, Packing, Tile, multiply};
 
-/// Places by which the rows of a left side are out of step with cache lines, each with the next: the rows of a tile then
-/// reach their next lines one after the other.
-pub(super) const STAGGER: usize = 0;
-
 /// A split of rows into as few tiles as possible, their sizes as equal as possible, larger ones first.
 #[derive(Clone, Copy)]
 pub(super) struct Tiles {
