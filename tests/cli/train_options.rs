@@ -81,7 +81,7 @@ fn replicas_share_states_out() {
 }
 
 #[test]
-fn sharing_states_out_makes_room() {
+fn replicas_share_states_out() {
     let words = ["compile", "lxmert-base", "--mode", "training", "--json"];
     let size = [
         "--stages",
@@ -92,9 +92,7 @@ fn sharing_states_out_makes_room() {
         "4",
     ];
     let sharing = ["--replicated-tensor-sharding"];
-    let compile = |sharing: &[&str]| lxpod(words.iter().chain(&size).chain(sharing));
-    compile(&[]).fails(2, &["no split over 4 devices fits"]);
-    let plan = compile(&sharing).json();
+    let plan = lxpod(words.iter().chain(&size).chain(&sharing)).json();
     assert_eq!(plan["replicated_tensor_sharding"], true);
     let tiles = plan["tiles"].as_array().expect("tiles");
     let sum = |what: &str| -> f64 {
