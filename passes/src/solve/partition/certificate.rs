@@ -1,7 +1,7 @@
 //! Certificates: what makes a bound checkable without the search that found it.
 //!
 //! A certificate states a placement and that no contiguous split has every load at most `B = lower_bound - 1`. Its
-//! evidence is a *potential*: for ideals `I` and numbers `h` of hosts, a number `p(I, h)` of devices. [`check`] accepts
+//! evidence is a *potential*: for ideals `I` and numbers `h` of hosts, a number `p(I, h)` of devices. `check` accepts
 //! it only if it has verified, from the problem alone,
 //!
 //! 1. *Start*: `p(all items, 0) = 0`.
@@ -133,7 +133,7 @@ impl Certificate {
         Ok(certificate)
     }
 
-    /// Verifies the certificate against the problem it is for; see [`check::check`].
+    /// Verifies the certificate against the problem it is for; see the module `check`.
     ///
     /// # Errors
     /// What is wrong with it.

@@ -39,7 +39,7 @@ pub(crate) struct Partition {
     #[arg(long, value_name = "CERT.json")]
     certificate: Option<PathBuf>,
 
-    /// Compare with the split in a file: {\"fpgas\": [{\"nodes\": [ids]}], \"cpus\": [...]}
+    /// Compare with the split in a file: its "fpgas" and "cpus" list devices, each with the ids of its "nodes"
     #[arg(long, value_name = "SPLIT.json")]
     evaluate: Option<PathBuf>,
 }
