@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use super::support::{TINY, lxpod};
+use super::support::{TINY, folder_with, lxpod};
 use super::{number, tiny_plan};
 
 /// The options of a step of optimum-graphcore's run, on tiles large enough for the state of the optimiser.
@@ -22,14 +22,6 @@ const SEED: [&str; 12] = [
     "--set",
     "tile.memory=4Gi",
 ];
-
-fn folder_with(name: &str, text: &str) -> (tempfile::TempDir, String) {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join(name);
-    fs::write(&path, text).expect("a file");
-    let path = path.to_string_lossy().into_owned();
-    (folder, path)
-}
 
 #[test]
 fn an_ipu_config_fills_in_what_is_not_given() {

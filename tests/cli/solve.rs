@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::Value;
 
 use super::number;
-use super::support::lxpod;
+use super::support::{folder_with, lxpod};
 
 const BERT: &str = "runtime/tests/data/partition/bert24_inference.json";
 const TRAINING: &str = "runtime/tests/data/partition/bert24_training.json";
@@ -15,15 +15,6 @@ const BUFFERS: &str = "passes/tests/data/input.12.csv";
 fn numbers(document: &Value, name: &str) -> Vec<u64> {
     let list = document[name].as_array().expect(name);
     list.iter().map(|n| n.as_u64().expect(name)).collect()
-}
-
-/// A file of a fresh folder, with that text.
-fn file(name: &str, text: &str) -> (tempfile::TempDir, String) {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join(name);
-    fs::write(&path, text).expect("a file");
-    let path = path.to_string_lossy().into_owned();
-    (folder, path)
 }
 
 #[test]
@@ -77,7 +68,7 @@ fn an_experts_split_is_compared() {
 
 #[test]
 fn a_certificate_is_checked_and_a_tampered_one_refused() {
-    let (_folder, path) = file("bert.cert.json", "");
+    let (_folder, path) = folder_with("bert.cert.json", "");
     lxpod(["solve", "partition", BERT, "--certificate", &path, "-q"]).succeeds();
     let shown = lxpod(["solve", "check", BERT, &path]).succeeds();
     assert!(
@@ -149,7 +140,7 @@ fn memory_gives_the_documented_json() {
 
 #[test]
 fn memory_is_drawn_and_a_capacity_kept() {
-    let (_folder, path) = file("picture.svg", "");
+    let (_folder, path) = folder_with("picture.svg", "");
     let command = ["solve", "memory", BUFFERS, "--capacity"];
     let shown = lxpod(command.iter().chain(&["12", "--svg", path.as_str()])).succeeds();
     assert!(
@@ -209,7 +200,7 @@ fn wrong_input_names_file_field_and_way_out() {
         ),
     ];
     for (what, name, text, want) in cases {
-        let (_folder, path) = file(name, text);
+        let (_folder, path) = folder_with(name, text);
         lxpod(["solve", what, &path]).fails(2, &[want, name, "help: "]);
     }
     lxpod(["solve", "memory", "nowhere.csv"]).fails(2, &["no such file"]);

@@ -1,5 +1,6 @@
 //! Running the binary.
 
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -96,7 +97,7 @@ impl Finished {
 
 /// A text file.
 pub(crate) fn text_of(path: &str) -> String {
-    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 /// Compares the scores of two files.
@@ -112,4 +113,13 @@ pub(crate) fn check_scores(got: &Path, want: &str) {
     for (got, want) in got.iter().zip(&want) {
         assert!((got - want).abs() < 1e-4, "{got} {want}");
     }
+}
+
+/// A fresh folder, and the path of its one file, of that name and text.
+pub(crate) fn folder_with(name: &str, text: &str) -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join(name);
+    fs::write(&path, text).expect("a file");
+    let path = path.to_string_lossy().into_owned();
+    (folder, path)
 }

@@ -81,7 +81,7 @@ fn replicas_share_states_out() {
 }
 
 #[test]
-fn replicas_share_states_out() {
+fn sharing_states_out_shrinks_the_optimiser() {
     let words = ["compile", "lxmert-base", "--mode", "training", "--json"];
     let size = [
         "--stages",

@@ -9,15 +9,12 @@ use super::gemm::{BLOCK, Feed, Fixed, Packing, Tile, Tiles, multiply};
 use super::math::activation;
 use super::pack::{Format, PANEL};
 use super::scratch::LINE;
-use super::simd::{Half, LANES, Simd, Single, Tiled};
+use super::simd::{Half, LANES, MOST_PANELS, Simd, Single, Tiled};
 use super::view::Row;
 use super::{Kernels, Panels, Scratch, View, ViewMut};
 
 /// The most rows that pass one panel of weights before the next: their inputs stay in the second-level cache.
 const ROW_BLOCK: usize = 96;
-
-/// The most panels at once of one row, of two or three, and of more, in any table.
-const MOST_PANELS: [usize; 3] = [8, 4, 2];
 
 /// A linear layer and its input.
 #[derive(Clone, Copy)]
@@ -62,8 +59,8 @@ pub fn linear_scratch(m: usize, k: usize) -> usize {
 
 /// Values of the sums of a block, in whole cache lines.
 fn sums_len(m: usize) -> usize {
-    let [one, few, many] = MOST_PANELS;
-    (m.min(ROW_BLOCK) * many).max(3 * few).max(one) * PANEL
+    let [one, two, three, more] = MOST_PANELS;
+    one.max(2 * two).max(3 * three).max(m.min(ROW_BLOCK) * more) * PANEL
 }
 
 /// Places from one row of packed inputs to the next. A row of a multiple of 4 KiB would share its cache sets with all
@@ -124,6 +121,14 @@ pub(super) struct Args<'a> {
 /// The shapes were checked and `work` has [`linear_scratch`] values.
 #[inline(always)]
 pub(super) unsafe fn run<S: Tiled>(s: S, args: Args<'_>) {
+    // The scratch has room for the sums of so many panels.
+    const {
+        let mut kind = 0;
+        while kind < MOST_PANELS.len() {
+            assert!(S::PANELS[kind] <= MOST_PANELS[kind]);
+            kind += 1;
+        }
+    }
     // SAFETY: the caller's contract.
     unsafe {
         match args.layer.weights.format() {

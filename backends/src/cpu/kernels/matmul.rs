@@ -13,7 +13,7 @@ use lxpod_ir::DType;
 use super::gemm::{BLOCK, Feed, Tiles, pack_columns, widen};
 use super::pack::PANEL;
 use super::scratch::LINE;
-use super::simd::{Floats, Half, LANES, Simd, Single, Tiled};
+use super::simd::{Floats, Half, LANES, Simd, Single, Tiled, has_tile};
 use super::{Addend, Kernels, Scratch, View, ViewMut};
 use tile::{Rows, Tile};
 
@@ -311,23 +311,20 @@ impl Strip<'_> {
                 source: (whole && i == 0 && share.depth > 0)
                     .then(|| (b.row(0).at(column), b.stride() * W::SIZE)),
             };
+            /// The tile of so many rows, where the instruction set has it.
+            macro_rules! tile {
+                ($($count:literal),+) => {
+                    match rows {
+                        $($count if const { has_tile::<S>($count, 1) } => {
+                            s.apart(Rows::<W, $count>::new(&tile, feed))
+                        })+
+                        _ => unreachable!("a tile of {rows} rows"),
+                    }
+                };
+            }
             // SAFETY: the caller's contract; all but the first tile read what that, or `pack_rows`, packed.
             unsafe {
-                match rows {
-                    7 if S::MAX_ROWS >= 7 => s.apart(Rows::<W, 7>::new(&tile, feed)),
-                    8 if S::MAX_ROWS >= 8 => s.apart(Rows::<W, 8>::new(&tile, feed)),
-                    9 if S::MAX_ROWS >= 9 => s.apart(Rows::<W, 9>::new(&tile, feed)),
-                    10 if S::MAX_ROWS >= 10 => s.apart(Rows::<W, 10>::new(&tile, feed)),
-                    11 if S::MAX_ROWS >= 11 => s.apart(Rows::<W, 11>::new(&tile, feed)),
-                    12 if S::MAX_ROWS >= 12 => s.apart(Rows::<W, 12>::new(&tile, feed)),
-                    1 => s.apart(Rows::<W, 1>::new(&tile, feed)),
-                    2 => s.apart(Rows::<W, 2>::new(&tile, feed)),
-                    3 => s.apart(Rows::<W, 3>::new(&tile, feed)),
-                    4 if S::MAX_ROWS >= 4 => s.apart(Rows::<W, 4>::new(&tile, feed)),
-                    5 if S::MAX_ROWS >= 5 => s.apart(Rows::<W, 5>::new(&tile, feed)),
-                    6 if S::MAX_ROWS >= 6 => s.apart(Rows::<W, 6>::new(&tile, feed)),
-                    _ => unreachable!("a tile of {rows} rows"),
-                }
+                tile!(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12);
             }
         }
     }

@@ -6,10 +6,10 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use lxpod_ir::DType;
 
-use super::gemm::{CHUNK, scale};
+use super::gemm::quantise;
 use super::huge::Lines;
 use super::scratch::{LINE, Line};
-use super::simd::{LANES, Simd};
+use super::simd::{LANES, Portable, Simd};
 use super::{Kernels, View};
 
 /// Output columns of a panel.
@@ -133,9 +133,7 @@ impl Panels {
         );
         let (mut n, mut rows) = (first_row, rows);
         if self.format == Format::Fixed {
-            rows.chunks_exact(self.k)
-                .zip(first_row..)
-                .for_each(|(row, n)| self.fill_fixed(n, row));
+            self.fill_fixed(first_row, rows);
             return;
         }
         let (format, k, panel_lines) = (self.format, self.k, self.panel_lines);
@@ -154,35 +152,23 @@ impl Panels {
         }
     }
 
-    /// Stores row (output) `n` in fixed point.
-    fn fill_fixed(&mut self, n: usize, row: &[f32]) {
-        let (panel_lines, lane) = (self.panel_lines, n % PANEL);
-        let mut rounded = [f16::ZERO; CHUNK];
-        let mut halves = |chunk: &[f32], to: &mut [f32]| {
-            rounded[..chunk.len()].convert_from_f32_slice(chunk);
-            rounded[..chunk.len()].convert_to_f32_slice(&mut to[..chunk.len()]);
-        };
-        let mut values = [0.0; CHUNK];
-        let (mut largest, mut square) = (0.0_f32, 0.0_f32);
-        for chunk in row.chunks(CHUNK) {
-            halves(chunk, &mut values);
-            let (most, sum) = extent(&values[..chunk.len()]);
-            largest = largest.max(most);
-            square = if sum.is_nan() { sum } else { square.max(sum) };
-            if square.is_nan() {
-                break;
-            }
-        }
-        let scale = scale(largest, square);
-        self.scales[n / PANEL][lane] = scale;
-        let inverse = if scale.is_nan() { 0.0 } else { 1.0 / scale };
-        let panel = &mut self.lines_mut()[n / PANEL * panel_lines..][..panel_lines];
-        let panel: &mut [[[i16; 2]; PANEL]] = bytemuck::cast_slice_mut(panel);
-        for (chunk, to) in row.chunks(CHUNK).zip(panel.chunks_mut(CHUNK / 2)) {
-            halves(chunk, &mut values);
-            values[chunk.len()..].fill(0.0);
-            let integers = values.map(|x| fixed(x * inverse));
-            for (to, pair) in to.iter_mut().zip(integers.as_chunks::<2>().0) {
+    /// Stores rows (outputs) from `first_row` on in fixed point.
+    fn fill_fixed(&mut self, first_row: usize, rows: &[f32]) {
+        let (k, panel_lines) = (self.k, self.panel_lines);
+        let mut halves = vec![f16::ZERO; k];
+        // Whole vectors are written.
+        let mut integers = vec![0.0_f32; k.next_multiple_of(LANES) / 2];
+        for (row, n) in rows.chunks_exact(k).zip(first_row..) {
+            halves.convert_from_f32_slice(row);
+            let row = View::new(&halves, 1, k).row(0);
+            // SAFETY: the row has k values, and there is room for them rounded up to eight.
+            let scale = unsafe { quantise(Portable, row, k, integers.as_mut_ptr()) };
+            let (panel, lane) = (n / PANEL, n % PANEL);
+            self.scales[panel][lane] = scale;
+            let lines = &mut self.lines_mut()[panel * panel_lines..][..panel_lines];
+            let pairs: &mut [[[i16; 2]; PANEL]] = bytemuck::cast_slice_mut(lines);
+            let integers: &[[i16; 2]] = bytemuck::cast_slice(&integers);
+            for (to, pair) in pairs.iter_mut().zip(integers) {
                 to[lane] = *pair;
             }
         }
@@ -372,35 +358,6 @@ pub(super) unsafe fn refill<S: Simd>(s: S, Refill { to, weight, panels }: Refill
         }
     }
     s.fence();
-}
-
-/// The largest magnitude of some values, and the sum of their squares.
-fn extent(values: &[f32]) -> (f32, f32) {
-    let (mut largest, mut squares) = ([0.0_f32; LANES], [0.0_f32; LANES]);
-    let (whole, rest) = values.as_chunks::<LANES>();
-    let mut add = |i: usize, x: f32| {
-        let magnitude = x.abs();
-        largest[i] = if magnitude > largest[i] {
-            magnitude
-        } else {
-            largest[i]
-        };
-        squares[i] += x * x;
-    };
-    for chunk in whole {
-        (0..LANES).for_each(|i| add(i, chunk[i]));
-    }
-    rest.iter().enumerate().for_each(|(i, &x)| add(i, x));
-    (
-        largest.into_iter().fold(0.0, f32::max),
-        squares.into_iter().sum(),
-    )
-}
-
-/// An integer of magnitude at most 32767, rounded to nearest even: adding 1.5 · 2^23 leaves it in the last bits.
-fn fixed(x: f32) -> i16 {
-    const LAST_BITS: f32 = 12_582_912.0;
-    (x + LAST_BITS).to_bits() as i16
 }
 
 fn round(to: &mut [f16], from: &[f32]) {

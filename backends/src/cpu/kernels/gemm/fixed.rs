@@ -7,8 +7,9 @@
 //! |q| ≤ 32767   and   ‖q of a chunk‖ ≤ 2^15.5,
 //! ```
 //!
-//! so that by the inequality of Cauchy and Schwarz no sum of a chunk leaves 32 bits. An f16 that is within 2^-4 of the
-//! largest of its row (2^-3 to 2^-5, by how full a chunk is) is kept to the bit; a smaller one moves by at most half of 2^e.
+//! so that by the inequality of Cauchy and Schwarz no sum of a chunk leaves 32 bits. An f16 is kept to the bit if its
+//! magnitude is at least 2^10 · 2^e: within 2^-4 of the largest of its row where that stands out, within 2^-1 where a whole
+//! chunk is as large; a smaller one moves by at most half of 2^e.
 //! Integers need no order, and e depends on the row alone.
 
 use lxpod_ir::DType;
@@ -38,7 +39,7 @@ const LEAST: f32 = f32::from_bits((127 - 120) << 23);
 /// 2^e for a row whose largest magnitude, and largest square of the norm of a chunk, are these; NaN if a value of the row
 /// is not finite.
 #[inline(always)]
-pub(in super::super) fn scale(largest: f32, square: f32) -> f32 {
+fn scale(largest: f32, square: f32) -> f32 {
     if square.is_nan() || largest == f32::INFINITY {
         return f32::NAN;
     }

@@ -8,7 +8,7 @@ mod fixed;
 mod lhs;
 mod tile;
 
-pub(super) use fixed::{CHUNK, scale};
+pub(super) use fixed::quantise;
 pub(super) use lhs::{pack_columns, widen};
 pub(super) use tile::{BLOCK, Feed, Fixed, Packing, Tile, multiply};
 

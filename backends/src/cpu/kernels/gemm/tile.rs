@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use super::super::pack::PANEL;
-use super::super::simd::{Body, Floats, Half, Simd, Single, Tiled, pair_step, step};
+use super::super::simd::{Body, Floats, Half, Simd, Single, Tiled, has_tile, pair_step, step};
 use super::super::view::Row;
 use super::fixed::{CHUNK, quantise};
 use super::widen;
@@ -282,46 +282,31 @@ pub(in super::super) unsafe fn multiply<S: Tiled, W: Packing>(
     panels: usize,
     feed: &mut Feed,
 ) {
-    /// A tile of some rows, of many panels or of one.
+    /// The tile of so many rows and panels, where the instruction set has it.
     macro_rules! tile {
-        ($rows:literal, $many:expr, $count:literal, $t:expr) => {
-            if $many {
-                s.apart(Few::<W, $rows, $count>::new($t, feed))
-            } else {
-                s.apart(Few::<W, $rows, 1>::new($t, feed))
+        ($t:expr, $count:expr, $($rows:literal x $panels:literal),+) => {
+            match (rows, $count) {
+                $(($rows, $panels) if const { has_tile::<S>($rows, $panels) } => {
+                    s.apart(Few::<W, $rows, $panels>::new($t, feed))
+                })+
+                (rows, count) => unreachable!("a tile of {rows} rows and {count} panels"),
             }
         };
     }
     let group = S::panels(rows);
     let mut p = 0;
     while p < panels {
-        let many = group > 1 && panels - p >= group;
+        let count = if panels - p >= group { group } else { 1 };
         let t = t.skip(p);
         // SAFETY: the caller's contract.
         unsafe {
-            match rows {
-                1 if S::MAX_ROWS > 6 => tile!(1, many, 8, t),
-                2 if S::MAX_ROWS > 6 => tile!(2, many, 4, t),
-                3 if S::MAX_ROWS > 6 => tile!(3, many, 4, t),
-                4 if S::MAX_ROWS > 6 => tile!(4, many, 2, t),
-                5 if S::MAX_ROWS > 6 => tile!(5, many, 2, t),
-                6 if S::MAX_ROWS > 6 => tile!(6, many, 2, t),
-                7 if S::MAX_ROWS > 6 => tile!(7, many, 2, t),
-                8 if S::MAX_ROWS > 6 => tile!(8, many, 2, t),
-                9 if S::MAX_ROWS > 6 => tile!(9, many, 2, t),
-                10 if S::MAX_ROWS > 6 => tile!(10, many, 2, t),
-                11 if S::MAX_ROWS > 6 => tile!(11, many, 2, t),
-                12 if S::MAX_ROWS > 6 => tile!(12, many, 2, t),
-                1 => tile!(1, many, 4, t),
-                2 => tile!(2, many, 2, t),
-                3 => s.apart(Few::<W, 3, 1>::new(t, feed)),
-                4 if S::MAX_ROWS >= 4 => s.apart(Few::<W, 4, 1>::new(t, feed)),
-                5 if S::MAX_ROWS >= 5 => s.apart(Few::<W, 5, 1>::new(t, feed)),
-                6 if S::MAX_ROWS >= 6 => s.apart(Few::<W, 6, 1>::new(t, feed)),
-                _ => unreachable!("a tile of {rows} rows"),
-            }
+            tile!(
+                t, count, 1 x 8, 1 x 4, 1 x 1, 2 x 4, 2 x 2, 2 x 1, 3 x 4, 3 x 1, 4 x 2, 4 x 1, 5 x 2, 5 x 1,
+                6 x 2, 6 x 1, 7 x 2, 7 x 1, 8 x 2, 8 x 1, 9 x 2, 9 x 1, 10 x 2, 10 x 1, 11 x 2, 11 x 1, 12 x 2,
+                12 x 1
+            );
         }
-        p += if many { group } else { 1 };
+        p += count;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use lxpod_ir::random_bits::RowState;
 
-use super::tiled::{Tiled, few_rows};
+use super::tiled::{FEW_PANELS, Tiled};
 use super::{LANES, Simd};
 
 /// Proof of nothing: every CPU runs it. Multiplies and adds round separately.
@@ -163,7 +163,9 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn to_i16(self, v: Self::V) -> [i16; LANES] {
-        v.map(|x| x.round_ties_even() as i16)
+        // Adding 1.5 · 2^23 rounds to an integer and leaves it in the last bits.
+        const LAST_BITS: f32 = 12_582_912.0;
+        v.map(|x| (x.clamp(-32768.0, 32767.0) + LAST_BITS).to_bits() as i16)
     }
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
@@ -175,11 +177,8 @@ impl Tiled for Portable {
     type P = [[i16; 2]; 2 * LANES];
 
     const MAX_ROWS: usize = 3;
+    const PANELS: [usize; 4] = FEW_PANELS;
 
-    #[inline(always)]
-    fn panels(rows: usize) -> usize {
-        few_rows(rows)
-    }
     #[inline(always)]
     fn columns(self, halves: [Self::V; 2]) -> Self::C {
         halves

@@ -24,9 +24,15 @@ pub(in super::super) trait Tiled: Simd {
     /// The most rows a tile may have without spilling sums.
     const MAX_ROWS: usize;
 
-    /// How many panels a tile of `rows` rows takes at once, so that it has enough independent sums to hide the latency of
-    /// a multiply-add, and enough streams to keep the memory busy.
-    fn panels(rows: usize) -> usize;
+    /// How many panels a tile of one row, of two, of three and of more takes at once, so that it has enough independent sums
+    /// to hide the latency of a multiply-add, and enough streams to keep the memory busy.
+    const PANELS: [usize; 4];
+
+    /// [`Tiled::PANELS`] of a tile of `rows` rows.
+    #[inline(always)]
+    fn panels(rows: usize) -> usize {
+        panels_of::<Self>(rows)
+    }
 
     /// Runs `body`, in a function of its own where it is long code: many kernels have tiles.
     ///
@@ -250,14 +256,20 @@ pub(in super::super) unsafe fn pair_step<S: Tiled, const R: usize, const P: usiz
     }
 }
 
-/// [`Tiled::panels`] where rows are many from three on.
-#[inline(always)]
-pub(super) const fn few_rows(rows: usize) -> usize {
-    match rows {
-        0 | 1 => 4,
-        2 => 2,
-        _ => 1,
-    }
+/// The most panels at once in any table, as [`Tiled::PANELS`].
+pub(in super::super) const MOST_PANELS: [usize; 4] = [8, 4, 4, 2];
+
+/// Panels at once where a tile has registers for six rows of one panel.
+pub(super) const FEW_PANELS: [usize; 4] = [4, 2, 1, 1];
+
+const fn panels_of<S: Tiled>(rows: usize) -> usize {
+    let kind = if rows == 0 { 0 } else { rows - 1 };
+    S::PANELS[if kind < 3 { kind } else { 3 }]
+}
+
+/// Whether tiles of the set have so many rows and panels: as many panels as they take at once, or one that is left.
+pub(in super::super) const fn has_tile<S: Tiled>(rows: usize, panels: usize) -> bool {
+    rows <= S::MAX_ROWS && (panels == 1 || panels == panels_of::<S>(rows))
 }
 
 /// How float weights are stored.

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::tiled::{Floats, Tiled, few_rows, pair_step, step};
+use super::super::tiled::{FEW_PANELS, Floats, Tiled, pair_step, step};
 use super::super::{LANES, Simd};
 use super::{Avx, Ymm, vector, ymm_steps};
 
@@ -12,11 +12,8 @@ impl Tiled for Avx<Ymm> {
     type P = [__m256i; 2];
 
     const MAX_ROWS: usize = 6;
+    const PANELS: [usize; 4] = FEW_PANELS;
 
-    #[inline(always)]
-    fn panels(rows: usize) -> usize {
-        few_rows(rows)
-    }
     #[inline(always)]
     fn columns(self, halves: [__m256; 2]) -> [__m256; 2] {
         halves

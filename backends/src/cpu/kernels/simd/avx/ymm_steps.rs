@@ -131,61 +131,26 @@ macro_rules! packed {
     };
 }
 
-/// A function of eight steps for some rows and a type of weights.
+/// A function of eight steps for some rows, each by the macro `$row`, and a type of weights.
 macro_rules! steps {
-    ($name:ident, $dtype:tt, $rows:tt, $($r:literal $low:ident $high:ident),+) => {
+    ($name:ident, $row:ident, $dtype:tt, $sum:ty, $rows:tt, $($r:literal $low:ident $high:ident),+) => {
         /// # Safety
         /// The CPU has the features; the rows' eight values and the 128 weights may be read.
         #[inline]
         #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn $name(acc: &mut [[__m256; 2]; $rows], a: *const f32, row: usize, w: *const u8) {
+        unsafe fn $name(acc: &mut [[$sum; 2]; $rows], a: *const f32, row: usize, w: *const u8) {
             // SAFETY: only memory that the caller vouches for is read, none is written; rows beyond the last are not addressed.
             unsafe {
                 asm!(
-                    weights!($dtype, 0), rows!(row, $rows, 0),
-                    weights!($dtype, 1), rows!(row, $rows, 1),
-                    weights!($dtype, 2), rows!(row, $rows, 2),
-                    weights!($dtype, 3), rows!(row, $rows, 3),
-                    weights!($dtype, 4), rows!(row, $rows, 4),
-                    weights!($dtype, 5), rows!(row, $rows, 5),
-                    weights!($dtype, 6), rows!(row, $rows, 6),
-                    weights!($dtype, 7), rows!(row, $rows, 7),
-                    "/* {b} {r} */",
-                    a = in(reg) a,
-                    b = in(reg) a.wrapping_add(3 * row),
-                    r = in(reg) row * size_of::<f32>(),
-                    w = in(reg) w,
-                    x = out(ymm_reg) _,
-                    w0 = out(ymm_reg) _,
-                    w1 = out(ymm_reg) _,
-                    $($low = inout(ymm_reg) acc[$r][0], $high = inout(ymm_reg) acc[$r][1],)+
-                    options(readonly, nostack, preserves_flags, pure),
-                );
-            }
-        }
-    };
-}
-
-/// A function of eight steps of pairs for some rows.
-macro_rules! pairs {
-    ($name:ident, $rows:tt, $($r:literal $low:ident $high:ident),+) => {
-        /// # Safety
-        /// The CPU has the features; the rows' eight pairs and the 128 pairs of weights may be read.
-        #[inline]
-        #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn $name(acc: &mut [[__m256i; 2]; $rows], a: *const f32, row: usize, w: *const u8) {
-            // SAFETY: only memory that the caller vouches for is read, none is written; rows beyond the last are not addressed.
-            unsafe {
-                asm!(
-                    weights!(f32, 0), rows!(pair_row, $rows, 0),
-                    weights!(f32, 1), rows!(pair_row, $rows, 1),
-                    weights!(f32, 2), rows!(pair_row, $rows, 2),
-                    weights!(f32, 3), rows!(pair_row, $rows, 3),
-                    weights!(f32, 4), rows!(pair_row, $rows, 4),
-                    weights!(f32, 5), rows!(pair_row, $rows, 5),
-                    weights!(f32, 6), rows!(pair_row, $rows, 6),
-                    weights!(f32, 7), rows!(pair_row, $rows, 7),
-                    "/* {b} {r} */",
+                    weights!($dtype, 0), rows!($row, $rows, 0),
+                    weights!($dtype, 1), rows!($row, $rows, 1),
+                    weights!($dtype, 2), rows!($row, $rows, 2),
+                    weights!($dtype, 3), rows!($row, $rows, 3),
+                    weights!($dtype, 4), rows!($row, $rows, 4),
+                    weights!($dtype, 5), rows!($row, $rows, 5),
+                    weights!($dtype, 6), rows!($row, $rows, 6),
+                    weights!($dtype, 7), rows!($row, $rows, 7),
+                    "/* {b} {r} {y} */",
                     a = in(reg) a,
                     b = in(reg) a.wrapping_add(3 * row),
                     r = in(reg) row * size_of::<f32>(),
@@ -200,39 +165,6 @@ macro_rules! pairs {
             }
         }
     };
-}
-
-pairs!(one_pair, 1, 0 l0 h0);
-pairs!(two_pairs, 2, 0 l0 h0, 1 l1 h1);
-pairs!(three_pairs, 3, 0 l0 h0, 1 l1 h1, 2 l2 h2);
-pairs!(four_pairs, 4, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3);
-pairs!(five_pairs, 5, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4);
-pairs!(six_pairs, 6, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5);
-
-/// See `Tiled::eight_pairs`.
-///
-/// # Safety
-/// The CPU has the features; the rows' eight pairs and the 128 pairs of weights may be read.
-#[inline(always)]
-pub(super) unsafe fn eight_pairs<const R: usize>(
-    acc: &mut [[__m256i; 2]; R],
-    a: *const f32,
-    row: usize,
-    w: *const u8,
-) {
-    let sums = acc.as_mut_ptr();
-    // SAFETY: the caller's contract; each array is cast to the length it has.
-    unsafe {
-        match R {
-            1 => one_pair(&mut *sums.cast(), a, row, w),
-            2 => two_pairs(&mut *sums.cast(), a, row, w),
-            3 => three_pairs(&mut *sums.cast(), a, row, w),
-            4 => four_pairs(&mut *sums.cast(), a, row, w),
-            5 => five_pairs(&mut *sums.cast(), a, row, w),
-            6 => six_pairs(&mut *sums.cast(), a, row, w),
-            _ => unreachable!("a tile of {R} rows"),
-        }
-    }
 }
 
 /// A function of eight packing steps for some rows and a type of weights.
@@ -277,27 +209,21 @@ type Strided = (*const u8, usize);
 
 /// The functions for one type of weights.
 macro_rules! table {
-    ($module:ident, $dtype:tt) => {
+    ($module:ident, $row:ident, $dtype:tt, $sum:ty) => {
         mod $module {
             use super::*;
-            steps!(one, $dtype, 1, 0 l0 h0);
-            steps!(two, $dtype, 2, 0 l0 h0, 1 l1 h1);
-            steps!(three, $dtype, 3, 0 l0 h0, 1 l1 h1, 2 l2 h2);
-            steps!(four, $dtype, 4, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3);
-            steps!(five, $dtype, 5, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4);
-            steps!(six, $dtype, 6, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5);
-            packing!(pack_one, $dtype, 1, 0 l0 h0);
-            packing!(pack_two, $dtype, 2, 0 l0 h0, 1 l1 h1);
-            packing!(pack_three, $dtype, 3, 0 l0 h0, 1 l1 h1, 2 l2 h2);
-            packing!(pack_four, $dtype, 4, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3);
-            packing!(pack_five, $dtype, 5, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4);
-            packing!(pack_six, $dtype, 6, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5);
+            steps!(one, $row, $dtype, $sum, 1, 0 l0 h0);
+            steps!(two, $row, $dtype, $sum, 2, 0 l0 h0, 1 l1 h1);
+            steps!(three, $row, $dtype, $sum, 3, 0 l0 h0, 1 l1 h1, 2 l2 h2);
+            steps!(four, $row, $dtype, $sum, 4, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3);
+            steps!(five, $row, $dtype, $sum, 5, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4);
+            steps!(six, $row, $dtype, $sum, 6, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5);
 
             /// # Safety
             /// As the functions it chooses from.
             #[inline(always)]
             pub(super) unsafe fn steps<const R: usize>(
-                acc: &mut [[__m256; 2]; R],
+                acc: &mut [[$sum; 2]; R],
                 a: *const f32,
                 row: usize,
                 w: *const u8,
@@ -316,6 +242,25 @@ macro_rules! table {
                     }
                 }
             }
+        }
+    };
+}
+
+table!(half, row, f16, __m256);
+table!(single, row, f32, __m256);
+table!(pairs, pair_row, f32, __m256i);
+
+/// The packing functions for one type of weights.
+macro_rules! packing_table {
+    ($module:ident, $dtype:tt) => {
+        mod $module {
+            use super::*;
+            packing!(pack_one, $dtype, 1, 0 l0 h0);
+            packing!(pack_two, $dtype, 2, 0 l0 h0, 1 l1 h1);
+            packing!(pack_three, $dtype, 3, 0 l0 h0, 1 l1 h1, 2 l2 h2);
+            packing!(pack_four, $dtype, 4, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3);
+            packing!(pack_five, $dtype, 5, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4);
+            packing!(pack_six, $dtype, 6, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5);
 
             /// # Safety
             /// As the functions it chooses from.
@@ -345,8 +290,8 @@ macro_rules! table {
     };
 }
 
-table!(half, f16);
-table!(single, f32);
+packing_table!(packing_half, f16);
+packing_table!(packing_single, f32);
 
 /// See `Tiled::eight_steps`.
 ///
@@ -384,9 +329,24 @@ pub(super) unsafe fn eight_packing<const R: usize, W: Floats>(
     // SAFETY: the caller's contract.
     unsafe {
         if W::SIZE == Half::SIZE {
-            half::packing(acc, a, row, w, copy);
+            packing_half::packing(acc, a, row, w, copy);
         } else {
-            single::packing(acc, a, row, w, copy);
+            packing_single::packing(acc, a, row, w, copy);
         }
     }
+}
+
+/// See `Tiled::eight_pairs`.
+///
+/// # Safety
+/// The CPU has the features; the rows' eight pairs and the 128 pairs of weights may be read.
+#[inline(always)]
+pub(super) unsafe fn eight_pairs<const R: usize>(
+    acc: &mut [[__m256i; 2]; R],
+    a: *const f32,
+    row: usize,
+    w: *const u8,
+) {
+    // SAFETY: the caller's contract.
+    unsafe { pairs::steps(acc, a, row, w) }
 }

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::LANES;
-use super::super::tiled::{Body, Floats, Tiled, pair_step, step};
+use super::super::tiled::{Body, Floats, MOST_PANELS, Tiled, pair_step, step};
 use super::{Avx, Zmm, vector, zmm_steps};
 
 /// Runs a body, compiled once.
@@ -23,15 +23,8 @@ impl Tiled for Avx<Zmm> {
     type P = __m512i;
 
     const MAX_ROWS: usize = 12;
+    const PANELS: [usize; 4] = MOST_PANELS;
 
-    #[inline(always)]
-    fn panels(rows: usize) -> usize {
-        match rows {
-            0 | 1 => 8,
-            2 | 3 => 4,
-            _ => 2,
-        }
-    }
     #[inline(always)]
     unsafe fn apart<B: Body>(self, body: B) {
         // SAFETY: the caller's contract, and the token for the features.
