@@ -248,6 +248,11 @@ impl Graph {
         self.dag.node_indices().map(NodeId::from)
     }
 
+    /// Whether it has a backward half.
+    pub fn has_backward(&self) -> bool {
+        self.nodes().any(|id| self.node(id).forward.is_some())
+    }
+
     /// The type of a value.
     pub fn ty(&self, value: Value) -> &TensorType {
         &self.node(value.node).types[usize::from(value.output)]

@@ -4,6 +4,8 @@
 //! - inputs and constants, which come as they are;
 //! - vectors and scalars: gains, biases, masks, losses;
 //! - sums over rows, which gradients of parameters are;
+//! - what norms make, in graphs without a backward half: the residual stream passes through dozens of them, and each
+//!   rounding of it stays to the end. In training they are kept for the backward half, whose bytes count for more;
 //! - what only losses and their gradients read or only leaves the graph, unless attention computes it: scores are not
 //!   rounded before anyone sees them.
 //!
@@ -50,10 +52,13 @@ fn mixed(graph: &Graph) -> Option<Patch> {
     let mut ties = Ties::new(graph);
     let mut full = vec![false; ties.values.len()];
     let mut read = vec![false; ties.values.len()];
+    let keeps_norms = !graph.has_backward();
     for slot in 0..ties.values.len() {
         let root = ties.root(slot);
-        full[root] |= is_full(graph, ties.values[slot]);
-        read[root] |= is_read(graph, ties.values[slot]);
+        let value = ties.values[slot];
+        let is_norm = matches!(graph.node(value.node).op, Op::LayerNorm(_));
+        full[root] |= is_full(graph, value) || (keeps_norms && is_norm);
+        read[root] |= is_read(graph, value);
     }
     let mut patch = Patch::new();
     for slot in 0..ties.values.len() {

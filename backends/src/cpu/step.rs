@@ -13,7 +13,7 @@ use super::definition::Definition;
 use super::exec_grad::Gradient;
 use super::exec_update::Updating;
 use super::operand::{Operand, Role};
-use super::store::{Form, Resident, Store, has_gradients};
+use super::store::{Form, Resident, Store};
 use crate::BackendError;
 
 /// An operand of a step: in the arena, or resident.
@@ -126,7 +126,7 @@ pub(super) fn resolve(
             plan,
             graph,
             phases: plan.phases(program.phase),
-            gradients: has_gradients(graph),
+            gradients: graph.has_backward(),
             program,
             tile,
             store,

@@ -146,11 +146,6 @@ impl Form {
     }
 }
 
-/// Whether a graph has a backward half.
-pub(super) fn has_gradients(graph: &Graph) -> bool {
-    graph.nodes().any(|id| graph.node(id).forward.is_some())
-}
-
 /// A binding, and what it is stored as.
 type Key = (String, TensorType, Form);
 
@@ -186,7 +181,7 @@ impl Store {
         let mut entries = HashMap::new();
         let mut jobs: HashMap<Key, &Binding> = HashMap::new();
         let known = packed.lock().clone();
-        let gradients = has_gradients(graph);
+        let gradients = graph.has_backward();
         for id in graph.nodes() {
             for (input, value) in graph.inputs(id).into_iter().enumerate() {
                 if let Op::Param(param) = &graph.node(value.node).op {

@@ -29,8 +29,8 @@ fn pack(n: usize, k: usize, format: Format, rows: &[f32]) -> Panels {
 /// What the weight is before it is packed.
 fn stored(format: Format, x: f32) -> f64 {
     match format {
-        Format::Single => f64::from(x),
-        Format::Half | Format::Fixed => f64::from(f16::from_f32(x)),
+        Format::Single | Format::Fixed => f64::from(x),
+        Format::Half => f64::from(f16::from_f32(x)),
     }
 }
 
@@ -323,7 +323,7 @@ fn fixed_point_takes_rows_of_any_size() {
         for r in 0..x.rows {
             for c in 0..n {
                 let want: f64 = (0..k)
-                    .map(|i| f64::from(x.get(r, i)) * stored(Format::Half, rows[c * k + i]))
+                    .map(|i| f64::from(x.get(r, i)) * stored(Format::Fixed, rows[c * k + i]))
                     .sum();
                 let size = f64::from(sizes[r / 2]);
                 let error = (f64::from(y.get(r, c)) - want).abs() / size;

@@ -22,7 +22,7 @@ pub enum Format {
     Single,
     /// As f16.
     Half,
-    /// Rounded to f16, then as 16-bit integers times a power of two of their output: for f16 that does not change.
+    /// As 16-bit integers times a power of two of their output, which take the place of f16 that never change.
     Fixed,
 }
 
@@ -155,12 +155,10 @@ impl Panels {
     /// Stores rows (outputs) from `first_row` on in fixed point.
     fn fill_fixed(&mut self, first_row: usize, rows: &[f32]) {
         let (k, panel_lines) = (self.k, self.panel_lines);
-        let mut halves = vec![f16::ZERO; k];
         // Whole vectors are written.
         let mut integers = vec![0.0_f32; k.next_multiple_of(LANES) / 2];
         for (row, n) in rows.chunks_exact(k).zip(first_row..) {
-            halves.convert_from_f32_slice(row);
-            let row = View::new(&halves, 1, k).row(0);
+            let row = View::new(row, 1, k).row(0);
             // SAFETY: the row has k values, and there is room for them rounded up to eight.
             let scale = unsafe { quantise(Portable, row, k, integers.as_mut_ptr()) };
             let (panel, lane) = (n / PANEL, n % PANEL);
