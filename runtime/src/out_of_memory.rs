@@ -289,9 +289,10 @@ fn change(flags: &str, plan: &Plan, base: Speed) -> Change {
 }
 
 /// Ways to need less memory, those first that cost the least.
-const WAYS: [fn(&CompileOptions) -> Way; 8] = [
+const WAYS: [fn(&CompileOptions) -> Way; 9] = [
     automatic_placement,
     mixed_precision,
+    shared_states,
     early_backward,
     recomputation,
     more_stages,
@@ -326,6 +327,20 @@ fn mixed_precision(options: &CompileOptions) -> Way {
             o.precision = Precision::Mixed;
         })],
         Precision::Mixed => Vec::new(),
+    }
+}
+
+/// Replicas share out what only the update reads.
+fn shared_states(options: &CompileOptions) -> Way {
+    match &options.training {
+        Some(training) if options.replicas > 1 && !training.replicated_tensor_sharding => {
+            vec![changed(options, "--replicated-tensor-sharding", |o| {
+                if let Some(training) = &mut o.training {
+                    training.replicated_tensor_sharding = true;
+                }
+            })]
+        }
+        _ => Vec::new(),
     }
 }
 

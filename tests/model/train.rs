@@ -28,6 +28,8 @@ pub(crate) struct Variant {
     rule: Rule,
     recompute: Recompute,
     threads: usize,
+    shares_states: bool,
+    guard: bool,
 }
 
 pub(crate) const PLAIN: Variant = Variant {
@@ -39,6 +41,8 @@ pub(crate) const PLAIN: Variant = Variant {
     rule: Rule::GPipe,
     recompute: Recompute::None,
     threads: 1,
+    shares_states: false,
+    guard: false,
 };
 
 impl Variant {
@@ -102,6 +106,7 @@ impl Golden {
             rule: variant.rule,
             accumulation: self.accumulation / variant.replicas,
             recompute: variant.recompute,
+            replicated_tensor_sharding: variant.shares_states,
             ..TrainingOptions::default()
         });
         options
@@ -122,6 +127,7 @@ impl Golden {
             session: SessionOptions {
                 backend: variant.backend,
                 threads: variant.threads,
+                guard: variant.guard,
                 ..SessionOptions::default()
             },
         };
@@ -270,8 +276,13 @@ fn rules(stages: usize, accumulation: usize) -> Vec<Rule> {
 impl Golden {
     /// Checks that each variant gives the bits of [`PLAIN`] over three steps.
     fn same_bits(&self, variants: impl IntoIterator<Item = Variant>) {
+        self.same_bits_as(PLAIN, variants);
+    }
+
+    /// Checks that each variant gives the bits of `plain` over three steps.
+    fn same_bits_as(&self, plain: Variant, variants: impl IntoIterator<Item = Variant>) {
         let bits = |values: &[f64]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        let expected = self.run(PLAIN, 3);
+        let expected = self.run(plain, 3);
         for variant in variants {
             let found = self.run(variant, 3);
             assert_eq!(bits(&found.losses), bits(&expected.losses), "{variant:?}");
@@ -304,6 +315,24 @@ fn stages_schedules_recomputation_and_threads_change_no_bit() {
             }
         }
         golden.same_bits(variants);
+    }
+}
+
+#[test]
+fn steps_stay_inside_live_buffers() {
+    let golden = Golden::open(RecipeName::Ipu);
+    for (stages, replicas) in [(1, 1), (4, 1), (4, 2)] {
+        let plain = Variant {
+            stages,
+            replicas,
+            ..PLAIN
+        };
+        let guarded = [false, true].map(|shares_states| Variant {
+            shares_states,
+            guard: true,
+            ..plain
+        });
+        golden.same_bits_as(plain, guarded);
     }
 }
 

@@ -60,7 +60,8 @@ impl Visit<'_> {
             micro_batch: self.micro_batch,
             sums: &self.cpu.sums,
         };
-        let guard = self.cpu.guard.then(|| Guard {
+        // Without steps there is no moment at which something is dead.
+        let guard = (self.cpu.guard && !program.steps.is_empty()).then(|| Guard {
             plan: &self.cpu.plan.tiles[self.tile],
             tile: self.tile,
         });

@@ -101,11 +101,7 @@ pub(super) const KEYS: &[Key] = &[
         Kind::Flag,
         Role::None("the optimiser's state is on the tiles"),
     ),
-    key(
-        "replicated_tensor_sharding",
-        Kind::Flag,
-        Role::None("each replica holds the optimiser's whole state"),
-    ),
+    key("replicated_tensor_sharding", Kind::Flag, Role::Training),
     key(
         "decompose_grad_sum",
         Kind::Flag,

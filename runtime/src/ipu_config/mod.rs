@@ -44,6 +44,8 @@ pub struct IpuOptions {
     pub layers: Option<Layers>,
     /// Whether layers are computed again for the backward half.
     pub recompute: Option<bool>,
+    /// Whether replicas share out the optimiser's state.
+    pub replicated_tensor_sharding: Option<bool>,
     /// How the first moment is stored under mixed precision.
     pub first_moment: Option<DType>,
     /// The seed.
@@ -144,6 +146,7 @@ impl IpuConfig {
             options.stages = count("ipus_per_replica")?;
             options.micro_batches = count("gradient_accumulation_steps")?;
             options.recompute = flag("recompute_checkpoint_every_layer")?;
+            options.replicated_tensor_sharding = flag("replicated_tensor_sharding")?;
             let half = flag("enable_half_first_order_momentum")?;
             options.first_moment = half.map(|half| if half { DType::F16 } else { DType::F32 });
             options.layers = self.layers("layers_per_ipu", &pod)?;

@@ -45,6 +45,7 @@ fn the_published_file_is_honoured_in_both_modes() {
         (training.first_moment, training.layers),
         (Some(DType::F16), None)
     );
+    assert_eq!(training.replicated_tensor_sharding, Some(true));
     let names: Vec<&str> = training
         .without_effect
         .iter()

@@ -61,6 +61,7 @@ impl PlanOptions {
                 Recompute::None
             }
         }));
+        self.replicated_tensor_sharding |= found.replicated_tensor_sharding == Some(true);
         let layers = found.layers.filter(|_| self.place.is_none());
         if let Some(layers) = layers.as_ref().filter(|_| stages_given) {
             let file = layers.path().display();
