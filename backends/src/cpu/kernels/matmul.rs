@@ -1,6 +1,6 @@
 //! `matmul`: A · B with B as it is stored, row by row; A as it is stored or transposed.
 //!
-//! B needs no packing beforehand: the first tile of rows that meets 16 of its columns packs them for the others,
+//! B needs no packing beforehand: the first tile of rows that meets a panel of its columns packs it for the others,
 //! with instructions that cost it no time. The summed index is cut into shares of [`DEPTH`], so that what one share
 //! reads of A and B stays in the nearer caches; sums wait in f32 between shares.
 
@@ -13,7 +13,7 @@ use lxpod_ir::DType;
 use super::gemm::{BLOCK, Feed, Tiles, pack_columns, widen};
 use super::pack::PANEL;
 use super::scratch::LINE;
-use super::simd::{Floats, Half, LANES, Simd, Single, Tiled, has_tile};
+use super::simd::{Floats, Half, LANES, Simd, Single, Tiled};
 use super::{Addend, Kernels, Scratch, View, ViewMut};
 use tile::{Rows, Tile};
 
@@ -23,8 +23,21 @@ const ROW_BLOCK: usize = 96;
 /// Products summed at a time: 16 columns of that many rows of B are a quarter of the first-level cache.
 const DEPTH: usize = 128;
 
-/// Panels of B that are fetched together: runs of a few cache lines come faster than lines alone.
-const GROUP: usize = 4;
+/// The most panels of B that a tile takes at once.
+const MOST_AT_ONCE: usize = 2;
+
+/// Panels of B that are fetched together: runs of as many cache lines as a block of steps asks for. Where a tile asks for no
+/// lines one by one, half of that is enough.
+const fn fetched<S: Tiled>() -> usize {
+    if at_once::<S>() > 1 { BLOCK } else { BLOCK / 2 }
+}
+
+/// Panels of B that a tile takes at once.
+const fn at_once<S: Tiled>() -> usize {
+    let many = S::PANELS[S::PANELS.len() - 1];
+    assert!(many <= MOST_AT_ONCE);
+    many
+}
 
 /// Values from one row of A's share to the next: rows of a multiple of 4 KiB would share their cache sets.
 const A_ROW: usize = DEPTH + LINE;
@@ -33,14 +46,15 @@ const A_ROW: usize = DEPTH + LINE;
 const STRIP: usize = 24;
 
 /// Panels that a worker does well to take at a time: fewer, and it reads A more often.
-const GRAIN: usize = GROUP;
+const GRAIN: usize = BLOCK;
 
 /// f32 values of scratch that [`matmul`] needs.
 pub const MATMUL_SCRATCH: usize = SUMS + ROW_BLOCK * STRIP * PANEL;
-/// Where the packed columns lie in the scratch, after A's share.
+/// Where the packed panels lie in the scratch, after A's share, and the values from one to the next.
 const PACKED: usize = ROW_BLOCK * A_ROW;
+const PACKED_PANEL: usize = DEPTH * PANEL;
 /// Where the sums lie.
-const SUMS: usize = PACKED + DEPTH * PANEL;
+const SUMS: usize = PACKED + MOST_AT_ONCE * PACKED_PANEL;
 
 /// A product.
 #[derive(Clone, Copy)]
@@ -238,11 +252,15 @@ impl Strip<'_> {
             // SAFETY: the caller's contract; the share exists.
             unsafe {
                 self.load_left(s, share);
-                for first in self.columns.clone().step_by(GROUP * PANEL) {
-                    let group = first..self.columns.end.min(first + GROUP * PANEL);
+                for first in self.columns.clone().step_by(fetched::<S>() * PANEL) {
+                    let group = first..self.columns.end.min(first + fetched::<S>() * PANEL);
                     let mut feed = self.feed::<S>(share, group.clone());
-                    for column in group.step_by(PANEL) {
-                        self.panel::<S, W>(s, share, column, &mut feed);
+                    let mut column = group.start;
+                    while column < group.end {
+                        let whole = (group.end - column) / PANEL >= at_once::<S>();
+                        let panels = if whole { at_once::<S>() } else { 1 };
+                        self.panels::<S, W>(s, share, (column, panels), &mut feed);
+                        column += panels * PANEL;
                     }
                 }
             }
@@ -278,27 +296,31 @@ impl Strip<'_> {
         }
     }
 
-    /// One share of the sums of the panel from `column` on.
+    /// One share of the sums of some panels, from a column on: as many as tiles take at once, or one.
     ///
     /// # Safety
     /// As [`Strip::run`]; A's share is loaded.
     #[inline(always)]
-    unsafe fn panel<S: Tiled, W: Floats>(
+    unsafe fn panels<S: Tiled, W: Floats>(
         &self,
         s: S,
         share: Share,
-        column: usize,
+        (column, panels): (usize, usize),
         feed: &mut Feed,
     ) {
         let b = self
             .product
             .b
             .row_range(share.start..share.start + share.depth);
-        let whole = column + PANEL <= b.cols() && b.dtype() != DType::BF16;
+        let whole = column + panels * PANEL <= b.cols() && b.dtype() != DType::BF16;
         let packed = self.work.wrapping_add(PACKED);
         if !whole {
-            // SAFETY: the columns exist; the scratch has room for a share of a panel.
-            unsafe { pack_rows(s, b.col_range(column..b.cols().min(column + PANEL)), packed) };
+            for p in 0..panels {
+                let first = column + p * PANEL;
+                let b = b.col_range(first..b.cols().min(first + PANEL));
+                // SAFETY: the columns exist; the scratch has room for a share of as many panels.
+                unsafe { pack_rows(s, b, packed.wrapping_add(p * PACKED_PANEL)) };
+            }
         }
         let tiles = Tiles::new(self.rows.len(), S::MAX_ROWS);
         for i in 0..tiles.count() {
@@ -311,14 +333,17 @@ impl Strip<'_> {
                 source: (whole && i == 0 && share.depth > 0)
                     .then(|| (b.row(0).at(column), b.stride() * W::SIZE)),
             };
-            /// The tile of so many rows, where the instruction set has it.
+            /// The tile of so many rows and panels, where the instruction set has it.
             macro_rules! tile {
                 ($($count:literal),+) => {
-                    match rows {
-                        $($count if const { has_tile::<S>($count, 1) } => {
-                            s.apart(Rows::<W, $count>::new(&tile, feed))
+                    match (rows, panels) {
+                        $(($count, 1) if const { $count <= S::MAX_ROWS } => {
+                            s.apart(Rows::<W, $count, 1>::new(&tile, feed))
                         })+
-                        _ => unreachable!("a tile of {rows} rows"),
+                        $(($count, 2) if const { $count <= S::MAX_ROWS && at_once::<S>() == 2 } => {
+                            s.apart(Rows::<W, $count, 2>::new(&tile, feed))
+                        })+
+                        _ => unreachable!("a tile of {rows} rows and {panels} panels"),
                     }
                 };
             }
@@ -346,10 +371,11 @@ impl Strip<'_> {
             return Feed::none();
         };
         let count = DEPTH.min(b.rows() - start);
-        let columns = (GROUP * PANEL).min(b.cols() - column);
+        let columns = (fetched::<S>() * PANEL).min(b.cols() - column);
         let size = b.dtype().size();
         let tiles = Tiles::new(self.rows.len(), S::MAX_ROWS).count();
-        let blocks = group.len().div_ceil(PANEL) * tiles * (share.depth / BLOCK);
+        let visits = group.len().div_ceil(PANEL * at_once::<S>());
+        let blocks = visits * tiles * (share.depth / BLOCK);
         Feed::runs(
             b.row(start).at(column),
             count,

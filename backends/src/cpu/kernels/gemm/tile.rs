@@ -51,9 +51,24 @@ impl Feed {
         Self::runs(std::ptr::null(), 0, (0, 0), 1)
     }
 
+    /// Asks for the lines of one block of a tile of P panels; or, where its steps do that, says where they begin, as
+    /// [`Feed::block`].
+    #[inline(always)]
+    pub(in super::super) fn ask<S: Tiled, const P: usize>(
+        &mut self,
+        s: S,
+        idle: *const u8,
+    ) -> [*const u8; 2] {
+        if S::asks(P) {
+            return self.block(idle);
+        }
+        self.advance(s);
+        [idle; 2]
+    }
+
     /// Asks for the lines of one block.
     #[inline(always)]
-    pub(in super::super) fn advance<S: Simd>(&mut self, s: S) {
+    fn advance<S: Simd>(&mut self, s: S) {
         self.due += self.lines;
         while self.due >= self.blocks && self.left[1] > 0 {
             self.due -= self.blocks;
@@ -385,16 +400,12 @@ fn ask<S: Tiled, const R: usize, const P: usize>(
     step: usize,
     feed: &mut Feed,
 ) -> [*const u8; 2] {
-    if S::asks(P) {
-        return feed.block(w);
+    if S::asks(P) || P == 1 || R > 3 {
+        return feed.ask::<S, P>(s, w);
     }
-    if P == 1 || R > 3 {
-        feed.advance(s);
-    } else {
-        for p in 0..P {
-            for line in 0..BLOCK * step / LINE_BYTES {
-                s.prefetch(w.wrapping_add(p * panel + AHEAD + line * LINE_BYTES));
-            }
+    for p in 0..P {
+        for line in 0..BLOCK * step / LINE_BYTES {
+            s.prefetch(w.wrapping_add(p * panel + AHEAD + line * LINE_BYTES));
         }
     }
     [w; 2]

@@ -81,6 +81,19 @@ pub(in super::super) trait Tiled: Simd {
             self.store_f32(p.add(LANES), high);
         }
     }
+    /// Stores sixteen f32 past the caches, as [`Simd::stream_f32`].
+    ///
+    /// # Safety
+    /// `p` is valid for writing 64 bytes, and a multiple of 64.
+    #[inline(always)]
+    unsafe fn stream_columns(self, p: *mut f32, c: Self::C) {
+        let [low, high] = self.halves(c);
+        // SAFETY: the caller's contract.
+        unsafe {
+            self.stream_f32(p, low);
+            self.stream_f32(p.add(LANES), high);
+        }
+    }
     /// `a + b`.
     #[inline(always)]
     fn add_columns(self, a: Self::C, b: Self::C) -> Self::C {
@@ -160,28 +173,35 @@ pub(in super::super) trait Tiled: Simd {
             unsafe { step::<Self, W, R, P>(self, acc, (a.add(i), row), (w, panel)) };
         }
     }
-    /// [`Tiled::eight_steps`] of one panel whose steps are `w.1` bytes apart; writes them to `copy` as f32, end to end.
+    /// [`Tiled::eight_steps`] of panels that lie side by side in rows `w.1` bytes apart; writes them to `copy`, (address,
+    /// bytes from panel to panel), as f32, the steps of a panel end to end.
     ///
     /// # Safety
-    /// As there; the 128 values of the copy may be written, and nothing else that is read lies there.
+    /// As there; the 128 values of each copy may be written, and nothing else that is read lies there.
     #[inline(always)]
-    unsafe fn eight_packing_steps<const R: usize, W: Floats>(
+    unsafe fn eight_packing_steps<const R: usize, const P: usize, W: Floats>(
         self,
-        acc: &mut [[Self::C; R]; 1],
-        a: *const f32,
-        row: usize,
-        w: (*const u8, usize),
-        copy: *mut f32,
+        acc: &mut [[Self::C; R]; P],
+        (a, row): (*const f32, usize),
+        (w, w_row): (*const u8, usize),
+        (copy, panel): (*mut f32, usize),
+        _next: [*const u8; 2],
     ) {
         for i in 0..8 {
-            let w = w.0.wrapping_add(i * w.1);
+            let w = w.wrapping_add(i * w_row);
+            let copy = copy.wrapping_add(2 * LANES * i);
             // SAFETY: the caller's contract.
             unsafe {
-                let w = W::load(self, w);
-                self.store_columns(copy.add(2 * LANES * i), w);
-                for (r, sums) in acc[0].iter_mut().enumerate() {
-                    *sums = self.fma_columns(*a.add(r * row + i), w, *sums);
+                for p in 0..P {
+                    let w = W::load(self, w.wrapping_add(p * 2 * LANES * W::SIZE));
+                    self.store_columns(copy.wrapping_byte_add(p * panel), w);
                 }
+                step::<Self, Single, R, P>(
+                    self,
+                    acc,
+                    (a.add(i), row),
+                    (copy.cast_const().cast(), panel),
+                );
             }
         }
     }

@@ -76,14 +76,17 @@ impl Tiled for Avx<Ymm> {
         }
     }
     #[inline(always)]
-    unsafe fn eight_packing_steps<const R: usize, W: Floats>(
+    unsafe fn eight_packing_steps<const R: usize, const P: usize, W: Floats>(
         self,
-        acc: &mut [[[__m256; 2]; R]; 1],
-        a: *const f32,
-        row: usize,
+        acc: &mut [[[__m256; 2]; R]; P],
+        (a, row): (*const f32, usize),
         w: (*const u8, usize),
-        copy: *mut f32,
+        (copy, _panel): (*mut f32, usize),
+        _next: [*const u8; 2],
     ) {
+        if P > 1 {
+            unreachable!("a tile of {P} panels that packs");
+        }
         // SAFETY: the caller's contract, and the token for the features.
         unsafe { ymm_steps::eight_packing::<R, W>(&mut acc[0], a, row, w, copy) }
     }

@@ -58,6 +58,11 @@ impl Tiled for Avx<Zmm> {
         unsafe { _mm512_storeu_ps(p, c) }
     }
     #[inline(always)]
+    unsafe fn stream_columns(self, p: *mut f32, c: __m512) {
+        // SAFETY: the caller's contract, and the token for the feature.
+        unsafe { _mm512_stream_ps(p, c) }
+    }
+    #[inline(always)]
     fn add_columns(self, a: __m512, b: __m512) -> __m512 {
         vector!(_mm512_add_ps(a, b))
     }
@@ -120,6 +125,18 @@ impl Tiled for Avx<Zmm> {
                 step::<Self, W, R, P>(self, acc, (a.add(i), row), (w, panel));
             }
         }
+    }
+    #[inline(always)]
+    unsafe fn eight_packing_steps<const R: usize, const P: usize, W: Floats>(
+        self,
+        acc: &mut [[__m512; R]; P],
+        a: (*const f32, usize),
+        w: (*const u8, usize),
+        copy: (*mut f32, usize),
+        next: [*const u8; 2],
+    ) {
+        // SAFETY: the caller's contract, and the token for the features.
+        unsafe { zmm_steps::eight_packing::<R, P, W>(acc, a, w, copy, next) }
     }
     #[inline(always)]
     unsafe fn eight_pairs<const R: usize, const P: usize>(

@@ -109,14 +109,27 @@ macro_rules! rows {
     };
 }
 
+/// The cache lines that one step asks for.
+macro_rules! asked {
+    ($i:literal) => {
+        concat!(
+            "prefetcht0 [{n} + 64*",
+            $i,
+            "]\n",
+            "prefetcht0 [{m} + 64*",
+            $i,
+            "]\n",
+        )
+    };
+}
+
 /// The weights of one step; of two panels also what is asked for.
 macro_rules! weights {
     (2, $dtype:tt, $i:literal) => {
         concat!(
             weights!(@load $dtype, $i, "w0", "w"),
             weights!(@load $dtype, $i, "w1", "v"),
-            "prefetcht0 [{n} + 64*", $i, "]\n",
-            "prefetcht0 [{m} + 64*", $i, "]\n",
+            asked!($i),
         )
     };
     (1, $dtype:tt, $i:literal) => {
@@ -127,6 +140,33 @@ macro_rules! weights {
     };
     (@load $dtype:tt, $i:literal, $to:literal, $from:literal) => {
         concat!("vmovups {", $to, ":z}, zmmword ptr [{", $from, "} + 64*", $i, "]\n")
+    };
+}
+
+/// The weights of one step, side by side in the next of rows `{s}` bytes apart, and their copies as f32; of two panels also
+/// what is asked for.
+macro_rules! packed {
+    (2, $dtype:tt, $i:literal) => {
+        concat!(
+            packed!(@load $dtype, "w0", "0"),
+            packed!(@load $dtype, "w1", "1"),
+            "add {w}, {s}\n",
+            packed!(@copy $i, "p", "w0"),
+            packed!(@copy $i, "q", "w1"),
+            asked!($i),
+        )
+    };
+    (1, $dtype:tt, $i:literal) => {
+        concat!(packed!(@load $dtype, "w0", "0"), "add {w}, {s}\n", packed!(@copy $i, "p", "w0"))
+    };
+    (@load f16, $to:literal, $panel:literal) => {
+        concat!("vcvtph2ps {", $to, ":z}, ymmword ptr [{w} + 32*", $panel, "]\n")
+    };
+    (@load f32, $to:literal, $panel:literal) => {
+        concat!("vmovups {", $to, ":z}, zmmword ptr [{w} + 64*", $panel, "]\n")
+    };
+    (@copy $i:literal, $to:literal, $from:literal) => {
+        concat!("vmovups zmmword ptr [{", $to, "} + 64*", $i, "], {", $from, ":z}\n")
     };
 }
 
@@ -178,6 +218,58 @@ macro_rules! steps {
     };
 }
 
+/// A function of eight packing steps of some rows, panels and a type of weights.
+macro_rules! packing {
+    ($name:ident, $panels:tt, $dtype:tt, $rows:tt, $acc:ident, $($place:ident = $value:expr),+) => {
+        /// # Safety
+        /// The CPU has the features; the rows' eight values and the eight rows of weights may be read, and the copies be
+        /// written.
+        #[inline]
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        pub(super) unsafe fn $name(
+            $acc: &mut [[__m512; $rows]; $panels],
+            (a, row): (*const f32, usize),
+            (w, w_row): (*const u8, usize),
+            (copy, panel): (*mut f32, usize),
+            next: [*const u8; 2],
+        ) {
+            // Named, since a register without a type is taken for a shorter one.
+            let (x, w0, w1): (__m512, __m512, __m512);
+            // SAFETY: only memory that the caller vouches for is read and written; rows beyond the last are not addressed.
+            unsafe {
+                asm!(
+                    packed!($panels, $dtype, 0), rows!($rows, $panels, $dtype, 0),
+                    packed!($panels, $dtype, 1), rows!($rows, $panels, $dtype, 1),
+                    packed!($panels, $dtype, 2), rows!($rows, $panels, $dtype, 2),
+                    packed!($panels, $dtype, 3), rows!($rows, $panels, $dtype, 3),
+                    packed!($panels, $dtype, 4), rows!($rows, $panels, $dtype, 4),
+                    packed!($panels, $dtype, 5), rows!($rows, $panels, $dtype, 5),
+                    packed!($panels, $dtype, 6), rows!($rows, $panels, $dtype, 6),
+                    packed!($panels, $dtype, 7), rows!($rows, $panels, $dtype, 7),
+                    "/* {b} {c} {d} {r} {q} {n} {m} {x:z} {w1:z} */",
+                    a = in(reg) a,
+                    b = in(reg) a.wrapping_add(3 * row),
+                    c = in(reg) a.wrapping_add(6 * row),
+                    d = in(reg) a.wrapping_add(9 * row),
+                    r = in(reg) row * size_of::<f32>(),
+                    w = inout(reg) w => _,
+                    s = in(reg) w_row,
+                    p = in(reg) copy,
+                    q = in(reg) copy.wrapping_byte_add(panel),
+                    n = in(reg) next[0],
+                    m = in(reg) next[1],
+                    x = out(zmm_reg) x,
+                    w0 = out(zmm_reg) w0,
+                    w1 = out(zmm_reg) w1,
+                    $($place = inout(zmm_reg) $value,)+
+                    options(nostack),
+                );
+            }
+            let _ = (x, w0, w1);
+        }
+    };
+}
+
 /// The functions of some rows.
 macro_rules! rows_of {
     ($module:ident, $rows:tt, $($r:literal $low:ident $high:ident),+) => {
@@ -189,6 +281,10 @@ macro_rules! rows_of {
             steps!(half_panel, 1, f16, __m512, $rows, acc, $($low = acc[0][$r]),+);
             steps!(single_panel, 1, f32, __m512, $rows, acc, $($low = acc[0][$r]),+);
             steps!(pairs_panel, 1, pairs, __m512i, $rows, acc, $($low = acc[0][$r]),+);
+            packing!(packing_half, 2, f16, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
+            packing!(packing_single, 2, f32, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
+            packing!(packing_half_panel, 1, f16, $rows, acc, $($low = acc[0][$r]),+);
+            packing!(packing_single_panel, 1, f32, $rows, acc, $($low = acc[0][$r]),+);
         }
     };
 }
@@ -208,35 +304,35 @@ rows_of!(twelve, 12, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5, 6 l6 
 
 /// Calls the function of R rows and one or two panels.
 macro_rules! call {
-    ($acc:ident, $two:ident, $one:ident, $a:ident, $w:ident, $next:ident) => {{
+    ($acc:ident, $two:ident, $one:ident, $($given:ident),+) => {{
         let sums = $acc.as_mut_ptr();
         // SAFETY: the caller's contract; each array is cast to the length it has.
         unsafe {
             match (R, P) {
-                (1, 2) => one::$two(&mut *sums.cast(), $a, $w, $next),
-                (1, 1) => one::$one(&mut *sums.cast(), $a, $w, $next),
-                (2, 2) => two::$two(&mut *sums.cast(), $a, $w, $next),
-                (2, 1) => two::$one(&mut *sums.cast(), $a, $w, $next),
-                (3, 2) => three::$two(&mut *sums.cast(), $a, $w, $next),
-                (3, 1) => three::$one(&mut *sums.cast(), $a, $w, $next),
-                (4, 2) => four::$two(&mut *sums.cast(), $a, $w, $next),
-                (4, 1) => four::$one(&mut *sums.cast(), $a, $w, $next),
-                (5, 2) => five::$two(&mut *sums.cast(), $a, $w, $next),
-                (5, 1) => five::$one(&mut *sums.cast(), $a, $w, $next),
-                (6, 2) => six::$two(&mut *sums.cast(), $a, $w, $next),
-                (6, 1) => six::$one(&mut *sums.cast(), $a, $w, $next),
-                (7, 2) => seven::$two(&mut *sums.cast(), $a, $w, $next),
-                (7, 1) => seven::$one(&mut *sums.cast(), $a, $w, $next),
-                (8, 2) => eight::$two(&mut *sums.cast(), $a, $w, $next),
-                (8, 1) => eight::$one(&mut *sums.cast(), $a, $w, $next),
-                (9, 2) => nine::$two(&mut *sums.cast(), $a, $w, $next),
-                (9, 1) => nine::$one(&mut *sums.cast(), $a, $w, $next),
-                (10, 2) => ten::$two(&mut *sums.cast(), $a, $w, $next),
-                (10, 1) => ten::$one(&mut *sums.cast(), $a, $w, $next),
-                (11, 2) => eleven::$two(&mut *sums.cast(), $a, $w, $next),
-                (11, 1) => eleven::$one(&mut *sums.cast(), $a, $w, $next),
-                (12, 2) => twelve::$two(&mut *sums.cast(), $a, $w, $next),
-                (12, 1) => twelve::$one(&mut *sums.cast(), $a, $w, $next),
+                (1, 2) => one::$two(&mut *sums.cast(), $($given),+),
+                (1, 1) => one::$one(&mut *sums.cast(), $($given),+),
+                (2, 2) => two::$two(&mut *sums.cast(), $($given),+),
+                (2, 1) => two::$one(&mut *sums.cast(), $($given),+),
+                (3, 2) => three::$two(&mut *sums.cast(), $($given),+),
+                (3, 1) => three::$one(&mut *sums.cast(), $($given),+),
+                (4, 2) => four::$two(&mut *sums.cast(), $($given),+),
+                (4, 1) => four::$one(&mut *sums.cast(), $($given),+),
+                (5, 2) => five::$two(&mut *sums.cast(), $($given),+),
+                (5, 1) => five::$one(&mut *sums.cast(), $($given),+),
+                (6, 2) => six::$two(&mut *sums.cast(), $($given),+),
+                (6, 1) => six::$one(&mut *sums.cast(), $($given),+),
+                (7, 2) => seven::$two(&mut *sums.cast(), $($given),+),
+                (7, 1) => seven::$one(&mut *sums.cast(), $($given),+),
+                (8, 2) => eight::$two(&mut *sums.cast(), $($given),+),
+                (8, 1) => eight::$one(&mut *sums.cast(), $($given),+),
+                (9, 2) => nine::$two(&mut *sums.cast(), $($given),+),
+                (9, 1) => nine::$one(&mut *sums.cast(), $($given),+),
+                (10, 2) => ten::$two(&mut *sums.cast(), $($given),+),
+                (10, 1) => ten::$one(&mut *sums.cast(), $($given),+),
+                (11, 2) => eleven::$two(&mut *sums.cast(), $($given),+),
+                (11, 1) => eleven::$one(&mut *sums.cast(), $($given),+),
+                (12, 2) => twelve::$two(&mut *sums.cast(), $($given),+),
+                (12, 1) => twelve::$one(&mut *sums.cast(), $($given),+),
                 _ => unreachable!("a tile of {R} rows and {P} panels"),
             }
         }
@@ -278,6 +374,25 @@ pub(super) unsafe fn eight<const R: usize, const P: usize, W: Floats>(
         call!(acc, half, half_panel, a, w, next);
     } else {
         call!(acc, single, single_panel, a, w, next);
+    }
+}
+
+/// See `Tiled::eight_packing_steps`; P is 1 or 2.
+///
+/// # Safety
+/// The CPU has the features; the rows' eight values and the eight rows of weights may be read, and the copies be written.
+#[inline(always)]
+pub(super) unsafe fn eight_packing<const R: usize, const P: usize, W: Floats>(
+    acc: &mut [[__m512; R]; P],
+    a: (*const f32, usize),
+    w: (*const u8, usize),
+    copy: (*mut f32, usize),
+    next: [*const u8; 2],
+) {
+    if W::SIZE == Half::SIZE {
+        call!(acc, packing_half, packing_half_panel, a, w, copy, next);
+    } else {
+        call!(acc, packing_single, packing_single_panel, a, w, copy, next);
     }
 }
 
