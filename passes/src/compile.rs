@@ -1,5 +1,7 @@
 //! From a configuration to a plan: front end, passes, partition, schedule, memory.
 
+mod fit;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -12,7 +14,7 @@ use thiserror::Error;
 
 use crate::cost;
 use crate::manager::{Manager, PassError, PassReport};
-use crate::partition::{Partition, Pipeline, partition, place_update};
+use crate::partition::{Partition, Pipeline, Split, place_update, split};
 use crate::pass::{
     LossScale, MICRO_BATCH, Mode, Options, PIPELINE, Pass, Precision, Recompute, TRAINING,
 };
@@ -253,9 +255,6 @@ pub type Observer<'a> = &'a mut dyn FnMut(&'static str, &Graph);
 
 /// Compiles a plan. `name` is recorded as the model's name; `observe` sees the graph after each pass.
 ///
-/// Where recomputation is automatic, a step that does not fit the tiles' memory is compiled again, and keeps
-/// no more of any layer than its border.
-///
 /// # Errors
 /// See [`CompileError`].
 pub fn compile(
@@ -264,61 +263,38 @@ pub fn compile(
     options: &CompileOptions,
     observe: Observer<'_>,
 ) -> Result<(Plan, CompileReport), CompileError> {
-    let compiled = compile_as_told(config, name, options, &mut *observe);
-    let automatic = |training: &&TrainingOptions| matches!(training.recompute, Recompute::Auto { bytes } if bytes > 0);
-    match (&compiled, options.training.as_ref().filter(automatic)) {
-        (Err(error), Some(training)) if error.is_out_of_memory() => {
-            let recompute = Recompute::Auto { bytes: 0 };
-            let training = Some(TrainingOptions {
-                recompute,
-                ..training.clone()
-            });
-            let options = CompileOptions {
-                training,
-                ..options.clone()
-            };
-            compile_as_told(config, name, &options, observe)
-        }
-        _ => compiled,
-    }
+    let start = Instant::now();
+    let told = options.training.as_ref().map(|training| training.recompute);
+    let (plan, passes) = match told {
+        Some(Recompute::Auto) => fit::compile_to_fit(config, name, options, observe)?,
+        told => compile_with(config, name, options, told.unwrap_or_default(), observe)?,
+    };
+    let duration = start.elapsed();
+    Ok((plan, CompileReport { passes, duration }))
 }
 
-/// [`compile`], once.
-fn compile_as_told(
+/// A plan, and what was done for it.
+type Compiled = Result<(Plan, Vec<PassReport>), CompileError>;
+
+/// A plan that computes that much again.
+fn compile_with(
     config: &LxmertConfig,
     name: &str,
     options: &CompileOptions,
+    recompute: Recompute,
     observe: Observer<'_>,
-) -> Result<(Plan, CompileReport), CompileError> {
-    let start = Instant::now();
+) -> Compiled {
     let (schedule, accumulation) = options.schedule()?;
-    let built = build(config, &options.model)?;
-    let mut graph = built.graph;
-    if options.training.is_some() && !graph.outputs().iter().any(|output| output.name == LOSS) {
-        return Err(CompileError::Option {
-            flag: "--mode",
-            message: "training needs a loss; name one with --loss, or a task that has one"
-                .to_owned(),
-        });
-    }
-    observe("build", &graph);
-    let mut manager = Manager::new(options.passes());
-    manager = manager
-        .print_after("all", &mut *observe)
-        .expect("`all` is no pass's name");
-    let (pipeline, more) = match &options.training {
-        Some(training) if training.update.is_some() => (TRAINING, MICRO_BATCH),
-        Some(_) => (TRAINING, &[&recompute::PASS] as &[&Pass]),
-        None => (PIPELINE, &[] as &[&Pass]),
+    let told = CompileOptions {
+        training: options.training.clone().map(|training| TrainingOptions {
+            recompute,
+            ..training
+        }),
+        ..options.clone()
     };
-    let mut passes = manager.run(pipeline, &mut graph)?.passes;
-    passes.extend(manager.run(more, &mut graph)?.passes);
-    drop(manager);
-    let update = options.training.as_ref().and_then(|t| t.update.as_ref());
-    let update = update.map(|update| {
-        update_graph(&graph, &built.expected, update).map_err(PlanError::Unsupported)
-    });
-    let update = update.transpose()?;
+    let mut passes = Vec::new();
+    let mut model = Optimised::new(config, &told, &mut passes, &mut *observe)?;
+    let update = model.complete(&told, &mut passes, &mut *observe)?;
     let provenance = {
         let config = config.to_json();
         Provenance {
@@ -327,7 +303,7 @@ fn compile_as_told(
             config_hash: config_hash(&config),
             config,
             options: options.record(schedule.tiles),
-            expected: built.expected,
+            expected: model.expected,
         }
     };
     let placement = Placement {
@@ -336,14 +312,86 @@ fn compile_as_told(
         schedule,
         accumulation,
     };
-    let plan = plan_graph((graph, update), provenance, placement, &mut passes, observe)?;
-    Ok((
-        plan,
-        CompileReport {
-            passes,
-            duration: start.elapsed(),
-        },
-    ))
+    let graphs = (model.graph, update);
+    let plan = plan_graph(graphs, provenance, placement, &mut passes, observe)?;
+    Ok((plan, passes))
+}
+
+/// A model after the graph passes that no choice of recomputation, schedule or placement changes.
+#[derive(Clone)]
+pub(crate) struct Optimised {
+    /// The graph of a micro-batch.
+    pub(crate) graph: Graph,
+    /// The tensors a checkpoint must hold.
+    pub(crate) expected: Vec<(String, Vec<usize>)>,
+}
+
+impl Optimised {
+    /// Builds the graph of `options.model`, and differentiates it if it is to be trained.
+    ///
+    /// # Errors
+    /// See [`CompileError`].
+    pub(crate) fn new(
+        config: &LxmertConfig,
+        options: &CompileOptions,
+        passes: &mut Vec<PassReport>,
+        observe: Observer<'_>,
+    ) -> Result<Self, CompileError> {
+        let built = build(config, &options.model)?;
+        let mut graph = built.graph;
+        let has_loss = graph.outputs().iter().any(|output| output.name == LOSS);
+        if options.training.is_some() && !has_loss {
+            return Err(CompileError::Option {
+                flag: "--mode",
+                message: "training needs a loss; name one with --loss, or a task that has one"
+                    .to_owned(),
+            });
+        }
+        observe("build", &graph);
+        let list = match options.training {
+            Some(_) => TRAINING,
+            None => PIPELINE,
+        };
+        passes.extend(manager(options, observe).run(list, &mut graph)?.passes);
+        Ok(Optimised {
+            graph,
+            expected: built.expected,
+        })
+    }
+
+    /// Decides what is computed again, sums gradients over micro-batches, and returns the graph of the update, if
+    /// there is one.
+    ///
+    /// # Errors
+    /// See [`CompileError`].
+    pub(crate) fn complete(
+        &mut self,
+        options: &CompileOptions,
+        passes: &mut Vec<PassReport>,
+        observe: Observer<'_>,
+    ) -> Result<Option<Graph>, CompileError> {
+        let Some(training) = &options.training else {
+            return Ok(None);
+        };
+        let list: &[&Pass] = match training.update {
+            Some(_) => MICRO_BATCH,
+            None => &[&recompute::PASS],
+        };
+        let report = manager(options, observe).run(list, &mut self.graph)?;
+        passes.extend(report.passes);
+        let update = training.update.as_ref();
+        let update = update.map(|update| {
+            update_graph(&self.graph, &self.expected, update).map_err(PlanError::Unsupported)
+        });
+        Ok(update.transpose()?)
+    }
+}
+
+/// Runs passes as `options` say, and shows the graph after each.
+fn manager<'a>(options: &CompileOptions, observe: Observer<'a>) -> Manager<'a> {
+    let manager = Manager::new(options.passes());
+    let shown = manager.print_after("all", observe);
+    shown.expect("`all` is no pass's name")
 }
 
 /// Where the work of a plan goes.
@@ -366,12 +414,23 @@ pub struct Placement<'a> {
 /// # Errors
 /// The graph does not fit the target, or holds what plans cannot express.
 pub fn plan_graph(
-    (mut graph, mut update): (Graph, Option<Graph>),
+    graphs: (Graph, Option<Graph>),
     provenance: Provenance,
     placement: Placement<'_>,
     passes: &mut Vec<PassReport>,
     observe: Observer<'_>,
 ) -> Result<Plan, CompileError> {
+    Ok(plan_split(graphs, provenance, placement, passes, observe)?.0)
+}
+
+/// [`plan_graph`], with the split.
+pub(crate) fn plan_split(
+    (mut graph, mut update): (Graph, Option<Graph>),
+    provenance: Provenance,
+    placement: Placement<'_>,
+    passes: &mut Vec<PassReport>,
+    observe: Observer<'_>,
+) -> Result<(Plan, Split), CompileError> {
     let Placement {
         target,
         replicas,
@@ -379,7 +438,7 @@ pub fn plan_graph(
         accumulation,
     } = placement;
     let cost = cost::model(target);
-    let partition = timed(passes, "partition", &mut graph, |graph| {
+    let (partition, found) = timed(passes, "partition", &mut graph, |graph| {
         let pipeline = Pipeline {
             target,
             cost: cost.as_ref(),
@@ -387,13 +446,13 @@ pub fn plan_graph(
             accumulation,
             states: &state_bytes(update.as_ref()),
         };
-        let found = partition(graph, &pipeline).map_err(PlanError::from)?;
+        let found = split(graph, &pipeline).map_err(PlanError::from)?;
         *graph = checked(graph)?;
         if let Some(update) = &mut update {
             place_update(update, graph);
             *update = checked(update)?;
         }
-        Ok::<Partition, CompileError>(found)
+        Ok::<(Partition, Split), CompileError>(found)
     })?;
     observe("partition", &graph);
     let tiles = timed(passes, "memory", &mut graph, |graph| {
@@ -417,7 +476,7 @@ pub fn plan_graph(
         accumulation,
     };
     plan.partition = attained(&plan);
-    Ok(plan)
+    Ok((plan, found))
 }
 
 /// How good the split is as it was placed: if a stage has more to do than the search reckoned with, the plan
@@ -448,7 +507,7 @@ fn checked(graph: &Graph) -> Result<Graph, PassError> {
 }
 
 /// Bytes of the states beside each parameter, by binding.
-fn state_bytes(update: Option<&Graph>) -> BTreeMap<String, u64> {
+pub(crate) fn state_bytes(update: Option<&Graph>) -> BTreeMap<String, u64> {
     let mut bytes = BTreeMap::new();
     let nodes = update.map(|graph| graph.nodes().map(|id| graph.node(id)));
     for node in nodes.into_iter().flatten() {

@@ -40,13 +40,12 @@ fn wrong_arguments_are_the_users() {
 
 #[test]
 fn what_is_not_there_yet_says_so() {
-    let options: [&[&str]; 7] = [
+    let options: [&[&str]; 6] = [
         &["--recompute", "layer"],
         &["--recompute", "auto"],
         &["--schedule", "interleaved"],
         &["--schedule", "popart"],
         &["--chunks", "2"],
-        &["--auto"],
         &["--ipu-config", "x.json"],
     ];
     for option in options {

@@ -71,7 +71,7 @@ impl Work {
         let stage = |stage| phases.map(|phase| plan.stage_cycles(stage, phase));
         let update = |tile| match plan.update {
             Some(_) => UpdateCycles {
-                collectives: collective_cycles(plan, tile),
+                collectives: plan.collective_cycles(tile, plan.replicas),
                 weight_update: plan.update_cycles(tile).total(),
             },
             None => UpdateCycles::default(),
@@ -80,19 +80,6 @@ impl Work {
             stages: (0..plan.stages()).map(stage).collect(),
             update: (0..plan.tiles.len()).map(update).collect(),
         }
-    }
-}
-
-/// Cycles in which a tile sums its accumulators over the replicas: a ring in which each replica sends
-/// and receives 2 (R - 1) / R of them (Patarasuk and Yuan, JPDC 2009).
-fn collective_cycles(plan: &Plan, tile: usize) -> u64 {
-    let bytes = plan.tiles[tile].memory.accumulators;
-    let replicas = plan.replicas as u64;
-    let moved = 2 * (replicas - 1) * bytes / replicas;
-    if moved == 0 {
-        0
-    } else {
-        2 * plan.target.link_cycles(moved)
     }
 }
 

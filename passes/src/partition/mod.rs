@@ -28,7 +28,7 @@ use crate::cost::CostModel;
 use crate::phase::phases;
 use crate::schedule::{Phase, Schedule};
 use crate::solve::partition::{
-    Item, Joint, Limits, PartitionError, Problem, Shared, Value as Moved, solve,
+    Item, Joint, Limits, PartitionError, Problem, Shared, Solution, Value as Moved, evaluate, solve,
 };
 pub use place::place_update;
 use place::{Routes, place};
@@ -69,20 +69,101 @@ pub struct Pipeline<'a> {
 /// # Errors
 /// No split fits the tiles' memory.
 pub fn partition(graph: &mut Graph, pipeline: &Pipeline<'_>) -> Result<Partition, PartitionError> {
+    Ok(split(graph, pipeline)?.0)
+}
+
+/// [`partition`], with what it solved.
+pub(crate) fn split(
+    graph: &mut Graph,
+    pipeline: &Pipeline<'_>,
+) -> Result<(Partition, Split), PartitionError> {
     let atoms = Atoms::of(graph);
     let problem = problem(graph, &atoms, pipeline);
-    let solution = solve(&problem, &Limits::default())?;
+    let solution = best(&problem)?;
     let stage = |atom: &Option<usize>| atom.map(|atom| solution.device_of[atom] as u32);
     let stages: Vec<Option<u32>> = atoms.of_node.iter().map(stage).collect();
     place(graph, &stages, &atoms.again, Routes::Relayed);
     drop_unread(graph, &atoms.again);
-    Ok(Partition {
+    let found = Partition {
         objective_cycles: solution.objective,
         lower_bound_cycles: solution.lower_bound,
         optimal: solution.optimal,
         ideals: solution.ideals,
         atoms: atoms.nodes.len(),
-    })
+    };
+    let device_of = solution.device_of;
+    Ok((found, Split { problem, device_of }))
+}
+
+/// The best split. That without a limit on memory is found sooner, and where it keeps the limit, none is better.
+fn best(problem: &Problem) -> Result<Solution, PartitionError> {
+    let free = Problem {
+        memory_limit: None,
+        ..problem.clone()
+    };
+    let solution = solve(&free, &Limits::default())?;
+    match problem.memory_limit {
+        Some(limit) if solution.memory.iter().any(|&bytes| bytes > limit) => {
+            solve(problem, &Limits::default())
+        }
+        _ => Ok(solution),
+    }
+}
+
+/// A split and the problem it solves.
+pub(crate) struct Split {
+    problem: Problem,
+    device_of: Vec<usize>,
+}
+
+impl Split {
+    /// Whether the search would keep this split for that schedule on that target: by its own reckoning of memory,
+    /// which is a lower bound. The schedule must have as many stages.
+    pub(crate) fn keeps_memory(
+        &self,
+        target: &Target,
+        schedule: &Schedule,
+        accumulation: usize,
+    ) -> bool {
+        let problem = Problem {
+            in_flight: in_flight(schedule, accumulation),
+            ..self.problem.clone()
+        };
+        let limit = memory_limit(target, schedule);
+        let memory = evaluate(&problem, &self.device_of).memory;
+        memory.iter().all(|&bytes| bytes <= limit)
+    }
+}
+
+/// What no split of a graph does without.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Floor {
+    /// Cycles of all stages together for one micro-batch, without what moves between them.
+    pub(crate) cycles: u64,
+    /// Cycles of the largest atom.
+    pub(crate) largest: u64,
+    /// Bytes of all stages together that stay: parameters and states.
+    pub(crate) resident: u64,
+}
+
+/// What every split of a graph comes to at least.
+pub(crate) fn floor(graph: &Graph, pipeline: &Pipeline<'_>) -> Floor {
+    let problem = problem(graph, &Atoms::of(graph), pipeline);
+    let items = || problem.items.iter().map(|item| item.cycles);
+    let outside = problem
+        .values
+        .iter()
+        .filter(|value| value.producer.is_none());
+    Floor {
+        cycles: items().sum::<u64>() + outside.map(|value| value.cost).sum::<u64>(),
+        largest: items().max().unwrap_or(0),
+        resident: problem.shared.iter().map(|block| block.bytes).sum(),
+    }
+}
+
+/// What the tiles of a target hold for each stage, code and reserve left out.
+pub(crate) fn memory_limit(target: &Target, schedule: &Schedule) -> u64 {
+    (target.capacity() - target.tile.code - target.tile.reserved) / schedule.chunks as u64
 }
 
 /// Which nodes are placed together.
@@ -258,7 +339,6 @@ fn problem(graph: &Graph, atoms: &Atoms, pipeline: &Pipeline<'_>) -> Problem {
         accumulation,
         ..
     } = *pipeline;
-    let chunks = schedule.chunks as u64;
     let readers = atoms.readers(graph);
     // What is computed again for other atoms alone.
     let is_joint = |atom: usize, id: NodeId| {
@@ -288,7 +368,7 @@ fn problem(graph: &Graph, atoms: &Atoms, pipeline: &Pipeline<'_>) -> Problem {
         shared: Vec::new(),
         joint: Vec::new(),
         devices: schedule.stages(),
-        memory_limit: Some((target.capacity() - target.tile.code - target.tile.reserved) / chunks),
+        memory_limit: Some(memory_limit(target, schedule)),
         in_flight: in_flight(schedule, accumulation),
     };
     for id in graph.nodes().filter(|id| !atoms.again.contains(id.index())) {
@@ -308,7 +388,7 @@ fn problem(graph: &Graph, atoms: &Atoms, pipeline: &Pipeline<'_>) -> Problem {
 }
 
 /// Micro-batches whose values a stage keeps, by the number of stages after it.
-fn in_flight(schedule: &Schedule, accumulation: usize) -> Vec<u64> {
+pub(crate) fn in_flight(schedule: &Schedule, accumulation: usize) -> Vec<u64> {
     let kept = |stage| {
         let (from, to) = ((stage, Phase::Forward), (stage, Phase::Backward));
         schedule.depth(from, to, accumulation) as u64

@@ -10,6 +10,7 @@ mod file;
 mod layout;
 mod lower;
 mod order;
+mod reorder;
 mod values;
 
 use lxpod_ir::ops::Op;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use file::PlanError;
 pub use lower::{Work, lower};
+pub use reorder::Programs;
 
 use crate::cost::Cycles;
 use crate::partition::Partition;
@@ -328,6 +330,12 @@ impl Plan {
         cycles.fold(StageCycles::default(), |sum, more| sum + more)
     }
 
+    /// Cycles in which a tile sums its accumulators over that many replicas: a ring in which each sends and
+    /// receives 2 (R - 1) / R of them (Patarasuk and Yuan, JPDC 2009).
+    pub fn collective_cycles(&self, tile: usize, replicas: usize) -> u64 {
+        ring_cycles(&self.target, self.tiles[tile].memory.accumulators, replicas)
+    }
+
     /// The graph whose nodes the programs of a phase run.
     ///
     /// # Panics
@@ -386,6 +394,15 @@ impl Plan {
                 .sum(),
             host: host.map(|value| target.host_cycles(bytes(value))).sum(),
         }
+    }
+}
+
+/// Cycles in which a tile that sums so many bytes over replicas sends and receives.
+pub(crate) fn ring_cycles(target: &Target, bytes: u64, replicas: usize) -> u64 {
+    let replicas = replicas as u64;
+    match 2 * (replicas - 1) * bytes / replicas {
+        0 => 0,
+        moved => 2 * target.link_cycles(moved),
     }
 }
 

@@ -11,13 +11,14 @@ use super::error::{CliError, Result};
 use super::options::PlanOptions;
 use super::report::Report;
 use super::source::{Subject, compile_model};
-use super::{Global, files, output};
+use super::{Global, auto, files, output};
 
 /// Compile a model into a plan
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     lxpod compile lxmert-base -o lxmert.plan\n  \
     lxpod compile path/to/checkpoint --stages 4 --replicas 4 --micro-batch 8 --json\n  \
+    lxpod compile lxmert-base --mode training --seq-len 512 --auto --global-batch 64 -o lxmert.plan\n  \
     lxpod compile lxmert-base --precision fp32 --emit graph.dot")]
 pub(crate) struct Compile {
     /// A folder with config.json, a name in the Hugging Face cache, or lxmert-base
@@ -42,7 +43,7 @@ pub(crate) struct Compile {
 
 impl Compile {
     pub(crate) fn run(self, global: &Global) -> Result<()> {
-        let used = self.options.usage()?;
+        self.options.usage()?;
         if let Some(emit) = &self.emit {
             emit.check(global.json)?;
         }
@@ -64,21 +65,27 @@ impl Compile {
                 output::diagnose(&format!("; after {pass}\n{graph}"));
             }
         };
-        let resolved = self
-            .options
-            .compile_options(self.options.model_options(&model)?)?;
-        let (plan, compiled) = compile_model(&model, &resolved, global, &mut observe)?;
+        let resolved = auto::resolve(&self.options, &model, global)?;
+        let (plan, compiled) = compile_model(&model, &resolved.options, global, &mut observe)?;
         if let Some(path) = &self.output {
             files::write(path, &plan.to_bytes()?)?;
         }
-        let report = Report::new(&plan, used, Some(compiled.duration.as_secs_f64()));
+        let found = resolved.found.as_ref();
+        let seconds = compiled.duration.as_secs_f64() + found.map_or(0.0, |found| found.seconds);
+        let report = Report::new(&plan, resolved.used, Some(seconds));
         if let Some(emit) = &self.emit {
             emit.write(&plan.graph)?;
         }
         match &self.emit {
-            _ if global.json => output::json(&report.document()),
+            _ if global.json => {
+                let mut document = report.document();
+                if let Some(found) = found {
+                    document["auto"] = found.document();
+                }
+                output::json(&document)
+            }
             Some(emit) if emit.is_stdout() => Ok(()),
-            _ => output::print(&report.text()),
+            _ => output::print(&(found.map_or(String::new(), auto::Found::text) + &report.text())),
         }
     }
 

@@ -11,7 +11,7 @@ use lxpod_passes::{CompileOptions, Precision, TrainingOptions};
 use lxpod_runtime::{Error, Model, Samples};
 
 use super::error::{CliError, Result};
-use super::files;
+use super::{auto, files};
 
 /// The most micro-batches of one step that are simulated.
 const MOST_MICRO_BATCHES: usize = 1 << 16;
@@ -38,9 +38,14 @@ pub(crate) struct PlanOptions {
     #[arg(long, value_name = "S", value_parser = positive)]
     pub(crate) stages: Option<usize>,
 
-    /// Choose replicas, stages and micro-batch by prediction
+    /// Search the pod for the fastest plan that fits: replicas, stages, micro-batch, accumulation, recomputation and
+    /// schedule, as far as they are not given
     #[arg(long)]
     pub(crate) auto: bool,
+
+    /// Samples of one step that --auto is to keep: replicas x micro-batch x accumulation [default: at most 256]
+    #[arg(long, value_name = "N", value_parser = positive, requires = "auto")]
+    pub(crate) global_batch: Option<usize>,
 
     /// Take the options of an ipu_config.json
     #[arg(long, value_name = "FILE|DIR")]
@@ -209,6 +214,7 @@ impl PlanOptions {
     /// # Errors
     /// The target is unknown or its file is wrong.
     pub(crate) fn compile_options(&self, built: ModelOptions) -> Result<CompileOptions> {
+        auto::refuse(self)?;
         let mut options = CompileOptions::new(built, self.target()?);
         options.replicas = self.replicas.unwrap_or(1);
         options.stages = self.stages;
@@ -227,7 +233,7 @@ impl PlanOptions {
             recompute: match self.recompute.unwrap_or(Recompute::None) {
                 Recompute::None => lxpod_passes::Recompute::None,
                 Recompute::Layer => lxpod_passes::Recompute::Layer,
-                Recompute::Auto => lxpod_passes::Recompute::Auto { bytes: u64::MAX },
+                Recompute::Auto => lxpod_passes::Recompute::Auto,
             },
             ..defaults
         }
@@ -333,10 +339,6 @@ impl PlanOptions {
     fn check_supported(&self) -> Result<()> {
         let training = self.mode == Some(Mode::Training);
         let unsupported = [
-            (
-                self.auto,
-                "--auto; give --replicas, --stages and --micro-batch",
-            ),
             (
                 self.ipu_config.is_some(),
                 "--ipu-config; give --replicas, --stages and --gradient-accumulation",

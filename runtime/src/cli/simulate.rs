@@ -11,7 +11,7 @@ use super::error::{CliError, Result};
 use super::options::{PlanOptions, positive};
 use super::report::Report;
 use super::source::plan_of;
-use super::{Global, files, html, output, predicted};
+use super::{Global, auto, files, html, output, predicted};
 
 /// The most slices of a trace; viewers cannot open more.
 const MOST_SLICES: usize = 2_000_000;
@@ -49,9 +49,10 @@ pub(crate) struct Simulate {
 
 impl Simulate {
     pub(crate) fn run(self, global: &Global) -> Result<()> {
-        let used = self.options.usage()?;
-        let (plan, compile_seconds) = plan_of(&self.subject, &self.options, global)?;
-        let report = Report::new(&plan, used, compile_seconds);
+        self.options.usage()?;
+        let planned = plan_of(&self.subject, &self.options, global)?;
+        let (plan, found) = (planned.plan, planned.found);
+        let report = Report::new(&plan, planned.used, planned.seconds);
         if let Some(path) = &self.trace {
             write_trace_file(path, &report, self.steps)?;
         }
@@ -61,6 +62,9 @@ impl Simulate {
         let explained = self.explain.then(|| explain(&report));
         if global.json {
             let mut document = report.document();
+            if let Some(found) = &found {
+                document["auto"] = found.document();
+            }
             document["steps"] = self.steps.into();
             let total = report.simulation().predict().step_seconds * self.steps as f64;
             document["total_seconds"] = total.into();
@@ -69,7 +73,8 @@ impl Simulate {
             }
             return output::json(&document);
         }
-        let mut text = format!("{}\n{}\n", report.head(), report.tile_table());
+        let mut text = found.as_ref().map_or(String::new(), auto::Found::text);
+        text += &format!("{}\n{}\n", report.head(), report.tile_table());
         text += &predicted::text(report.simulation(), plan.target.machine);
         if self.steps > 1 {
             let total = report.simulation().predict().step_seconds * self.steps as f64;

@@ -11,8 +11,8 @@ use lxpod_runtime::{Error, Model};
 use super::Global;
 use super::error::{CliError, Result};
 use super::files;
-use super::options::PlanOptions;
-use super::output;
+use super::options::{PlanOptions, Use};
+use super::{auto, output};
 
 /// The first bytes of every plan file.
 const PLAN_MAGIC: &[u8] = b"lxpod-plan ";
@@ -100,23 +100,41 @@ pub(crate) fn compile_model(
     Ok((plan, report))
 }
 
-/// The plan that the argument of a command names or describes, and the seconds compiling took.
-pub(crate) fn plan_of(
-    argument: &Path,
-    options: &PlanOptions,
-    global: &Global,
-) -> Result<(Plan, Option<f64>)> {
+/// A plan, and how it is used.
+pub(crate) struct Planned {
+    /// The plan.
+    pub(crate) plan: Plan,
+    /// How it is used.
+    pub(crate) used: Use,
+    /// The seconds compiling took, if it was compiled just now.
+    pub(crate) seconds: Option<f64>,
+    /// The search that found its options, if there was one.
+    pub(crate) found: Option<auto::Found>,
+}
+
+/// The plan that the argument of a command names or describes.
+pub(crate) fn plan_of(argument: &Path, options: &PlanOptions, global: &Global) -> Result<Planned> {
     match Subject::of(argument)? {
         Subject::Plan(path) => {
             let plan = read_plan(&path)?;
             options.check_settled(&path, &plan)?;
-            Ok((plan, None))
+            Ok(Planned {
+                plan,
+                used: options.usage()?,
+                seconds: None,
+                found: None,
+            })
         }
         Subject::Model(name) => {
             let model = Model::open(&name, options.seed.unwrap_or(0))?;
-            let resolved = options.compile_options(options.model_options(&model)?)?;
-            let (plan, report) = compile_model(&model, &resolved, global, &mut |_, _| {})?;
-            Ok((plan, Some(report.duration.as_secs_f64())))
+            let resolved = auto::resolve(options, &model, global)?;
+            let (plan, report) = compile_model(&model, &resolved.options, global, &mut |_, _| {})?;
+            Ok(Planned {
+                plan,
+                used: resolved.used,
+                seconds: Some(report.duration.as_secs_f64()),
+                found: resolved.found,
+            })
         }
         Subject::Graph(path) | Subject::Tensors(path) => Err(CliError::Usage(format!(
             "{}: is neither a model nor a plan; name a folder, lxmert-base, or a FILE.plan",

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lxpod_backends::Feed;
-use lxpod_ir::front::{LxmertConfig, Task};
 use lxpod_ir::Graph;
+use lxpod_ir::front::{LxmertConfig, Task};
 
 use crate::error::{Error, Result};
 use crate::pack::{Dropping, Packer};
