@@ -47,11 +47,49 @@ impl Needs {
         filled.max(busy) + self.update / tiles + sums
     }
 
-    /// A lower bound of the bytes of the fullest tile.
+    /// A lower bound of the bytes of the fullest tile: the least room in which what stays and what is kept for the
+    /// backward half find a place, even if both could be cut anywhere.
+    ///
+    /// A tile with b tiles behind it holds c_b micro-batches' worth of what it keeps; so what stays does least harm
+    /// where c_b is largest, and the others keep what they have room for over c_b.
     pub(super) fn bytes(&self, target: &Target, found: &Candidate) -> u64 {
-        let even = self.floor.resident.div_ceil(found.stages as u64);
-        even + target.tile.code + target.tile.reserved
+        let Floor {
+            resident, stash, ..
+        } = self.floor;
+        let copies = (0..found.stages).rev().map(|behind| copies(found, behind));
+        let copies: Vec<u64> = copies.collect();
+        let has_place = |room: u64| {
+            let (mut resident, mut kept) = (resident, 0);
+            for &copies in &copies {
+                let stays = resident.min(room);
+                resident -= stays;
+                kept += (room - stays).div_ceil(copies);
+            }
+            resident == 0 && kept >= stash
+        };
+        let (mut low, mut high) = (0, resident + stash * copies[0]);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if has_place(middle) {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        low + target.tile.code + target.tile.reserved
     }
+}
+
+/// Micro-batches whose values a tile with so many tiles behind it keeps, at least: the closed forms of the rules.
+fn copies(found: &Candidate, behind: usize) -> u64 {
+    let most = found.accumulation;
+    let kept = match found.schedule {
+        Rule::GPipe => most,
+        Rule::OneFOneB => most.min(behind + 1),
+        Rule::PopArt => most.min(2 * behind + 1),
+        Rule::Interleaved => 1,
+    };
+    kept as u64
 }
 
 /// W / (1 - (1 - 1/m)^p), rounded down.
@@ -73,6 +111,67 @@ mod tests {
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
         *state >> 33
+    }
+
+    #[test]
+    fn a_tile_keeps_no_fewer_micro_batches_than_the_bound_reckons_with() {
+        for schedule in Rule::ALL {
+            let found = Candidate {
+                replicas: 1,
+                stages: 4,
+                chunks: 1,
+                micro_batch: 1,
+                accumulation: 12,
+                recompute: crate::Recompute::None,
+                schedule,
+            };
+            let order = found.order(true);
+            for stage in 0..4 {
+                let (from, to) = ((stage, Phase::Forward), (stage, Phase::Backward));
+                let kept = order.depth(from, to, 12) as u64;
+                let bound = copies(&found, 3 - stage);
+                assert!(bound <= kept, "{schedule}, {stage}");
+                assert!(schedule == Rule::Interleaved || bound == kept);
+            }
+        }
+    }
+
+    #[test]
+    fn no_cut_of_what_stays_and_is_kept_needs_less_room_than_the_bound() {
+        let mut target = Target::named("pod16").unwrap();
+        (target.tile.code, target.tile.reserved) = (0, 0);
+        let mut state = 3;
+        for _ in 0..200 {
+            let tiles = 1 + next(&mut state) as usize % 4;
+            let parts: Vec<[u64; 2]> = (0..tiles)
+                .map(|_| [0, 1].map(|_| next(&mut state) % 50))
+                .collect();
+            let found = Candidate {
+                replicas: 1,
+                stages: tiles,
+                chunks: 1,
+                micro_batch: 1,
+                accumulation: 3,
+                recompute: crate::Recompute::None,
+                schedule: Rule::OneFOneB,
+            };
+            let of = |(tile, [stays, kept]): (usize, &[u64; 2])| {
+                stays + kept * copies(&found, tiles - 1 - tile)
+            };
+            let fullest = parts.iter().enumerate().map(of).max().unwrap();
+            let floor = Floor {
+                resident: parts.iter().map(|[stays, _]| stays).sum(),
+                stash: parts.iter().map(|[_, kept]| kept).sum(),
+                ..Floor::default()
+            };
+            let needs = Needs {
+                floor,
+                ..Needs::default()
+            };
+            let bound = needs.bytes(&target, &found);
+            assert!(bound <= fullest, "{parts:?}: {bound} > {fullest}");
+            assert!(tiles > 1 || bound == fullest);
+        }
     }
 
     #[test]
@@ -98,8 +197,7 @@ mod tests {
             let needs = Needs {
                 floor: Floor {
                     cycles: both().sum(),
-                    largest: 0,
-                    resident: 0,
+                    ..Floor::default()
                 },
                 ..Needs::default()
             };

@@ -33,9 +33,9 @@ pub use rank::{Choice, Rival};
 pub use space::{Candidate, Fixed};
 
 /// Splits that are computed, at most.
-const MOST_CLASSES: usize = 48;
+const MOST_CLASSES: usize = 20;
 /// Splits up to which the front is searched, once the best candidate is known.
-const FRONT_CLASSES: usize = 12;
+const FRONT_CLASSES: usize = 8;
 /// Candidates that are compiled by themselves, at most.
 const MOST_ALONE: usize = 8;
 /// Splits that are computed before their results are looked at: as many as may run at once.

@@ -92,13 +92,13 @@ impl Candidate {
 
 impl Fixed {
     /// Every combination of what is open that a pod of so many tiles has room for and whose schedule takes the
-    /// micro-batches. Pipelines are as long as some number of replicas leaves room for; sizes are powers of two,
-    /// or whatever makes up a given global batch.
+    /// micro-batches. Pipelines are as long as some number of replicas leaves room for, and replicas as many as some
+    /// length of a pipeline does; sizes are powers of two, or whatever makes up a given global batch.
     pub(super) fn candidates(&self, tiles: usize, training: bool) -> Vec<Candidate> {
         let mut found = Vec::new();
         for stages in one_or(self.stages, lengths(tiles)) {
             let most = tiles / stages.max(1);
-            for replicas in one_or(self.replicas, (1..=most).collect()) {
+            for replicas in one_or(self.replicas, lengths(most)) {
                 if replicas <= most {
                     self.add_batches(replicas, stages, training, &mut found);
                 }
@@ -150,7 +150,7 @@ impl Fixed {
             to.push(base);
             return;
         }
-        let all = vec![Recompute::None, Recompute::Auto, Recompute::Layer];
+        let all = vec![Recompute::None, Recompute::Layer];
         let interleaved = TrainingOptions::default().chunks;
         for schedule in one_or(self.rule, Rule::ALL.to_vec()) {
             let chunks = match schedule {
@@ -179,7 +179,7 @@ fn one_or<T>(given: Option<T>, open: Vec<T>) -> Vec<T> {
     given.map_or(open, |given| vec![given])
 }
 
-/// The longest pipelines of which 1, 2, … fit, longest first: 16, 8, 5, 4, 3, 2, 1 of 16 tiles.
+/// The most tiles that each of 1, 2, … pipelines can have, most first: 16, 8, 5, 4, 3, 2, 1 of 16.
 fn lengths(tiles: usize) -> Vec<usize> {
     let mut lengths: Vec<usize> = (1..=tiles).map(|replicas| tiles / replicas).collect();
     lengths.dedup();

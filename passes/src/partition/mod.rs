@@ -144,6 +144,8 @@ pub(crate) struct Floor {
     pub(crate) largest: u64,
     /// Bytes of all stages together that stay: parameters and states.
     pub(crate) resident: u64,
+    /// Bytes of all stages together that are kept of one micro-batch.
+    pub(crate) stash: u64,
 }
 
 /// What every split of a graph comes to at least.
@@ -158,6 +160,7 @@ pub(crate) fn floor(graph: &Graph, pipeline: &Pipeline<'_>) -> Floor {
         cycles: items().sum::<u64>() + outside.map(|value| value.cost).sum::<u64>(),
         largest: items().max().unwrap_or(0),
         resident: problem.shared.iter().map(|block| block.bytes).sum(),
+        stash: problem.values.iter().map(|value| value.stash).sum(),
     }
 }
 
