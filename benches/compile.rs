@@ -54,6 +54,7 @@ fn parts(c: &mut Criterion) {
             schedule: &schedule,
             accumulation: 1,
             states: &states,
+            pinned: None,
         };
         partition(graph, &pipeline).expect("a split")
     };

@@ -16,8 +16,8 @@ use std::iter::once;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::f16;
 use lxpod_backends::cpu::kernels::{
-    Attention, Element, Kernels, LayerNorm, Linear, Panels, Scratch, View, ViewMut, activate,
-    attention_head, attention_scratch, gather, layer_norm, linear, linear_scratch,
+    Attention, Element, Format, Kernels, LayerNorm, Linear, Panels, Scratch, View, ViewMut,
+    activate, attention_head, attention_scratch, gather, layer_norm, linear, linear_scratch,
 };
 use lxpod_ir::DType;
 use lxpod_ir::ops::Activation;
@@ -57,10 +57,10 @@ fn matrix<T: Float>(random: &mut Random, rows: usize, cols: usize) -> Vec<T> {
 }
 
 /// As many copies of a weight as fill [`WEIGHTS`].
-fn weights(random: &mut Random, n: usize, k: usize, dtype: DType) -> Vec<Panels> {
+fn weights(random: &mut Random, n: usize, k: usize, format: Format) -> Vec<Panels> {
     let rows = random.reals(n * k, 0.05);
     let pack = || {
-        let mut panels = Panels::new(n, k, dtype);
+        let mut panels = Panels::new(n, k, format);
         panels.fill_rows(0, &rows);
         panels
     };
@@ -81,8 +81,13 @@ fn linear_of<T: Float>(c: &mut Criterion) {
     ];
     let mut random = Random::new(1);
     let mut group = c.benchmark_group(format!("linear/{}", T::DTYPE));
+    let format = if T::DTYPE == DType::F16 {
+        Format::Fixed
+    } else {
+        Format::Single
+    };
     for (k, n) in shapes {
-        let weights = weights(&mut random, n, k, T::DTYPE);
+        let weights = weights(&mut random, n, k, format);
         let bias = random.reals(n, 0.1);
         for m in [1, 12, 20, 36, 56, 160, 512] {
             let x: Vec<T> = matrix(&mut random, m, k);

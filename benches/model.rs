@@ -57,6 +57,7 @@ fn plan_of(mut graph: Graph, precision: Precision) -> Plan {
         replicas: 1,
         schedule: Schedule::inference(1),
         accumulation: 1,
+        pinned: None,
     };
     let work = (graph, None);
     plan_graph(work, provenance, placement, &mut Vec::new(), &mut |_, _| {}).expect("it fits")

@@ -6,14 +6,20 @@ mod auto;
 mod bench;
 #[path = "cli/compare.rs"]
 mod compare;
+#[path = "cli/explore.rs"]
+mod explore;
 #[path = "cli/failures.rs"]
 mod failures;
 #[path = "cli/gradients.rs"]
 mod gradients;
+#[path = "cli/solve.rs"]
+mod solve;
 #[path = "cli/support.rs"]
 mod support;
 #[path = "cli/train.rs"]
 mod train;
+#[path = "cli/train_options.rs"]
+mod train_options;
 #[path = "cli/train_runs.rs"]
 mod train_runs;
 

@@ -45,6 +45,7 @@ pub mod random;
 pub mod random_bits;
 mod rows;
 mod shape;
+pub mod sharding;
 mod target;
 mod tensor;
 pub mod text;

@@ -73,6 +73,53 @@ pub struct Host {
     pub bytes_per_second: u64,
 }
 
+/// From a number to the field it stands for and that field's value.
+type Derive = fn(&Target, f64) -> (String, String);
+
+/// Fields that stand for others.
+const DERIVED: [(&str, Derive); 3] = [
+    ("link.gbps", |_, rate| rate_field("link", rate)),
+    ("host.gbps", |_, rate| rate_field("host", rate)),
+    ("tile.memory", |target, bytes| {
+        let share = (bytes / target.tile.cores as f64).ceil();
+        ("tile.core_memory".to_owned(), format!("{share:.0}"))
+    }),
+];
+
+fn rate_field(link: &str, gigabytes: f64) -> (String, String) {
+    let field = format!("{link}.bytes_per_second");
+    (field, format!("{:.0}", gigabytes * 1e9))
+}
+
+/// A number, with a decimal or binary prefix behind it.
+fn number(text: &str) -> Option<f64> {
+    let prefixes = [
+        ("Ki", 1024.0),
+        ("Mi", 1024.0 * 1024.0),
+        ("Gi", 1024.0 * 1024.0 * 1024.0),
+        ("k", 1e3),
+        ("M", 1e6),
+        ("G", 1e9),
+    ];
+    let prefix = prefixes.iter().find(|(name, _)| text.ends_with(name));
+    let (digits, factor) = prefix.map_or((text, 1.0), |(name, factor)| {
+        (&text[..text.len() - name.len()], *factor)
+    });
+    digits.trim().parse::<f64>().ok().map(|n| n * factor)
+}
+
+/// A value of the kind of `old`.
+fn parsed(old: &toml::Value, text: &str) -> Option<toml::Value> {
+    let whole =
+        |number: f64| (number.fract() == 0.0 && number.abs() < 9e15).then_some(number as i64);
+    match old {
+        toml::Value::String(_) => Some(text.into()),
+        toml::Value::Integer(_) => number(text).and_then(whole).map(toml::Value::Integer),
+        toml::Value::Float(_) => number(text).map(toml::Value::Float),
+        _ => None,
+    }
+}
+
 const BUILT_IN: [&str; 5] = [
     include_str!("../targets/pod4.toml"),
     include_str!("../targets/pod16.toml"),
@@ -123,6 +170,70 @@ impl Target {
                 .join("\n")
         })?;
         target.check().map(|()| target)
+    }
+
+    /// The names of all fields, as their tables in a TOML file give them, and the names derived from them; see
+    /// [`Target::set`].
+    pub fn fields(&self) -> Vec<String> {
+        fn collect(prefix: &str, table: &toml::Table, names: &mut Vec<String>) {
+            for (key, value) in table {
+                let name = format!("{prefix}{key}");
+                match value {
+                    toml::Value::Table(inner) => collect(&format!("{name}."), inner, names),
+                    _ => names.push(name),
+                }
+            }
+        }
+        let mut names = Vec::new();
+        collect("", &self.table(), &mut names);
+        names.extend(DERIVED.iter().map(|(name, _)| (*name).to_owned()));
+        names
+    }
+
+    fn table(&self) -> toml::Table {
+        toml::Table::try_from(self).expect("a target is a TOML table")
+    }
+
+    /// Gives one field another value: a what-if. `field` is a path in the TOML file, such as `tile.sync_cycles`,
+    /// or one of three derived ones: `link.gbps` and `host.gbps`, 10^9 bytes a second each way, and `tile.memory`,
+    /// bytes of a whole tile, rounded up to whole bytes of a core. Numbers may end in k, M, G, or Ki, Mi, Gi. The
+    /// target's name says what was changed.
+    ///
+    /// # Errors
+    /// There is no such field (the message lists all), or it cannot have that value.
+    pub fn set(&mut self, field: &str, value: &str) -> Result<(), String> {
+        if !self.fields().iter().any(|name| name == field) {
+            let known = self.fields().join(", ");
+            return Err(format!("no field `{field}`; the fields are {known}"));
+        }
+        let derived = DERIVED.iter().find(|(name, _)| *name == field);
+        let (path, text) = match derived {
+            None => (field.to_owned(), value.to_owned()),
+            Some((_, derive)) => {
+                let number = number(value).filter(|number| *number > 0.0 && number.is_finite());
+                let number =
+                    number.ok_or_else(|| format!("{field} = {value}: is no number above 0"))?;
+                derive(self, number)
+            }
+        };
+        let mut table = self.table();
+        let (parents, key) = path.rsplit_once('.').unwrap_or(("", &path));
+        let mut inner = &mut table;
+        for parent in parents.split('.').filter(|parent| !parent.is_empty()) {
+            let found = inner.get_mut(parent).and_then(toml::Value::as_table_mut);
+            inner = found.expect("a listed field has its parents");
+        }
+        let old = inner.get_mut(key).expect("a listed field is there");
+        *old = parsed(old, &text)
+            .ok_or_else(|| format!("{field} = {value}: must be a {}, as {old}", old.type_str()))?;
+        let mut changed = Target::deserialize(table)
+            .map_err(|error| format!("{field} = {value}: {}", error.message()))?;
+        changed.check()?;
+        if field != "name" {
+            changed.name = format!("{} {field}={value}", self.name);
+        }
+        *self = changed;
+        Ok(())
     }
 
     /// Checks that every number is possible and that sums of cycles and bytes fit 64 bits.
@@ -208,6 +319,65 @@ mod tests {
             assert_eq!(Target::named(&target.name).unwrap(), target);
         }
         assert_eq!(Target::named("pod16").unwrap().capacity(), 940_572_672);
+    }
+
+    #[test]
+    fn every_field_can_be_set_and_the_name_says_so() {
+        let pod = Target::named("pod16").unwrap();
+        for field in pod.fields() {
+            let value = match field.as_str() {
+                "name" => "other",
+                "machine" => "cpu",
+                "tile.memory" => "1Gi",
+                "link.latency_seconds" => "0.5",
+                "link.gbps" | "host.gbps" => "48.5",
+                _ => "1M",
+            };
+            let mut changed = pod.clone();
+            let result = changed.set(&field, value);
+            if let Err(message) = &result {
+                assert!(message.contains(&field), "{field}: {message}");
+                assert_eq!(changed, pod, "{field}");
+                continue;
+            }
+            assert_ne!(changed, pod, "{field}");
+            assert!(field == "name" || changed.name.ends_with(&format!("{field}={value}")));
+        }
+        let mut pod = pod;
+        pod.set("link.gbps", "64").unwrap();
+        pod.set("tile.memory", "1Gi").unwrap();
+        assert_eq!(pod.link.bytes_per_second, 64_000_000_000);
+        assert!((0..1472).contains(&(pod.capacity() - (1 << 30))));
+        assert_eq!(pod.name, "pod16 link.gbps=64 tile.memory=1Gi");
+    }
+
+    #[test]
+    fn a_field_that_is_not_there_is_told_with_all_that_are() {
+        let mut pod = Target::named("pod16").unwrap();
+        let error = pod.set("link.speed", "3").unwrap_err();
+        for name in [
+            "link.speed",
+            "link.bytes_per_second",
+            "tile.memory",
+            "tiles",
+        ] {
+            assert!(error.contains(name), "{error}");
+        }
+        for (field, value) in [
+            ("tiles", "0"),
+            ("tiles", "1.5"),
+            ("tiles", "-1"),
+            ("tiles", "many"),
+            ("link.gbps", "NaN"),
+            ("link.gbps", "1e300"),
+            ("tile.memory", "0"),
+            ("machine", "gpu"),
+            ("link.latency_seconds", "2"),
+        ] {
+            let error = pod.set(field, value).unwrap_err();
+            assert!(error.len() < 300, "{error}");
+        }
+        assert_eq!(pod, Target::named("pod16").unwrap());
     }
 
     #[test]

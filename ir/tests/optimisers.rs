@@ -41,6 +41,25 @@ fn run<S: Scalar>(source: &str, feeds: &Feeds<S>) -> Vec<Vec<S>> {
 }
 
 fn adam_like(op: &str, attributes: &str, p: &str) -> String {
+    optimiser(
+        "",
+        &format!("{op} %p, %g, %m, %v, %f, %l, %1, %2"),
+        attributes,
+        p,
+    )
+}
+
+/// `lamb` with the ratio of its own step, at most `most`, of a parameter that joins so many tensors.
+fn lamb_like(attributes: &str, parts: usize, most: &str, p: &str) -> String {
+    let ratio = format!(
+        "%r = trust_ratio %p, %g, %m, %v, %f, %1, %2 {{{attributes}{most}}} : f32[{parts}]"
+    );
+    let lamb = "lamb %p, %g, %m, %v, %f, %l, %1, %2, %r";
+    optimiser(&ratio, lamb, attributes, p)
+}
+
+/// An optimiser's step, behind what it reads beside the leaves.
+fn optimiser(before: &str, step: &str, attributes: &str, p: &str) -> String {
     format!(
         "graph @update {{
   %p = param {{value=p}} : {p}[2,2]
@@ -52,7 +71,8 @@ fn adam_like(op: &str, attributes: &str, p: &str) -> String {
   %1 = input {{name=c1}} : f32[]
   %2 = input {{name=c2}} : f32[]
   %s = input {{name=key}} : i32[2]
-  %a, %b, %c = {op} %p, %g, %m, %v, %f, %l, %1, %2 {{{attributes}}} : {p}[2,2], f16[2,2], f32[2,2]
+  {before}
+  %a, %b, %c = {step} {{{attributes}}} : {p}[2,2], f16[2,2], f32[2,2]
   return %a as \"param:p\"
   return %b as \"state:m\"
   return %c as \"state:v\"
@@ -168,15 +188,16 @@ fn lamb(bounds: &[usize], most: f64) -> Vec<f64> {
 #[test]
 fn lamb_has_a_ratio_for_each_tensor() {
     let attributes = "beta1=0.9, beta2=0.999, eps=1e-8, decay=0.1";
-    let first = |more: &str| {
-        let source = adam_like("lamb", &format!("{attributes}{more}"), "f32");
+    let first = |parts: &str, most: &str| {
+        let count = if parts.is_empty() { 1 } else { 2 };
+        let source = lamb_like(&format!("{attributes}{parts}"), count, most, "f32");
         three_steps(&source, true).remove(0)[0].clone()
     };
-    close(&first(""), &lamb(&[0, 4], f64::INFINITY));
-    let parts = first(", parts=[1, 1]");
+    close(&first("", ""), &lamb(&[0, 4], f64::INFINITY));
+    let parts = first(", parts=[1, 1]", "");
     close(&parts, &lamb(&[0, 2, 4], f64::INFINITY));
-    assert_ne!(parts, first(""));
-    let bounded = first(", parts=[1, 1], max_ratio=0.75");
+    assert_ne!(parts, first("", ""));
+    let bounded = first(", parts=[1, 1]", ", max_ratio=0.75");
     close(&bounded, &lamb(&[0, 2, 4], 0.75));
     assert_ne!(parts, bounded);
 }
@@ -194,8 +215,8 @@ fn lamb_of_nothing_steps_as_adam() {
         feeds.insert(scalar, vec![1.0]);
     }
     feeds.insert("key", vec![0.0; 2]);
-    let of = |op| run(&adam_like(op, attributes, "f32"), &feeds);
-    assert_eq!(of("lamb"), of("adam"));
+    let lamb = run(&lamb_like(attributes, 1, "", "f32"), &feeds);
+    assert_eq!(lamb, run(&adam_like("adam", attributes, "f32"), &feeds));
 }
 
 #[test]
@@ -242,8 +263,11 @@ fn sgd_is_that_of_torch() {
 
 #[test]
 fn a_factor_that_is_not_finite_skips_the_step() {
-    for op in ["adam", "lamb"] {
-        let source = adam_like(op, "beta1=0.9, beta2=0.999, eps=1e-8, decay=0.1", "f32");
+    let attributes = "beta1=0.9, beta2=0.999, eps=1e-8, decay=0.1";
+    for source in [
+        adam_like("adam", attributes, "f32"),
+        lamb_like(attributes, 1, "", "f32"),
+    ] {
         for factor in [f32::NAN, f32::INFINITY] {
             let mut feeds = BTreeMap::from([
                 ("p", vec![1.0f32, 2.0, 3.0, 4.0]),
@@ -316,6 +340,23 @@ fn squares_are_summed_in_f64() {
     assert_eq!(squares(vec![3.0, -4.0]), 25.0);
     assert_eq!(squares(Vec::new()), 0.0);
     assert!(squares(vec![1.0, f32::NAN]).is_nan());
+}
+
+#[test]
+fn a_histogram_counts_what_is_not_below_its_edge() {
+    let source = "graph @g {
+  %x = input {name=x} : f32[6]
+  %f = input {name=f} : f32[]
+  %y = histogram %x, %f {edge=8188.0} : f32[2]
+  return %y as \"y\"
+}";
+    let x = vec![0.0f32, -8187.0, 8188.0, -9000.0, f32::NAN, f32::INFINITY];
+    let counted = |factor| {
+        let feeds = BTreeMap::from([("x", x.clone()), ("f", vec![factor])]);
+        run(source, &feeds).remove(0)
+    };
+    assert_eq!(counted(1.0), [2.0, 4.0]);
+    assert_eq!(counted(0.5), [4.0, 2.0]);
 }
 
 fn clipped(max_norm: &str, squares: [f32; 2], scale: f32) -> [f32; 2] {

@@ -60,6 +60,7 @@ fn add(
     let state = State {
         name: name.to_owned(),
         reset: true,
+        shards: 1,
     };
     let state = patch.add_typed(graph, id, state, &[], &stored)?;
     if !takes_accumulator(graph, id) {

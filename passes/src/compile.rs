@@ -1,211 +1,27 @@
 //! From a configuration to a plan: front end, passes, partition, schedule, memory.
 
 mod fit;
+mod options;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use lxpod_ir::front::{FrontError, Losses, LxmertConfig, ModelOptions, build};
+use lxpod_ir::front::{FrontError, LxmertConfig, build};
 use lxpod_ir::ops::Op;
-use lxpod_ir::{DType, Graph, LOSS, Target, verify};
-use serde::Serialize;
+use lxpod_ir::{Graph, LOSS, Target, sharding, verify};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::cost;
 use crate::manager::{Manager, PassError, PassReport};
-use crate::partition::{Partition, Pipeline, Split, place_update, split};
-use crate::pass::{
-    LossScale, MICRO_BATCH, Mode, Options, PIPELINE, Pass, Precision, Recompute, TRAINING,
-};
+use crate::partition::{Partition, PinnedStages, Pipeline, Split, partition, place_update};
+use crate::pass::{MICRO_BATCH, PIPELINE, Pass, Recompute, TRAINING};
 use crate::plan::{Plan, PlanError, Provenance, Work, lower};
 use crate::recompute;
-use crate::schedule::{Phase, Rule, Schedule};
+use crate::schedule::{Phase, Schedule};
 use crate::solve::partition::PartitionError;
-use crate::update::{Optimizer, UpdateOptions, update_graph};
-
-/// What to compile for.
-#[derive(Clone, Debug)]
-pub struct CompileOptions {
-    /// What to build of the model.
-    pub model: ModelOptions,
-    /// The machine.
-    pub target: Target,
-    /// Copies of the pipeline.
-    pub replicas: usize,
-    /// Stages of the pipeline; as many as the replica has tiles if not given.
-    pub stages: Option<usize>,
-    /// How values are stored.
-    pub precision: Precision,
-    /// What a training step is; none for inference.
-    pub training: Option<TrainingOptions>,
-}
-
-/// A training step.
-#[derive(Clone, Debug)]
-pub struct TrainingOptions {
-    /// The order of programs.
-    pub rule: Rule,
-    /// Stages of a tile, where the rule interleaves.
-    pub chunks: usize,
-    /// Micro-batches of each replica that are summed before an update.
-    pub accumulation: usize,
-    /// Which values are computed again for the backward half.
-    pub recompute: Recompute,
-    /// How sums of gradients are stored: f32 or f16.
-    pub accumulator: DType,
-    /// The optimiser. Without one the plan has no update: the outputs of each micro-batch are its
-    /// gradients, `grad:B` for each parameter B.
-    pub update: Option<UpdateOptions>,
-}
-
-impl Default for TrainingOptions {
-    /// gpipe over one micro-batch; AdamW without decay, everything in f32.
-    fn default() -> Self {
-        TrainingOptions {
-            rule: Rule::GPipe,
-            chunks: 2,
-            accumulation: 1,
-            recompute: Recompute::None,
-            accumulator: DType::F32,
-            update: Some(UpdateOptions {
-                optimizer: Optimizer::Adam {
-                    betas: [0.9, 0.999],
-                    eps: 1e-8,
-                },
-                decay: 0.0,
-                decay_everything: false,
-                max_norm: None,
-                moments: [DType::F32; 2],
-                masters: true,
-                stochastic: false,
-                frozen: Vec::new(),
-            }),
-        }
-    }
-}
-
-impl CompileOptions {
-    /// One replica over all tiles of `target`, mixed precision.
-    pub fn new(model: ModelOptions, target: Target) -> Self {
-        CompileOptions {
-            model,
-            target,
-            replicas: 1,
-            stages: None,
-            precision: Precision::Mixed,
-            training: None,
-        }
-    }
-
-    /// The number of stages.
-    ///
-    /// # Errors
-    /// The target has too few tiles.
-    pub fn resolved_stages(&self) -> Result<usize, CompileError> {
-        let tiles = self.target.tiles;
-        let problem = |flag, message| Err(CompileError::Option { flag, message });
-        if self.replicas == 0 || self.replicas > tiles {
-            let message = format!(
-                "{} replicas on {tiles} tiles; use 1 to {tiles}",
-                self.replicas
-            );
-            return problem("--replicas", message);
-        }
-        let most = tiles / self.replicas;
-        match self.stages {
-            None => Ok(most),
-            Some(stages) if (1..=most).contains(&stages) => Ok(stages),
-            Some(stages) => {
-                let message =
-                    format!("{stages} stages a replica on {tiles} tiles; use 1 to {most}");
-                problem("--stages", message)
-            }
-        }
-    }
-
-    /// The order of programs, and the micro-batches of a step.
-    ///
-    /// # Errors
-    /// The target has too few tiles, or the rule cannot order that many micro-batches.
-    pub fn schedule(&self) -> Result<(Schedule, usize), CompileError> {
-        let tiles = self.resolved_stages()?;
-        let Some(training) = &self.training else {
-            return Ok((Schedule::inference(tiles), 1));
-        };
-        let interleaved = training.rule == Rule::Interleaved;
-        let schedule = Schedule {
-            rule: training.rule,
-            tiles,
-            chunks: if interleaved {
-                training.chunks.max(1)
-            } else {
-                1
-            },
-            training: true,
-        };
-        let problem = |message| CompileError::Option {
-            flag: "--schedule",
-            message,
-        };
-        let micro_batches = training.accumulation.max(1);
-        schedule.check(micro_batches).map_err(problem)?;
-        Ok((schedule, micro_batches))
-    }
-
-    /// What passes are told.
-    fn passes(&self) -> Options {
-        let mixed = self.precision == Precision::Mixed;
-        let training = self.training.as_ref();
-        Options {
-            mode: training.map_or(Mode::Inference, |_| Mode::Training),
-            precision: self.precision,
-            loss_scale: if mixed {
-                LossScale::Input
-            } else {
-                LossScale::One
-            },
-            recompute: training.map_or(Recompute::None, |training| training.recompute),
-            accumulator: training.map_or(DType::F32, |training| training.accumulator),
-        }
-    }
-
-    /// The options as a plan records them.
-    fn record(&self, stages: usize) -> serde_json::Value {
-        let ModelOptions {
-            task,
-            micro_batch,
-            seq_len,
-            boxes,
-            hidden_states,
-            attentions,
-            losses,
-            dropout,
-        } = &self.model;
-        let training = self.training.as_ref();
-        let mut record = serde_json::json!({
-            "mode": if training.is_some() { "training" } else { "inference" },
-            "task": task.name(),
-            "micro_batch": micro_batch,
-            "seq_len": seq_len,
-            "boxes": boxes,
-            "hidden_states": hidden_states,
-            "attentions": attentions,
-            "losses": losses != &Losses::None,
-            "dropout": dropout,
-            "replicas": self.replicas,
-            "stages": stages,
-            "precision": self.precision.name(),
-        });
-        if let Some(training) = training {
-            record["schedule"] = training.rule.name().into();
-            record["gradient_accumulation"] = training.accumulation.into();
-            record["recompute"] = training.recompute.name().into();
-            record["gradients"] = training.update.is_none().into();
-        }
-        record
-    }
-}
+use crate::update::update_graph;
+pub use options::{CompileOptions, TrainingOptions};
 
 /// Why a plan could not be compiled.
 #[derive(Debug, Error)]
@@ -230,8 +46,19 @@ pub enum CompileError {
 }
 
 impl CompileError {
-    /// Whether less to keep could help.
-    fn is_out_of_memory(&self) -> bool {
+    /// Bytes that the fullest tile would need at least, code and reserve included, if too few are what is wrong.
+    pub fn bytes_needed(&self, target: &Target) -> Option<u64> {
+        match self {
+            CompileError::Plan(PlanError::OutOfMemory { total, .. }) => Some(*total),
+            CompileError::Plan(PlanError::Partition(PartitionError::Memory { needed, .. })) => {
+                Some(needed.saturating_add(target.tile.code + target.tile.reserved))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether tiles have too little memory.
+    pub fn is_out_of_memory(&self) -> bool {
         matches!(
             self,
             CompileError::Plan(
@@ -242,10 +69,12 @@ impl CompileError {
 }
 
 /// What the compiler did, beside the plan.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct CompileReport {
     /// Every pass, in order, the planning steps included.
     pub passes: Vec<PassReport>,
+    /// The split into stages, to be questioned.
+    pub split: Split,
     /// From the configuration to the finished plan.
     pub duration: Duration,
 }
@@ -265,16 +94,20 @@ pub fn compile(
 ) -> Result<(Plan, CompileReport), CompileError> {
     let start = Instant::now();
     let told = options.training.as_ref().map(|training| training.recompute);
-    let (plan, passes) = match told {
+    let (plan, split, passes) = match told {
         Some(Recompute::Auto) => fit::compile_to_fit(config, name, options, observe)?,
         told => compile_with(config, name, options, told.unwrap_or_default(), observe)?,
     };
-    let duration = start.elapsed();
-    Ok((plan, CompileReport { passes, duration }))
+    let report = CompileReport {
+        passes,
+        split,
+        duration: start.elapsed(),
+    };
+    Ok((plan, report))
 }
 
-/// A plan, and what was done for it.
-type Compiled = Result<(Plan, Vec<PassReport>), CompileError>;
+/// A plan, the split into its stages, and what was done for it.
+type Compiled = Result<(Plan, Split, Vec<PassReport>), CompileError>;
 
 /// A plan that computes that much again.
 fn compile_with(
@@ -311,10 +144,11 @@ fn compile_with(
         replicas: options.replicas,
         schedule,
         accumulation,
+        pinned: options.pinned.as_ref(),
     };
     let graphs = (model.graph, update);
-    let plan = plan_graph(graphs, provenance, placement, &mut passes, observe)?;
-    Ok((plan, passes))
+    let (plan, split) = split_graph(graphs, provenance, placement, &mut passes, observe)?;
+    Ok((plan, split, passes))
 }
 
 /// A model after the graph passes that no choice of recomputation, schedule or placement changes.
@@ -379,9 +213,8 @@ impl Optimised {
         };
         let report = manager(options, observe).run(list, &mut self.graph)?;
         passes.extend(report.passes);
-        let update = training.update.as_ref();
-        let update = update.map(|update| {
-            update_graph(&self.graph, &self.expected, update).map_err(PlanError::Unsupported)
+        let update = options.update().map(|update| {
+            update_graph(&self.graph, &self.expected, &update).map_err(PlanError::Unsupported)
         });
         Ok(update.transpose()?)
     }
@@ -406,6 +239,8 @@ pub struct Placement<'a> {
     pub schedule: Schedule,
     /// Micro-batches of one replica in a training step; 1 for inference.
     pub accumulation: usize,
+    /// A placement by hand, if there is one.
+    pub pinned: Option<&'a PinnedStages>,
 }
 
 /// Plans verified graphs without transfers, of a micro-batch and of the update: splits them over the
@@ -420,11 +255,11 @@ pub fn plan_graph(
     passes: &mut Vec<PassReport>,
     observe: Observer<'_>,
 ) -> Result<Plan, CompileError> {
-    Ok(plan_split(graphs, provenance, placement, passes, observe)?.0)
+    split_graph(graphs, provenance, placement, passes, observe).map(|(plan, _)| plan)
 }
 
 /// [`plan_graph`], with the split.
-pub(crate) fn plan_split(
+pub(crate) fn split_graph(
     (mut graph, mut update): (Graph, Option<Graph>),
     provenance: Provenance,
     placement: Placement<'_>,
@@ -436,17 +271,19 @@ pub(crate) fn plan_split(
         replicas,
         schedule,
         accumulation,
+        pinned,
     } = placement;
     let cost = cost::model(target);
-    let (partition, found) = timed(passes, "partition", &mut graph, |graph| {
+    let (partition, split) = timed(passes, "partition", &mut graph, |graph| {
         let pipeline = Pipeline {
             target,
             cost: cost.as_ref(),
             schedule: &schedule,
             accumulation,
             states: &state_bytes(update.as_ref()),
+            pinned,
         };
-        let found = split(graph, &pipeline).map_err(PlanError::from)?;
+        let found = partition(graph, &pipeline).map_err(PlanError::from)?;
         *graph = checked(graph)?;
         if let Some(update) = &mut update {
             place_update(update, graph);
@@ -476,7 +313,7 @@ pub(crate) fn plan_split(
         accumulation,
     };
     plan.partition = attained(&plan);
-    Ok((plan, found))
+    Ok((plan, split))
 }
 
 /// How good the split is as it was placed: if a stage has more to do than the search reckoned with, the plan
@@ -509,12 +346,18 @@ fn checked(graph: &Graph) -> Result<Graph, PassError> {
 /// Bytes of the states beside each parameter, by binding.
 pub(crate) fn state_bytes(update: Option<&Graph>) -> BTreeMap<String, u64> {
     let mut bytes = BTreeMap::new();
-    let nodes = update.map(|graph| graph.nodes().map(|id| graph.node(id)));
-    for node in nodes.into_iter().flatten() {
+    let nodes = update.map(|graph| graph.nodes().map(move |id| (graph, id)));
+    for (graph, id) in nodes.into_iter().flatten() {
+        let node = graph.node(id);
         if let Op::State(state) = &node.op
-            && let Some((_, binding)) = state.name.split_once(':')
+            && let Some((kind, binding)) = state.name.split_once(':')
         {
-            *bytes.entry(binding.to_owned()).or_default() += node.types[0].bytes() as u64;
+            // Sums of gradients are whole on each replica.
+            let held = match kind {
+                "acc" => node.types[0].bytes(),
+                _ => sharding::shard_bytes(graph, graph.value(id)),
+            };
+            *bytes.entry(binding.to_owned()).or_default() += held as u64;
         }
     }
     bytes

@@ -69,4 +69,4 @@ pub use pass::{
 };
 pub use phase::phases;
 pub use schedule::Phase;
-pub use update::{Optimizer, ROUNDING_KEY, UpdateOptions, update_graph};
+pub use update::{HISTOGRAM, MEAN, Optimizer, ROUNDING_KEY, UpdateOptions, update_graph};

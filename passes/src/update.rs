@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lxpod_ir::ops::{Adam, Cast, Clip, Concat, Input, Lamb, Op, Param, Sgd, State, SumSquares};
+use lxpod_ir::ops::{
+    Adam, Cast, Clip, Concat, Histogram, Input, Lamb, Op, Param, Sgd, State, SumSquares, TrustRatio,
+};
 use lxpod_ir::random_bits::name_hash;
 use lxpod_ir::{Binding, DType, Graph, Output, Shape, Spaces, TensorType, Value};
 use serde::{Deserialize, Serialize};
@@ -13,6 +15,14 @@ use crate::accumulate::ACCUMULATOR;
 /// The input of an update that rounds stochastically: i32 `[2]`, the step's
 /// [`rounding_key`](lxpod_ir::random_bits::rounding_key).
 pub const ROUNDING_KEY: &str = "rounding_key";
+/// The input of an update that counts gradients: what makes a sum over micro-batches their mean.
+pub const MEAN: &str = "mean";
+/// What the name of the output that counts a parameter's gradient begins with; the binding follows.
+pub const HISTOGRAM: &str = "histogram:";
+
+/// The fewest elements of a parameter whose states replicas share out: PopART's
+/// `minElementsForReplicatedTensorSharding`. What is smaller costs more to gather than to keep.
+const FEWEST_SHARED: usize = 8192;
 
 /// How parameters follow from gradients.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +43,10 @@ pub struct UpdateOptions {
     pub stochastic: bool,
     /// What the names of tensors begin with that stay as they are.
     pub frozen: Vec<String>,
+    /// Counts, for each parameter, the elements of its gradient on either side of this value, if there is one.
+    pub histogram_edge: Option<f64>,
+    /// How many replicas share out the states of each large parameter; 1 if each keeps all of them.
+    pub shards: usize,
 }
 
 /// The rule by which an optimiser steps.
@@ -68,9 +82,10 @@ pub enum Optimizer {
 ///
 /// For each state `acc:B` that `micro` stores, its leaves are the parameter B, the states `acc:B`, `m:B` and,
 /// but for SGD, `v:B`, and `master:B` where there is one; its outputs are `param:B` and `state:NAME` of all but the first.
-/// The outputs `grad_norm`, before clipping, and `factor`, by which gradients were multiplied, come last.
+/// Then come a [`HISTOGRAM`] of each gradient, if they are counted, and last `grad_norm`, before clipping, and `factor`, by which
+/// gradients were multiplied.
 /// Inputs: `scale` and `lr`; `correction1` and `correction2`, but for SGD; [`ROUNDING_KEY`], where
-/// something is rounded stochastically. `tensors` gives the shapes of the checkpoint's tensors.
+/// something is rounded stochastically; [`MEAN`], where gradients are counted. `tensors` gives the shapes of the checkpoint's tensors.
 ///
 /// # Errors
 /// A parameter joins tensors of which one decays or is frozen and another is not; `micro` accumulates what
@@ -97,6 +112,9 @@ pub fn update_graph(
     for weight in &weights {
         update.step(weight, factor)?;
     }
+    if let Some(edge) = options.histogram_edge {
+        update.count(&weights, edge)?;
+    }
     update.graph.add_output("grad_norm", norm);
     update.graph.add_output("factor", factor);
     Ok(update.graph)
@@ -121,6 +139,10 @@ struct Weight {
     master: Option<Value>,
     gradient: Value,
     decay: f64,
+    /// How many replicas share its states out.
+    shards: usize,
+    /// The rows of each tensor in it; empty if it is one.
+    parts: Vec<usize>,
 }
 
 struct Update<'a> {
@@ -159,17 +181,21 @@ impl Update<'_> {
         })?;
         let behind = self.options.masters && ty.dtype != DType::F32;
         let wide = ty.with_dtype(DType::F32);
+        let parts = self.parts(&binding)?;
+        let shards = self.shards(&ty, &parts);
         let op = Param {
             value: binding.clone(),
         };
         Ok(Some(Weight {
             leaf: self.leaf(op, ty, &scope)?,
             master: match behind {
-                true => Some(self.state("master:", text, wide, &scope)?),
+                true => Some(self.state("master:", text, wide, shards, &scope)?),
                 false => None,
             },
-            gradient: self.state(ACCUMULATOR, text, accumulator, &scope)?,
+            gradient: self.state(ACCUMULATOR, text, accumulator, shards, &scope)?,
             decay: if decays { self.options.decay } else { 0.0 },
+            shards,
+            parts,
             binding,
             scope,
         }))
@@ -190,10 +216,25 @@ impl Update<'_> {
         kind: &str,
         binding: &str,
         ty: TensorType,
+        shards: usize,
         scope: &Arc<str>,
     ) -> Result<Value, String> {
-        let name = format!("{kind}{binding}");
-        self.leaf(State { name, reset: false }, ty, scope)
+        let state = State {
+            name: format!("{kind}{binding}"),
+            reset: false,
+            shards,
+        };
+        self.leaf(state, ty, scope)
+    }
+
+    /// How many replicas share out the states of a parameter. A tensor in it is summed in blocks of its own, none of
+    /// which may lie on two replicas.
+    fn shards(&self, ty: &TensorType, parts: &[usize]) -> usize {
+        let width = ty.shape.row_elements();
+        let inner = parts.split_last().map_or(&[][..], |(_, inner)| inner);
+        let whole = |rows: &usize| (rows * width).is_multiple_of(SumSquares::BLOCK);
+        let shared = ty.shape.elements() >= FEWEST_SHARED && inner.iter().all(whole);
+        if shared { self.options.shards } else { 1 }
     }
 
     fn scalar(&mut self, name: &'static str) -> Result<Value, String> {
@@ -245,21 +286,25 @@ impl Update<'_> {
         let p = weight.master.unwrap_or(weight.leaf);
         let ty = self.graph.ty(p).clone();
         let rounds = self.options.stochastic && ty.dtype == DType::F16;
-        let op = self.op(weight, rounds.then(|| name_hash(&text)))?;
+        let op = self.op(weight, rounds.then(|| name_hash(&text)));
         let (mut operands, mut types) = (vec![p, weight.gradient], vec![ty.clone()]);
         let moments = ["m:", "v:"].into_iter().zip(self.options.moments);
         let adam = !matches!(op, Op::Sgd(_));
         let kinds: Vec<(&str, DType)> = moments.take(1 + usize::from(adam)).collect();
         for &(kind, dtype) in &kinds {
             let ty = ty.with_dtype(dtype);
-            operands.push(self.state(kind, &text, ty.clone(), &weight.scope)?);
+            operands.push(self.state(kind, &text, ty.clone(), weight.shards, &weight.scope)?);
             types.push(ty);
         }
+        let tensors = operands.clone();
         operands.extend([factor, self.scalar("lr")?]);
         if adam {
             for name in ["correction1", "correction2"] {
                 operands.push(self.scalar(name)?);
             }
+        }
+        if let Op::Lamb(lamb) = &op {
+            operands.push(self.trust_ratio(weight, lamb, tensors, factor)?);
         }
         if rounds {
             operands.push(self.input(ROUNDING_KEY, TensorType::fixed(DType::I32, [2]))?);
@@ -269,6 +314,48 @@ impl Update<'_> {
         for ((kind, _), output) in kinds.into_iter().zip(1..) {
             let name = Output::state_name(&format!("{kind}{text}"));
             self.graph.add_output(&name, Value { node, output });
+        }
+        Ok(())
+    }
+
+    /// How long a step of LAMB is: `tensors` are the parameter, its gradient and its moments.
+    fn trust_ratio(
+        &mut self,
+        weight: &Weight,
+        lamb: &Lamb,
+        tensors: Vec<Value>,
+        factor: Value,
+    ) -> Result<Value, String> {
+        let Optimizer::Lamb { max_ratio, .. } = self.options.optimizer else {
+            return Err("a ratio of another optimiser than LAMB".to_owned());
+        };
+        let op = TrustRatio {
+            beta1: lamb.beta1,
+            beta2: lamb.beta2,
+            eps: lamb.eps,
+            decay: lamb.decay,
+            max_ratio,
+            parts: lamb.parts.clone(),
+        };
+        let mut operands = tensors;
+        operands.push(factor);
+        for name in ["correction1", "correction2"] {
+            operands.push(self.scalar(name)?);
+        }
+        let id = self.graph.add(op.into(), &operands, &[], &weight.scope)?;
+        Ok(self.graph.value(id))
+    }
+
+    /// Counts the elements of each gradient on either side of `edge`.
+    fn count(&mut self, weights: &[Weight], edge: f64) -> Result<(), String> {
+        let mean = self.scalar(MEAN)?;
+        for weight in weights {
+            let operands = [weight.gradient, mean];
+            let op = Histogram { edge };
+            let id = self.graph.add(op.into(), &operands, &[], &weight.scope)?;
+            let name = format!("{HISTOGRAM}{}", weight.binding);
+            let counted = self.graph.value(id);
+            self.graph.add_output(&name, counted);
         }
         Ok(())
     }
@@ -292,9 +379,9 @@ impl Update<'_> {
         Ok(())
     }
 
-    fn op(&self, weight: &Weight, stochastic: Option<u64>) -> Result<Op, String> {
+    fn op(&self, weight: &Weight, stochastic: Option<u64>) -> Op {
         let decay = weight.decay;
-        Ok(match self.options.optimizer {
+        match self.options.optimizer {
             Optimizer::Adam {
                 betas: [beta1, beta2],
                 eps,
@@ -316,18 +403,17 @@ impl Update<'_> {
             Optimizer::Lamb {
                 betas: [beta1, beta2],
                 eps,
-                max_ratio,
+                ..
             } => Lamb {
                 beta1,
                 beta2,
                 eps,
                 decay,
-                max_ratio,
-                parts: self.parts(&weight.binding)?,
+                parts: weight.parts.clone(),
                 stochastic,
             }
             .into(),
-        })
+        }
     }
 
     /// The rows of each tensor in a parameter; empty if it is one tensor.

@@ -48,6 +48,8 @@ fn options(optimizer: Optimizer) -> UpdateOptions {
         masters: false,
         stochastic: false,
         frozen: Vec::new(),
+        histogram_edge: None,
+        shards: 1,
     }
 }
 
@@ -260,6 +262,12 @@ fn lamb_knows_the_tensors_of_a_parameter_and_f16_is_rounded_stochastically() {
         (vec![], true, DECAY),
     ];
     assert_eq!(ops.collect::<Vec<_>>(), expected);
+    let ratios = graph.nodes().filter_map(|id| match &graph.node(id).op {
+        Op::TrustRatio(ratio) => Some((ratio.parts.clone(), ratio.decay)),
+        _ => None,
+    });
+    let expected = expected.map(|(parts, _, decay)| (parts, decay));
+    assert_eq!(ratios.collect::<Vec<_>>(), expected);
     let text = graph.to_string();
     assert!(
         text.contains("state {name=\"m:dense.weight\"} : f16[2,2] in \"m.dense\""),
@@ -291,4 +299,52 @@ fn frozen_tensors_stay_and_mixed_parameters_are_refused() {
     assert!(error.contains("concat(q.bias, k.bias)"), "{error}");
     let error = graph(&["dense", "q.", "k.", "LayerNorm"]).unwrap_err();
     assert!(error.contains("every parameter is frozen"), "{error}");
+}
+
+#[test]
+fn gradients_are_counted_where_asked() {
+    let counting = UpdateOptions {
+        histogram_edge: Some(0.5),
+        ..options(ADAM)
+    };
+    let graph = update_graph(&micro(), &tensors(), &counting).unwrap();
+    verify(&graph).unwrap();
+    let mut store = start::<f64>(&graph);
+    give(&mut store, 1);
+    store.insert("mean".to_owned(), Tensor::real([], vec![0.5]));
+    run(&graph, &mut store);
+    // Halves of 1.5, 1, 0.5 and 0: two of them reach the edge.
+    for (name, counts) in NAMES.iter().zip([[0.0, 2.0], [1.0, 2.0], [2.0, 2.0]]) {
+        assert_eq!(store[&format!("histogram:{name}")].reals(), counts);
+    }
+}
+
+#[test]
+fn replicas_share_out_what_is_large_and_splits_into_blocks() {
+    let micro = |first: usize, elements: usize| {
+        let rest = elements - first;
+        let text = format!(
+            "graph @micro {{
+  %0 = param {{value=\"concat(a, b)\"}} : f32[{elements}]
+  %1 = state {{name=\"acc:concat(a, b)\", reset=true}} : f32[{elements}]
+  return %1 as \"state:acc:concat(a, b)\"
+}}"
+        );
+        let shapes = vec![("a".to_owned(), vec![first]), ("b".to_owned(), vec![rest])];
+        let shared = UpdateOptions {
+            shards: 4,
+            masters: false,
+            ..options(ADAM)
+        };
+        let graph = update_graph(&parse(&text).unwrap(), &shapes, &shared).unwrap();
+        verify(&graph).unwrap();
+        let states = graph.nodes().filter_map(|id| match &graph.node(id).op {
+            Op::State(state) => Some(state.shards),
+            _ => None,
+        });
+        states.collect::<Vec<_>>()
+    };
+    assert_eq!(micro(4096, 10_000), [4, 4, 4]);
+    assert_eq!(micro(4096, 8191), [1, 1, 1], "too small to be worth it");
+    assert_eq!(micro(4095, 10_000), [1, 1, 1], "a block would lie on two");
 }

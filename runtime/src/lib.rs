@@ -8,8 +8,12 @@
 pub mod checkpoint;
 pub mod compare;
 pub mod error;
+pub mod ipu_config;
 mod model;
+mod nearest;
+pub mod out_of_memory;
 mod pack;
+pub mod problems;
 mod samples;
 mod session;
 mod sharing;

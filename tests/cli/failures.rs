@@ -35,18 +35,18 @@ fn wrong_arguments_are_the_users() {
         "magic",
     ])
     .fails(2, &["--passes", "cse"]);
-    lxpod(["inspect", TINY, "--tile", "1"]).fails(2, &["--tile"]);
+    lxpod(["inspect", TINY, "--tile", "16"]).fails(2, &["--tile", "0 to 15"]);
+    lxpod(["inspect", "tests/filetests/cse/repeated.lx", "--tile", "1"]).fails(2, &["--tile"]);
 }
 
 #[test]
 fn what_is_not_there_yet_says_so() {
-    let options: [&[&str]; 6] = [
+    let options: [&[&str]; 5] = [
         &["--recompute", "layer"],
         &["--recompute", "auto"],
         &["--schedule", "interleaved"],
         &["--schedule", "popart"],
         &["--chunks", "2"],
-        &["--ipu-config", "x.json"],
     ];
     for option in options {
         lxpod(["compile", TINY].iter().chain(option)).fails(3, &["not supported", option[0]]);

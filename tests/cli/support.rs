@@ -1,5 +1,6 @@
 //! Running the binary.
 
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -60,6 +61,16 @@ impl Finished {
         String::from_utf8(self.output.stdout.clone()).expect("UTF-8")
     }
 
+    /// The one JSON document on standard output of a command that failed with that code and a message.
+    pub(crate) fn fails_with_json(&self, code: i32) -> serde_json::Value {
+        let message = String::from_utf8_lossy(&self.output.stderr);
+        let ended = self.output.status.code();
+        assert_eq!(ended, Some(code), "{}: {message}", self.shown);
+        assert!(!message.is_empty(), "{}: no message", self.shown);
+        serde_json::from_slice(&self.output.stdout)
+            .unwrap_or_else(|error| panic!("{}: {error}", self.shown))
+    }
+
     /// Checks the exit code, that nothing was printed as a result, and that the message has these words.
     pub(crate) fn fails(&self, code: i32, words: &[&str]) {
         let message = String::from_utf8_lossy(&self.output.stderr);
@@ -86,7 +97,7 @@ impl Finished {
 
 /// A text file.
 pub(crate) fn text_of(path: &str) -> String {
-    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 /// Compares the scores of two files.
@@ -102,4 +113,13 @@ pub(crate) fn check_scores(got: &Path, want: &str) {
     for (got, want) in got.iter().zip(&want) {
         assert!((got - want).abs() < 1e-4, "{got} {want}");
     }
+}
+
+/// A fresh folder, and the path of its one file, of that name and text.
+pub(crate) fn folder_with(name: &str, text: &str) -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join(name);
+    fs::write(&path, text).expect("a file");
+    let path = path.to_string_lossy().into_owned();
+    (folder, path)
 }

@@ -11,14 +11,14 @@ use serde_json::Value;
 use super::support::{TINY, lxpod};
 
 /// A golden trajectory.
-struct Golden {
+pub(super) struct Golden {
     recipe: &'static str,
     folder: String,
     meta: Value,
 }
 
 impl Golden {
-    fn open(recipe: &'static str) -> Golden {
+    pub(super) fn open(recipe: &'static str) -> Golden {
         let folder = format!("tests/golden/train_{recipe}");
         let meta = fs::read(format!("{folder}/meta.json")).expect("meta.json");
         Golden {
@@ -28,8 +28,12 @@ impl Golden {
         }
     }
 
+    pub(super) fn folder(&self) -> &str {
+        &self.folder
+    }
+
     /// The words of the command line that trains it.
-    fn words(&self, output: &Path, options: &[&str]) -> Vec<String> {
+    pub(super) fn words(&self, output: &Path, options: &[&str]) -> Vec<String> {
         let batches = format!("{}/inputs.safetensors", self.folder);
         let rate = self.meta["learning_rate"].to_string();
         let accumulation = self.meta["gradient_accumulation"].to_string();
@@ -48,7 +52,7 @@ impl Golden {
         words.into_iter().map(str::to_owned).collect()
     }
 
-    fn train(&self, output: &Path, options: &[&str]) {
+    pub(super) fn train(&self, output: &Path, options: &[&str]) {
         lxpod(self.words(output, options)).succeeds();
     }
 
@@ -63,7 +67,7 @@ impl Golden {
         command.spawn().expect("the binary runs")
     }
 
-    fn losses(&self) -> Vec<f64> {
+    pub(super) fn losses(&self) -> Vec<f64> {
         floats(&self.meta["log"]["loss"])
     }
 }
@@ -76,21 +80,21 @@ fn floats(values: &Value) -> Vec<f64> {
         .collect()
 }
 
-fn log(output: &Path) -> Value {
+pub(super) fn log(output: &Path) -> Value {
     let text = fs::read(output.join("log.json")).expect("log.json");
     serde_json::from_slice(&text).expect("JSON")
 }
 
-fn losses(output: &Path) -> Vec<f64> {
+pub(super) fn losses(output: &Path) -> Vec<f64> {
     floats(&log(output)["loss"])
 }
 
-fn model(output: &Path) -> Vec<u8> {
+pub(super) fn model(output: &Path) -> Vec<u8> {
     fs::read(output.join("model.safetensors")).expect("a model")
 }
 
 /// A folder that is removed at the end, and a path in it.
-fn folder() -> (tempfile::TempDir, PathBuf) {
+pub(super) fn folder() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a folder");
     let output = folder.path().join("out");
     (folder, output)
@@ -149,7 +153,7 @@ fn trajectories_are_transformers_in_fp32() {
 }
 
 /// Checks losses against a golden's: their mean, and each one, within a share of it.
-fn check_close(what: &str, got: &[f64], want: &[f64], mean: f64, each: f64) {
+pub(super) fn check_close(what: &str, got: &[f64], want: &[f64], mean: f64, each: f64) {
     let share = got.iter().sum::<f64>() / want.iter().sum::<f64>() - 1.0;
     let worst = got
         .iter()

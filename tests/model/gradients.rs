@@ -86,5 +86,5 @@ fn every_case_matches_on_any_number_of_tiles() {
         }
         compared += 1;
     }
-    assert_eq!(compared, 13);
+    assert!(compared >= 13, "{compared} cases");
 }

@@ -5,6 +5,7 @@ mod golden;
 mod gradients;
 mod ledger;
 mod planning;
+mod sharding;
 mod support;
 mod train;
 mod train_mixed;

@@ -7,9 +7,9 @@ use lxpod_ir::random_bits::{RowState, name_hash, part_salt};
 use lxpod_ir::{Extents, SpaceId};
 
 use super::arena::Arena;
-use super::exec_update::Sums;
 use super::kernels::{self, Kernels, LayerNorm, Linear, Scratch, View};
 use super::operand::{Moment, Operand};
+use super::reduce::Sums;
 use super::step::{CpuStep, Dropping, Kernel, Source};
 use super::store::Resident;
 use super::team::{Poisoned, Worker};
@@ -21,7 +21,11 @@ const ROWS: usize = 2;
 pub(super) struct Machine<'a> {
     /// The kernel table.
     pub kernels: &'static Kernels,
-    /// The arenas of one replica, by tile.
+    /// The arenas of all replicas, by tile.
+    pub replicas: &'a [Vec<Arena>],
+    /// Which replica runs.
+    pub replica: usize,
+    /// The arenas of this replica, by tile.
     pub arenas: &'a [Arena],
     /// The micro-batch's extents.
     pub extents: &'a Extents,
@@ -161,7 +165,7 @@ impl Machine<'_> {
             bias,
             activation,
         };
-        let mut units = worker.claims(layer.units(), layer.grain());
+        let mut units = worker.claims(layer.units(), layer.grain(self.kernels));
         let out = self.write(step, 0);
         kernels::linear(self.kernels, &layer, out, &mut units, scratch);
     }
@@ -378,9 +382,14 @@ impl Machine<'_> {
 
     /// Operand `index`, one number.
     pub(super) fn scalar(&self, step: &CpuStep, index: usize) -> f64 {
+        self.entry(step, index, 0)
+    }
+
+    /// An entry of operand `index`, a list.
+    pub(super) fn entry(&self, step: &CpuStep, index: usize, row: usize) -> f64 {
         let mut value = [0.0];
         self.read(step, index)
-            .load_row(self.kernels, 0, 0..1, &mut value);
+            .load_row(self.kernels, row, 0..1, &mut value);
         f64::from(value[0])
     }
 

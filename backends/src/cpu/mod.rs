@@ -14,6 +14,7 @@ mod exec_update;
 pub mod kernels;
 mod operand;
 mod persistent;
+mod reduce;
 mod step;
 mod store;
 mod team;
@@ -36,13 +37,14 @@ use crate::{
     BackendError, Executable, Feed, Fetch, HostLedger, Outputs, Overflow, StepTime, TileLedger,
 };
 use arena::Arena;
-use exec_update::{Sums, Updating};
+use exec_update::Updating;
 use kernels::{Kernels, Scratch};
+use reduce::Sums;
 use step::CpuProgram;
 use store::{Form, Store};
 use team::Team;
 use trace::TileTrace;
-use train::Repack;
+use train::{Accumulated, Gather, Repack};
 use visit::{Cell, Visit};
 
 /// How to run a plan on the CPU.
@@ -76,8 +78,10 @@ pub struct Cpu {
     times: Mutex<Vec<Vec<Duration>>>,
     /// Weights that are packed anew after an update.
     repacks: Vec<Repack>,
-    /// The accumulators of a replica, by tile, in blocks.
-    accumulators: Vec<(usize, std::ops::Range<u64>)>,
+    /// The accumulators of a replica, in blocks.
+    accumulators: Vec<Accumulated>,
+    /// The parameters that replicas update a share of each, in blocks.
+    gathers: Vec<Gather>,
     weight_bytes: u64,
     guard: bool,
 }
@@ -123,7 +127,7 @@ impl Cpu {
         let rows: BTreeMap<String, usize> = expected.map(first_axis).collect();
         let tensor_rows = |name: &str| rows.get(name).copied().unwrap_or(0);
         let updated = plan.update.is_some();
-        let wanted = |form| !updated || form == Form::Panels;
+        let wanted = |form| !updated || matches!(form, Form::Panels { .. });
         let store = with_threads(team.workers(), || {
             Store::load(&plan.graph, &wanted, &tensor_rows, fetch, packed)
         })?;
@@ -158,7 +162,8 @@ impl Cpu {
             } else {
                 Vec::new()
             },
-            accumulators: train::accumulator_blocks(&plan),
+            accumulators: Accumulated::all(&plan),
+            gathers: Gather::all(&plan),
             plays: BTreeMap::new(),
             results: Vec::new(),
             sums: Sums::of(plan.update.as_ref()),

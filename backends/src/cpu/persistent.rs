@@ -1,7 +1,9 @@
 //! What lasts from step to step: parameters and states in the arenas of their tiles.
 
+use std::ops::Range;
+
 use lxpod_ir::ops::Op;
-use lxpod_ir::{Binding, DType, Shape, Tensor};
+use lxpod_ir::{Binding, DType, Shape, Tensor, sharding};
 use lxpod_passes::plan::{Buffer, Category};
 
 use super::Cpu;
@@ -19,8 +21,21 @@ struct Persistent<'a> {
     tile: usize,
     dtype: DType,
     shape: Shape,
+    /// How many replicas share it out; 1 if each has all of it.
+    shards: usize,
     /// What it is at first; zeros if nothing.
     binding: Option<Binding>,
+}
+
+impl Persistent<'_> {
+    /// The elements that a replica has.
+    fn share(&self, replica: usize) -> Range<usize> {
+        let elements = self.shape.elements();
+        match self.shards {
+            1 => 0..elements,
+            shards => sharding::shard(elements, shards, replica),
+        }
+    }
 }
 
 impl Cpu {
@@ -44,14 +59,18 @@ impl Cpu {
         };
         let node = graph.node(graph.at(buffer.node)?);
         let ty = &node.types[0];
-        let (name, binding) = match &node.op {
-            Op::Param(param) => (format!("param:{}", param.value), Some(param.value.clone())),
+        let (name, shards, binding) = match &node.op {
+            Op::Param(param) => {
+                let binding = param.value.clone();
+                (format!("param:{binding}"), 1, Some(binding))
+            }
             Op::State(state) => {
                 let of = state
                     .name
                     .strip_prefix(MASTER)
                     .map(|text| self.binding(text));
-                (format!("state:{}", state.name), of.flatten())
+                let name = format!("state:{}", state.name);
+                (name, state.shards, of.flatten())
             }
             _ => return None,
         };
@@ -61,6 +80,7 @@ impl Cpu {
             tile,
             dtype: ty.dtype,
             shape: ty.shape.clone(),
+            shards,
             binding,
         })
     }
@@ -101,18 +121,27 @@ impl Cpu {
         Ok(())
     }
 
+    /// Writes what a replica has of these values, the first of which begins row `first`.
     fn write(&self, entry: &Persistent<'_>, replica: usize, first: usize, values: &[f32]) {
-        let arena = &self.arenas[replica][entry.tile];
-        let extent = [entry.shape.rows(), entry.shape.row_elements()];
-        let buffer = entry.buffer;
-        // SAFETY: no run is in progress, so nobody else accesses the arena.
-        let mut out = unsafe {
-            let start = arena.at(buffer.offset, buffer.offset + buffer.bytes);
-            ViewMut::from_raw_parts(start, entry.dtype, extent, extent[1])
-        };
-        for (row, values) in (first..).zip(values.chunks_exact(extent[1].max(1))) {
-            out.store_row(self.kernels, row, 0, values);
+        let first = first * entry.shape.row_elements();
+        let share = entry.share(replica);
+        let inside = |at: usize| at.clamp(share.start, share.end);
+        let (start, end) = (inside(first), inside(first + values.len()));
+        if start == end {
+            return;
         }
+        let (place, length) = (self.place(entry, replica), share.len());
+        // SAFETY: no run is in progress, so nobody else accesses the arena.
+        let mut out = unsafe { ViewMut::from_raw_parts(place, entry.dtype, [1, length], length) };
+        let values = &values[start - first..end - first];
+        out.store_row(self.kernels, 0, start - share.start, values);
+    }
+
+    /// Where a replica has its share.
+    fn place(&self, entry: &Persistent<'_>, replica: usize) -> *mut u8 {
+        let buffer = entry.buffer;
+        // SAFETY: the arena checks the range.
+        unsafe { self.arenas[replica][entry.tile].at(buffer.offset, buffer.offset + buffer.bytes) }
     }
 
     /// The persistent tensors, each once, widened to f32.
@@ -122,17 +151,13 @@ impl Cpu {
             if found.iter().any(|(name, _)| *name == entry.name) {
                 continue;
             }
-            let extent = [entry.shape.rows(), entry.shape.row_elements()];
-            let buffer = entry.buffer;
-            // SAFETY: no run is in progress, so nobody writes the arena.
-            let view = unsafe {
-                let arena = &self.arenas[0][entry.tile];
-                let start = arena.at(buffer.offset, buffer.offset + buffer.bytes);
-                View::from_raw_parts(start, entry.dtype, extent, extent[1])
-            };
-            let mut values = vec![0.0; extent[0] * extent[1]];
-            for (row, values) in values.chunks_exact_mut(extent[1].max(1)).enumerate() {
-                view.load_row(self.kernels, row, 0..extent[1], values);
+            let mut values = vec![0.0; entry.shape.elements()];
+            for replica in 0..entry.shards {
+                let (share, place) = (entry.share(replica), self.place(&entry, replica));
+                let length = share.len();
+                // SAFETY: no run is in progress, so nobody writes the arena.
+                let view = unsafe { View::from_raw_parts(place, entry.dtype, [1, length], length) };
+                view.load_row(self.kernels, 0, 0..length, &mut values[share]);
             }
             found.push((entry.name, Tensor::real(entry.shape, values)));
         }

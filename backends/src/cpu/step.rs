@@ -4,16 +4,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lxpod_ir::ops::{Attention, Dropout, Op, Reduction};
-use lxpod_ir::{DType, Graph, NodeId, SpaceId, Spaces, Value};
+use lxpod_ir::{DType, Graph, NodeId, SpaceId, Spaces, TensorType, Value, sharding};
 use lxpod_passes::accumulate::ACCUMULATOR;
-use lxpod_passes::plan::{Place, Plan, Program};
+use lxpod_passes::plan::{Buffer, Place, Plan, Program};
 use lxpod_passes::schedule::Phase;
 
 use super::definition::Definition;
 use super::exec_grad::Gradient;
 use super::exec_update::Updating;
 use super::operand::{Operand, Role};
-use super::store::{Form, Resident, Store};
+use super::store::{Form, Resident, Store, has_gradients};
 use crate::BackendError;
 
 /// An operand of a step: in the arena, or resident.
@@ -85,6 +85,8 @@ pub(super) struct CpuStep {
     pub outputs: Vec<Operand>,
     /// The operand that reads as zeros in the first micro-batch of a step, when its bytes are still the last step's.
     pub reset: Option<usize>,
+    /// How many replicas share the step's work out; 1 if each does all of it.
+    pub shards: usize,
 }
 
 /// A graph input to write, or a graph output to read, on one stage.
@@ -124,6 +126,7 @@ pub(super) fn resolve(
             plan,
             graph,
             phases: plan.phases(program.phase),
+            gradients: has_gradients(graph),
             program,
             tile,
             store,
@@ -149,6 +152,8 @@ struct Resolver<'a> {
     graph: &'a Graph,
     /// The phase of each of the graph's nodes.
     phases: Vec<Phase>,
+    /// Whether it has a backward half.
+    gradients: bool,
     program: &'a Program,
     tile: usize,
     store: &'a Store,
@@ -162,7 +167,7 @@ impl Resolver<'_> {
     /// Whether a step reads a parameter where the update writes it, not in a form of its own.
     fn reads_in_place(&self, value: Value, form: Form) -> bool {
         let is_param = matches!(self.graph.node(value.node).op, Op::Param(_));
-        is_param && self.plan.update.is_some() && form != Form::Panels
+        is_param && self.plan.update.is_some() && !matches!(form, Form::Panels { .. })
     }
 
     fn step(&self, step: &lxpod_passes::plan::Step) -> Result<CpuStep, BackendError> {
@@ -177,7 +182,7 @@ impl Resolver<'_> {
             .zip(&step.inputs)
             .enumerate()
         {
-            let form = Form::of(op, input);
+            let form = Form::of(op, input, self.gradients);
             let resident = matches!(
                 self.graph().node(value.node).op,
                 Op::Param(_) | Op::Constant(_)
@@ -216,6 +221,7 @@ impl Resolver<'_> {
             parameters,
             outputs,
             reset: self.reset(node)?,
+            shards: sharding::operand_shards(self.graph(), node),
         })
     }
 
@@ -280,13 +286,35 @@ impl Resolver<'_> {
     fn operand(&self, value: Value, place: &Place, tile: usize) -> Operand {
         let ty = self.graph().ty(value);
         let buffer = &self.plan.tiles[tile].buffers[place.buffer];
+        let role = self.role(self.root(value));
+        let shards = sharding::shards(self.graph, value);
+        if role == Role::Optimizer && shards > 1 {
+            let columns = sharding::largest_shard(ty.shape.elements(), shards);
+            return Operand {
+                capacity: 1,
+                columns,
+                stride: columns,
+                ..self.whole(ty, place, buffer, tile, role)
+            };
+        }
+        self.whole(ty, place, buffer, tile, role)
+    }
+
+    fn whole(
+        &self,
+        ty: &TensorType,
+        place: &Place,
+        buffer: &Buffer,
+        tile: usize,
+        role: Role,
+    ) -> Operand {
         Operand {
             tile,
             offset: buffer.offset,
             end: buffer.offset + buffer.slot_stride() * u64::from(buffer.slots),
             slots: (buffer.slots as usize, buffer.slot_stride()),
             buffer: place.buffer,
-            role: self.role(self.root(value)),
+            role,
             dtype: ty.dtype,
             rows: ty.rows,
             capacity: ty.shape.rows(),
@@ -376,7 +404,10 @@ impl Resolver<'_> {
             Op::Add(_) => Kernel::Add,
             Op::Scale(scale) => Kernel::Scale(scale.factor),
             Op::Activate(activate) => Kernel::Activate(activate.kind),
-            Op::Cast(_) | Op::Transfer(_) => Kernel::Copy,
+            Op::Cast(_) | Op::Transfer(_) => match Updating::of(self.graph(), node) {
+                Some(updating) => Kernel::Updating(updating),
+                None => Kernel::Copy,
+            },
             Op::CrossEntropy(loss) => Kernel::CrossEntropy(loss.reduction),
             Op::Bce(loss) => Kernel::Bce(loss.factor),
             Op::SmoothL1(_) => Kernel::SmoothL1,
@@ -387,8 +418,13 @@ impl Resolver<'_> {
                     .rows
                     .ok_or_else(|| internal("a `dropout` in no row space"))?,
             })),
-            Op::Lamb(_) => define(),
-            Op::SumSquares(_) | Op::Clip(_) | Op::Sgd(_) | Op::Adam(_) => {
+            Op::SumSquares(_)
+            | Op::Histogram(_)
+            | Op::Clip(_)
+            | Op::Sgd(_)
+            | Op::Adam(_)
+            | Op::TrustRatio(_)
+            | Op::Lamb(_) => {
                 let updating = Updating::of(self.graph(), node);
                 Kernel::Updating(updating.ok_or_else(|| internal("an op of another kind"))?)
             }
@@ -482,9 +518,7 @@ impl Resolver<'_> {
     /// Where an input lies.
     fn input_place(&self, value: Value) -> Option<Place> {
         let update = self.program.phase == Phase::Update;
-        let is_it = |buffer: &lxpod_passes::plan::Buffer| {
-            buffer.node == value.node.index() && buffer.update == update
-        };
+        let is_it = |buffer: &Buffer| buffer.node == value.node.index() && buffer.update == update;
         let buffer = self.plan.tiles[self.tile].buffers.iter().position(is_it)?;
         Some(Place {
             buffer,

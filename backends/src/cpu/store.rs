@@ -14,7 +14,7 @@ use lxpod_ir::ops::Op;
 use lxpod_ir::{Binding, DType, Graph, NodeId, TensorType};
 use rayon::prelude::*;
 
-use super::kernels::{Panels, View, huge_pages};
+use super::kernels::{Format, Panels, View, huge_pages};
 use crate::{BackendError, Fetch};
 
 /// Elements read at once.
@@ -120,7 +120,10 @@ fn store<T>(out: &mut [T], values: &[f32], round: impl Fn(f32) -> T) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Form {
     /// See [`Resident::Panels`].
-    Panels,
+    Panels {
+        /// Whether f16 are in fixed point, for they never change.
+        fixed: bool,
+    },
     /// See [`Resident::Vector`].
     Vector,
     /// See [`Resident::Table`].
@@ -128,10 +131,10 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// The form in which operand `input` of `op` wants a parameter.
-    pub(super) fn of(op: &Op, input: usize) -> Form {
+    /// The form in which operand `input` of `op` wants a parameter, in a graph with gradients or without.
+    pub(super) fn of(op: &Op, input: usize, gradients: bool) -> Form {
         match (op, input) {
-            (Op::Linear(_), 1) => Form::Panels,
+            (Op::Linear(_), 1) => Form::Panels { fixed: !gradients },
             (Op::Linear(_), 2)
             | (Op::LayerNorm(_), 1 | 2)
             | (Op::Attention(_), 3)
@@ -141,6 +144,11 @@ impl Form {
             _ => Form::Table,
         }
     }
+}
+
+/// Whether a graph has a backward half.
+pub(super) fn has_gradients(graph: &Graph) -> bool {
+    graph.nodes().any(|id| graph.node(id).forward.is_some())
 }
 
 /// A binding, and what it is stored as.
@@ -178,10 +186,11 @@ impl Store {
         let mut entries = HashMap::new();
         let mut jobs: HashMap<Key, &Binding> = HashMap::new();
         let known = packed.lock().clone();
+        let gradients = has_gradients(graph);
         for id in graph.nodes() {
             for (input, value) in graph.inputs(id).into_iter().enumerate() {
                 if let Op::Param(param) = &graph.node(value.node).op {
-                    let form = Form::of(&graph.node(id).op, input);
+                    let form = Form::of(&graph.node(id).op, input, gradients);
                     if !wanted(form) {
                         continue;
                     }
@@ -255,8 +264,13 @@ type Deliver<'a> = &'a mut dyn FnMut(Range<usize>, Sink<'_>) -> Result<(), Backe
 fn build(ty: &TensorType, form: Form, read: Deliver<'_>) -> Result<Resident, BackendError> {
     let (rows, columns) = (ty.shape.rows(), ty.shape.row_elements());
     Ok(match form {
-        Form::Panels => {
-            let mut panels = Panels::new(rows, columns, ty.dtype);
+        Form::Panels { fixed } => {
+            let format = match ty.dtype {
+                DType::F16 if fixed => Format::Fixed,
+                DType::F16 => Format::Half,
+                _ => Format::Single,
+            };
+            let mut panels = Panels::new(rows, columns, format);
             read(0..rows, &mut |first, values| {
                 panels.fill_rows(first, values)
             })?;

@@ -1,10 +1,12 @@
 //! Training steps: micro-batches, the sum over replicas, the update, weights packed anew.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use lxpod_ir::Tensor;
-use lxpod_passes::plan::{Category, Plan};
+use lxpod_ir::ops::Op;
+use lxpod_ir::{DType, Tensor, TensorType, sharding};
+use lxpod_passes::plan::{Buffer, Category, Plan};
 use lxpod_passes::schedule::Phase;
 
 use super::kernels::{self, Panels, View, ViewMut};
@@ -54,83 +56,163 @@ impl Repack {
     }
 }
 
-/// The accumulators of a plan, by tile, in blocks.
-pub(super) fn accumulator_blocks(plan: &Plan) -> Vec<(usize, Range<u64>)> {
-    let mut blocks = Vec::new();
-    for (tile, planned) in plan.tiles.iter().enumerate() {
-        let buffers = planned.buffers.iter();
-        for buffer in buffers.filter(|buffer| buffer.category == Category::Accumulators) {
-            let end = buffer.offset + buffer.bytes;
-            let starts = (buffer.offset..end).step_by(BLOCK as usize);
-            blocks.extend(starts.map(|start| (tile, start..(start + BLOCK).min(end))));
+/// Some bytes of an accumulator.
+pub(super) struct Accumulated {
+    tile: usize,
+    span: Range<u64>,
+    dtype: DType,
+    /// The replica that alone needs the sum over replicas; none if all do.
+    owner: Option<usize>,
+}
+
+impl Accumulated {
+    /// Those of a plan.
+    pub(super) fn all(plan: &Plan) -> Vec<Accumulated> {
+        let shards = |name: &str| {
+            let update = plan.update.iter();
+            let mut leaves = update.flat_map(|graph| graph.nodes().map(move |id| graph.node(id)));
+            let found = leaves.find_map(|node| match &node.op {
+                Op::State(state) if state.name == name => Some(state.shards),
+                _ => None,
+            });
+            found.unwrap_or(1)
+        };
+        let mut found = Vec::new();
+        for (tile, buffer) in buffers(plan, Category::Accumulators) {
+            let node = plan
+                .graph
+                .node(plan.graph.at(buffer.node).expect("a node of the graph"));
+            let Op::State(state) = &node.op else {
+                continue;
+            };
+            let ty = &node.types[0];
+            for (owner, span) in spans(buffer, ty, shards(&state.name)) {
+                let dtype = ty.dtype;
+                found.push(Accumulated {
+                    tile,
+                    span,
+                    dtype,
+                    owner,
+                });
+            }
         }
+        found
     }
-    blocks
+}
+
+/// Some bytes of a parameter that one replica updates for all.
+pub(super) struct Gather {
+    tile: usize,
+    span: Range<u64>,
+    owner: usize,
+}
+
+impl Gather {
+    /// Those of a plan.
+    pub(super) fn all(plan: &Plan) -> Vec<Gather> {
+        let Some(update) = &plan.update else {
+            return Vec::new();
+        };
+        let stored = update.outputs().iter();
+        let stored = stored.filter_map(|output| {
+            let shards = sharding::shards(update, output.value);
+            Some((output.stored_param()?, shards))
+        });
+        let shards: BTreeMap<&str, usize> = stored.collect();
+        let mut found = Vec::new();
+        for (tile, buffer) in buffers(plan, Category::Weights) {
+            let graph = if buffer.update { update } else { &plan.graph };
+            let node = graph.node(graph.at(buffer.node).expect("a node of the graph"));
+            let Op::Param(param) = &node.op else {
+                continue;
+            };
+            let shards = shards.get(&*param.value.to_string()).copied().unwrap_or(1);
+            for (owner, span) in spans(buffer, &node.types[0], shards) {
+                found.extend(owner.map(|owner| Gather { tile, span, owner }));
+            }
+        }
+        found
+    }
+}
+
+/// The buffers of a category, with their tiles.
+fn buffers(plan: &Plan, category: Category) -> impl Iterator<Item = (usize, &Buffer)> {
+    let tiles = plan.tiles.iter().enumerate();
+    let all =
+        tiles.flat_map(|(tile, planned)| planned.buffers.iter().map(move |buffer| (tile, buffer)));
+    all.filter(move |(_, buffer)| buffer.category == category)
+}
+
+/// The bytes of a buffer in blocks, each with the replica that has it if so many share it out.
+fn spans(
+    buffer: &Buffer,
+    ty: &TensorType,
+    shards: usize,
+) -> impl Iterator<Item = (Option<usize>, Range<u64>)> {
+    let (offset, size) = (buffer.offset, ty.dtype.size() as u64);
+    let elements = ty.shape.elements();
+    (0..shards).flat_map(move |owner| {
+        let share = sharding::shard(elements, shards, owner);
+        let [start, end] = [share.start, share.end].map(|at| offset + at as u64 * size);
+        let starts = (start..end).step_by(BLOCK as usize);
+        let owner = (shards > 1).then_some(owner);
+        starts.map(move |start| (owner, start..(start + BLOCK).min(end)))
+    })
 }
 
 impl Cpu {
     /// Clears the accumulators of a replica without a micro-batch: the first of others overwrites them.
     fn clear_accumulators(&self, replica: usize, worker: &Worker<'_>) {
-        for (tile, block) in self.accumulator_blocks(worker) {
-            let arena = &self.arenas[replica][*tile];
+        for block in &self.accumulators[worker.share(self.accumulators.len())] {
+            let length = (block.span.end - block.span.start) as usize;
             // SAFETY: workers have disjoint blocks, and no step runs.
             unsafe {
-                let length = (block.end - block.start) as usize;
-                arena.at(block.start, block.end).write_bytes(0, length);
-            }
-        }
-    }
-
-    /// Adds the accumulators of every other replica to those of the first, in order, and gives all of
-    /// them the sum.
-    fn sum_over_replicas(&self, worker: &Worker<'_>) {
-        for (tile, block) in self.accumulator_blocks(worker) {
-            let elements = (block.end - block.start) as usize / size_of::<f32>();
-            let at = |replica: usize| {
-                let arena: &super::Arena = &self.arenas[replica][*tile];
-                // SAFETY: workers have disjoint blocks, and no step runs.
-                unsafe { arena.at(block.start, block.end).cast::<f32>() }
+                self.bytes(replica, block.tile, &block.span)
+                    .write_bytes(0, length)
             };
-            for replica in 1..self.plan.replicas {
-                // SAFETY: the block holds that many f32; replicas have their own arenas.
-                let (sum, more) = unsafe {
-                    let sum = ViewMut::from_raw_parts(
-                        at(0).cast(),
-                        lxpod_ir::DType::F32,
-                        [1, elements],
-                        elements,
-                    );
-                    (
-                        sum,
-                        View::from_raw_parts(
-                            at(replica).cast(),
-                            lxpod_ir::DType::F32,
-                            [1, elements],
-                            elements,
-                        ),
-                    )
-                };
-                // SAFETY: as above; an element is read before it is written.
-                let own = unsafe {
-                    View::from_raw_parts(
-                        at(0).cast(),
-                        lxpod_ir::DType::F32,
-                        [1, elements],
-                        elements,
-                    )
-                };
-                kernels::add(self.kernels, own, more, sum, 0..1);
+        }
+    }
+
+    /// Adds the accumulators of every other replica to those of the first, in order, and gives the sum to
+    /// whoever needs it.
+    fn sum_over_replicas(&self, worker: &Worker<'_>) {
+        let replicas = self.plan.replicas;
+        for block in &self.accumulators[worker.share(self.accumulators.len())] {
+            let length = (block.span.end - block.span.start) as usize;
+            let at = |replica| self.bytes(replica, block.tile, &block.span);
+            let extent = [1, length / block.dtype.size()];
+            for replica in 1..replicas {
+                // SAFETY: the block holds that many elements, replicas have their own arenas, workers have disjoint
+                // blocks, no step runs, and an element is read before it is written.
+                unsafe {
+                    let view = |data| View::from_raw_parts(data, block.dtype, extent, extent[1]);
+                    let sum = ViewMut::from_raw_parts(at(0), block.dtype, extent, extent[1]);
+                    kernels::add(self.kernels, view(at(0)), view(at(replica)), sum, 0..1);
+                }
             }
-            for replica in 1..self.plan.replicas {
+            for replica in (1..replicas).filter(|&to| block.owner.is_none_or(|owner| owner == to)) {
                 // SAFETY: as above.
-                unsafe { std::ptr::copy_nonoverlapping(at(0), at(replica), elements) };
+                unsafe { std::ptr::copy_nonoverlapping(at(0), at(replica), length) };
             }
         }
     }
 
-    /// This worker's share of the accumulators' blocks.
-    fn accumulator_blocks(&self, worker: &Worker<'_>) -> &[(usize, Range<u64>)] {
-        &self.accumulators[worker.share(self.accumulators.len())]
+    /// Gives all replicas what one of them has updated for all.
+    fn gather_parameters(&self, worker: &Worker<'_>) {
+        for block in &self.gathers[worker.share(self.gathers.len())] {
+            let length = (block.span.end - block.span.start) as usize;
+            let at = |replica| self.bytes(replica, block.tile, &block.span);
+            for replica in (0..self.plan.replicas).filter(|&to| to != block.owner) {
+                // SAFETY: replicas have their own arenas, workers have disjoint blocks, and no step runs.
+                unsafe { std::ptr::copy_nonoverlapping(at(block.owner), at(replica), length) };
+            }
+        }
+    }
+
+    /// Where bytes of a tile lie. Whoever uses them sees to it that no other worker does.
+    fn bytes(&self, replica: usize, tile: usize, span: &Range<u64>) -> *mut u8 {
+        // SAFETY: the arena checks the range.
+        unsafe { self.arenas[replica][tile].at(span.start, span.end) }
     }
 
     /// Packs every weight anew from its parameter.
@@ -140,7 +222,7 @@ impl Cpu {
             // SAFETY: no step runs, so nobody writes the parameter.
             let weight = unsafe {
                 let start = self.arenas[0][*tile].at(span.start, span.end);
-                View::from_raw_parts(start, panels.dtype(), extent, extent[1])
+                View::from_raw_parts(start, panels.format().dtype(), extent, extent[1])
             };
             let own = worker.share(panels.panels());
             // SAFETY: workers have disjoint panels, and no step runs.
@@ -169,7 +251,8 @@ impl Cpu {
         plays.into_iter().map(|(_, play)| play).collect()
     }
 
-    /// Runs the update on every replica.
+    /// Runs the update on every replica, program by program: what replicas make together in one round, all read in
+    /// the next.
     fn update(&self, feed: &Feed, results: &[Cell]) -> Result<(), BackendError> {
         let plays = self.update_plays();
         let failure = Mutex::new(None);
@@ -178,9 +261,9 @@ impl Cpu {
                 self.sum_over_replicas(worker);
                 worker.meet()?;
             }
-            for replica in 0..self.plan.replicas {
-                let mut scratch = lock(&self.scratch[worker.index]);
-                for play in &plays {
+            let mut scratch = lock(&self.scratch[worker.index]);
+            for play in &plays {
+                for replica in 0..self.plan.replicas {
                     let visit = Visit {
                         cpu: self,
                         replica,
@@ -194,6 +277,10 @@ impl Cpu {
                     };
                     visit.run(worker, &mut scratch)?;
                 }
+            }
+            if !self.gathers.is_empty() {
+                self.gather_parameters(worker);
+                worker.meet()?;
             }
             self.repack(worker);
             Ok(())

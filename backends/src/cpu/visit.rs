@@ -53,6 +53,8 @@ impl Visit<'_> {
         let arenas = &self.cpu.arenas[self.replica];
         let machine = Machine {
             kernels: self.cpu.kernels,
+            replicas: &self.cpu.arenas,
+            replica: self.replica,
             arenas,
             extents: &self.feed.extents,
             micro_batch: self.micro_batch,

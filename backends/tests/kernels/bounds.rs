@@ -1,8 +1,8 @@
 //! No kernel reads or writes beyond its operands: each ends where a page that may not be touched begins.
 
 use lxpod_backends::cpu::kernels::{
-    Attention, Kernels, LayerNorm, Linear, Panels, Scratch, View, ViewMut, add, attention_head,
-    attention_scratch, copy, cross_entropy, layer_norm, linear, linear_scratch,
+    Attention, Format, Kernels, LayerNorm, Linear, Panels, Scratch, View, ViewMut, add,
+    attention_head, attention_scratch, copy, cross_entropy, layer_norm, linear, linear_scratch,
 };
 use lxpod_ir::DType;
 
@@ -77,7 +77,7 @@ fn run_all(kernels: &Kernels, dtype: DType, rows: usize, cols: usize) {
     );
     assert!(cross_entropy(kernels, x, &vec![0; rows], None).is_ok());
     let mut scratch = Scratch::new(linear_scratch(rows, cols).max(attention_scratch(rows, cols)));
-    for weights in [DType::F16, DType::F32] {
+    for weights in [Format::Half, Format::Fixed, Format::Single] {
         let weights = Panels::new(cols, cols, weights);
         let layer = Linear {
             x,

@@ -97,6 +97,7 @@ impl Case {
             factor: self.factor,
             lr: self.lr,
             rounding: self.rounding,
+            first: 0,
         }
     }
 

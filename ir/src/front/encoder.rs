@@ -1,5 +1,6 @@
 //! The two towers and the cross layers.
 
+use super::LxmertConfig;
 use super::embeddings;
 use super::inputs::{Context, Trace};
 use super::modules::{AttentionBlock, FeedForward, Stream};
@@ -32,7 +33,7 @@ pub(super) fn encode(b: &mut Builder, cx: &Context<'_>, text: Value, trace: &mut
             vision = gather(b, vision, box_rows);
         }
         for index in 0..cx.config.x_layers {
-            [language.x, vision.x] = b.scoped(&format!("x_layers.{index}"), |b| {
+            [language.x, vision.x] = b.scoped(&format!("{CROSS}.{index}"), |b| {
                 cross_layer(b, cx, language, vision, index, trace)
             });
             let below = [cx.config.l_layers, cx.config.r_layers];
@@ -66,6 +67,21 @@ impl Tower {
     fn state(self, index: usize) -> String {
         format!("{}_hidden_states.{index}", self.name)
     }
+}
+
+/// The module of the cross layers.
+const CROSS: &str = "x_layers";
+
+/// The scopes of all layers, in Transformers' order: language, vision, cross.
+pub fn layer_scopes(config: &LxmertConfig) -> Vec<String> {
+    let stacks = [
+        (Tower::LANGUAGE.module, config.l_layers),
+        (Tower::VISION.module, config.r_layers),
+        (CROSS, config.x_layers),
+    ];
+    let scopes =
+        |(module, layers)| (0..layers).map(move |index| format!("lxmert.encoder.{module}.{index}"));
+    stacks.into_iter().flat_map(scopes).collect()
 }
 
 fn tower(

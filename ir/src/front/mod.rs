@@ -71,6 +71,7 @@ mod spaces;
 mod tests;
 
 pub use config::{LAYER_NORM_EPS, LxmertConfig};
+pub use encoder::layer_scopes;
 pub use error::FrontError;
 pub use lxmert::{Built, build, parameters};
 pub use options::{AnswerLoss, Losses, ModelOptions, PretrainingLoss, Task};

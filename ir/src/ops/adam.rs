@@ -10,7 +10,7 @@ use crate::types::Types;
 /// With g′ = g · factor, element by element:
 ///
 /// - m′ = β₁ · m + (1 − β₁) · g′ and v′ = β₂ · v + (1 − β₂) · g′²;
-/// - d = (m′ / correction1) / (√v′ / √correction2 + eps) + decay · p;
+/// - d = (m′ · c1) / (√v′ · c2 + eps) + decay · p, with c1 = 1 / correction1 and c2 = 1 / √correction2;
 /// - p′ = p − lr · d.
 ///
 /// The corrections are 1 − βᵗ in step t, counted from 1, which is AdamW; or 1, which is BertAdam.
@@ -31,8 +31,7 @@ pub struct Adam {
     pub stochastic: Option<u64>,
 }
 
-/// The operands of `adam` and `lamb`.
-pub(super) const OPERANDS: &[Operand] = &[
+const OPERANDS: &[Operand] = &[
     Operand::Required("p"),
     Operand::Required("g"),
     Operand::Required("m"),
@@ -69,7 +68,8 @@ impl Adam {
         let [beta1, beta2, eps, decay] =
             [self.beta1, self.beta2, self.eps, self.decay].map(S::from_f64);
         let [rest1, rest2] = [1.0 - self.beta1, 1.0 - self.beta2].map(S::from_f64);
-        let root2 = corrections[1].sqrt();
+        let one = S::from_f64(1.0);
+        let [c1, c2] = [one / corrections[0], one / corrections[1].sqrt()];
         let mut new = Moments {
             m: Vec::with_capacity(gradient.len()),
             v: Vec::with_capacity(gradient.len()),
@@ -78,7 +78,7 @@ impl Adam {
         for (at, &g) in gradient.iter().enumerate() {
             let m = beta1 * m.reals()[at] + rest1 * g;
             let v = beta2 * v.reals()[at] + rest2 * g * g;
-            let step = (m / corrections[0]) / (v.sqrt() / root2 + eps);
+            let step = (m * c1) / (v.sqrt() * c2 + eps);
             new.direction.push(step + decay * p.reals()[at]);
             new.m.push(m);
             new.v.push(v);

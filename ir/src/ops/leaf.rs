@@ -32,6 +32,22 @@ pub struct State {
     /// Whether it reads as zeros in the first micro-batch of a step.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reset: bool,
+    /// How many replicas share its elements out; see [`crate::sharding`].
+    #[serde(
+        default = "State::unshared",
+        skip_serializing_if = "State::is_unshared"
+    )]
+    pub shards: usize,
+}
+
+impl State {
+    fn unshared() -> usize {
+        1
+    }
+
+    fn is_unshared(shards: &usize) -> bool {
+        *shards == 1
+    }
 }
 
 fn declared(cx: &Infer<'_>) -> Result<Types, String> {
@@ -89,6 +105,9 @@ impl OpDef for State {
 
     fn infer(&self, cx: &Infer<'_>) -> Result<Types, String> {
         let types = declared(cx)?;
+        if self.shards == 0 {
+            return Err("a state is shared out by at least one replica".to_owned());
+        }
         match types[0].rows {
             None => Ok(types),
             Some(_) => Err(format!(

@@ -21,6 +21,7 @@ mod cross_entropy;
 mod cross_entropy_grad;
 mod dropout;
 mod gather_rows;
+mod histogram;
 mod lamb;
 mod layer_norm;
 mod layer_norm_grad;
@@ -37,6 +38,7 @@ mod smooth_l1_grad;
 mod sum_rows;
 mod sum_squares;
 mod transfer;
+mod trust_ratio;
 mod update;
 mod vjp;
 mod weight_grad;
@@ -63,6 +65,7 @@ pub(crate) use cross_entropy::IGNORED;
 pub use cross_entropy_grad::CrossEntropyGrad;
 pub use dropout::Dropout;
 pub use gather_rows::GatherRows;
+pub use histogram::Histogram;
 pub use lamb::Lamb;
 pub use layer_norm::LayerNorm;
 pub use layer_norm_grad::LayerNormGrad;
@@ -79,6 +82,7 @@ pub use smooth_l1_grad::SmoothL1Grad;
 pub use sum_rows::SumRows;
 pub use sum_squares::SumSquares;
 pub use transfer::Transfer;
+pub use trust_ratio::TrustRatio;
 pub use vjp::Vjp;
 pub use weight_grad::WeightGrad;
 pub use zeros::Zeros;
@@ -258,7 +262,7 @@ ops! {
     ActivateGrad, AttentionGrad, LayerNormGrad,
     CrossEntropyGrad, BceGrad, SmoothL1Grad,
     // what only steps of training are made of
-    State, SumSquares, Clip, Sgd, Adam, Lamb,
+    State, SumSquares, Histogram, Clip, Sgd, Adam, TrustRatio, Lamb,
 }
 
 impl Op {

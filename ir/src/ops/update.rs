@@ -29,9 +29,9 @@ impl Update {
         &all[..all.len() - usize::from(self.stochastic.is_none())]
     }
 
-    /// The type rule: tensors of one shape without a row space, f32 scalars, a key of two words. Results
-    /// have the declared float dtypes, or those of their operands.
-    pub(super) fn infer(self, cx: &Infer<'_>, operands: &[Operand]) -> Result<Types, String> {
+    /// The rule of operands: tensors of one shape without a row space, f32 scalars, a list of ratios, a key of
+    /// two words.
+    pub(super) fn check(self, cx: &Infer<'_>, operands: &[Operand]) -> Result<(), String> {
         let p = cx.float(0, "p")?;
         if p.rows.is_some() {
             return Err(format!("{} is in a row space", cx.show(p)));
@@ -43,6 +43,10 @@ impl Update {
                     let same = ty.rows.is_none() && ty.shape == p.shape;
                     (same && ty.dtype.is_float(), "shaped like p")
                 }
+                "ratio" => (
+                    ty.dtype == DType::F32 && ty.shape.len() == 1,
+                    "a list of f32",
+                ),
                 "key" => (ty.dtype == DType::I32 && *ty.shape == [2], "i32[2]"),
                 _ => (ty.dtype == DType::F32 && ty.shape.is_empty(), "f32[]"),
             };
@@ -51,6 +55,13 @@ impl Update {
                 return Err(format!("{name} is {given}, must be {wanted}"));
             }
         }
+        Ok(())
+    }
+
+    /// The type rule: results have the declared float dtypes, or those of their operands.
+    pub(super) fn infer(self, cx: &Infer<'_>, operands: &[Operand]) -> Result<Types, String> {
+        self.check(cx, operands)?;
+        let p = &cx.inputs[0];
         let results = self.replaced().enumerate().map(|(result, operand)| {
             let default = cx.inputs[operand].dtype;
             cx.output(result, None, p.shape.clone(), default)

@@ -43,7 +43,7 @@ impl Needs {
             _ => micro_batches * slowest,
         };
         let sums = self.accumulators / tiles;
-        let sums = ring_cycles(target, sums, found.replicas);
+        let sums = ring_cycles(target, 2 * sums, found.replicas);
         filled.max(busy) + self.update / tiles + sums
     }
 

@@ -5,7 +5,9 @@ use lxpod_ir::{Graph, Target};
 
 use super::bound::Needs;
 use super::space::Candidate;
-use crate::compile::{CompileError, CompileOptions, Optimised, Placement, plan_split, state_bytes};
+use crate::compile::{
+    CompileError, CompileOptions, Optimised, Placement, split_graph, state_bytes,
+};
 use crate::cost;
 use crate::partition::{Pipeline, Split, floor};
 use crate::pass::Recompute;
@@ -67,6 +69,7 @@ fn needs(graph: &Graph, update: Option<&Graph>, target: &Target) -> Needs {
         schedule: &schedule,
         accumulation: 1,
         states: &states,
+        pinned: None,
     };
     let floor = floor(graph, &pipeline);
     let work = update.map(|update| update.nodes().map(|id| cost.node(update, id).total()));
@@ -119,6 +122,7 @@ impl Class {
             replicas: 1,
             schedule,
             accumulation: tiles,
+            pinned: None,
         };
         let pair = (graphs.graph.clone(), graphs.update.clone());
         let passes = &mut Vec::new();
@@ -130,7 +134,7 @@ impl Class {
             options: serde_json::Value::Null,
             expected: Vec::new(),
         };
-        let (plan, split) = plan_split(pair, nobody, placement, passes, &mut |_, _| {})?;
+        let (plan, split) = split_graph(pair, nobody, placement, passes, &mut |_, _| {})?;
         Ok(Class { split, plan })
     }
 

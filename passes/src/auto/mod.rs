@@ -25,8 +25,7 @@ use serde::Serialize;
 
 use crate::compile::{CompileError, CompileOptions, compile};
 use crate::pass::Recompute;
-use crate::plan::{PlanError, Programs};
-use crate::solve::partition::PartitionError;
+use crate::plan::Programs;
 use class::{Class, Graphs};
 use rank::rank;
 pub use rank::{Choice, Rival};
@@ -363,7 +362,7 @@ impl<'a> State<'a> {
             Ok((plan, _)) => exactly(one, &Programs::new(&plan), self.base),
             Err(error) => Assessed {
                 verdict: Verdict::OutOfMemory,
-                tile_bytes: bytes_needed(&error, self.base).ok_or(error)?,
+                tile_bytes: error.bytes_needed(&self.base.target).ok_or(error)?,
                 ..one
             },
         };
@@ -403,17 +402,6 @@ fn exactly(one: Assessed, programs: &Programs<'_>, base: &CompileOptions) -> Ass
             Verdict::OutOfMemory
         },
         ..one
-    }
-}
-
-/// Bytes that the fullest tile would need, if that is what an error says.
-fn bytes_needed(error: &CompileError, base: &CompileOptions) -> Option<u64> {
-    match error {
-        CompileError::Plan(PlanError::OutOfMemory { total, .. }) => Some(*total),
-        CompileError::Plan(PlanError::Partition(PartitionError::Memory { needed, .. })) => {
-            Some(needed + base.target.tile.code + base.target.tile.reserved)
-        }
-        _ => None,
     }
 }
 

@@ -12,21 +12,25 @@ use super::{CostModel, Cycles};
 
 /// Outputs of a panel of weights.
 const PANEL: u64 = 16;
-/// The most rows of a tile, and the rows that are packed and multiplied at a time.
-const TILE_ROWS: u64 = 6;
+/// Rows that are packed and multiplied at a time.
 const BLOCK_ROWS: u64 = 96;
-/// Cycles of one input and one panel for a tile of 1 to 6 rows: two vectors a row, two multiply-adds a cycle, but
+/// Multiply-adds a cycle of two units of eight f32.
+const NARROW: u64 = 16;
+/// The most rows of a tile with registers of eight f32, and of sixteen.
+const TILE_ROWS: [u64; 2] = [6, 12];
+/// Cycles of one input and one panel for a narrow tile of 1 to 6 rows of f32: two vectors a row, two multiply-adds a cycle, but
 /// three rows are too few sums to hide a latency of four cycles. One and two rows take several panels at once.
 const TILE_CYCLES: [f64; 6] = [1.1, 2.2, 4.15, 4.2, 5.2, 6.2];
-/// Multiply-adds a cycle of the cores that these cycles are of.
-const MACS: f64 = 16.0;
+/// What other tiles take of the cycles that their products take at the peak.
+const TILE_FACTOR: f64 = 1.04;
 /// Cycles to begin and end a tile of one panel: sums, bias, store.
 const TILE_OVERHEAD: f64 = 40.0;
 /// Cycles per element to pack the left side, which each core does.
 const PACK: f64 = 0.35;
-/// What is not hidden of the shorter of computing and reading the weights, in one tile of all rows;
-/// with more tiles there is more time to read ahead.
+/// What is not hidden of the shorter of computing and reading the weights, of so many rows;
+/// with more there is more time to read ahead.
 const EXPOSED: f64 = 0.65;
+const AHEAD_ROWS: f64 = 6.0;
 /// Cycles per element of the loops over elements.
 const COPY: f64 = 0.5;
 const ACTIVATION: f64 = 2.4;
@@ -70,6 +74,30 @@ impl Cpu {
         items.div_ceil(self.tile.cores) as f64 / items.max(1) as f64
     }
 
+    /// Tiles of `rows` rows, and cycles of all of them for one input and one panel of weights of that dtype.
+    fn tiles(&self, rows: u64, weights: DType) -> (u64, f64) {
+        let tile = &self.tile;
+        let macs = if weights == DType::F32 {
+            tile.macs_float
+        } else {
+            tile.macs_half
+        };
+        let most = TILE_ROWS[usize::from(tile.macs_float > NARROW)];
+        let cycles = |rows: u64| match rows {
+            1..=6 if macs <= NARROW => TILE_CYCLES[rows as usize - 1] * NARROW as f64 / macs as f64,
+            _ => (rows * PANEL) as f64 * TILE_FACTOR / macs as f64,
+        };
+        let block = |rows: u64| {
+            let tiles = rows.div_ceil(most).max(1);
+            let (small, larger) = (rows / tiles, rows % tiles);
+            let sum = larger as f64 * cycles(small + 1) + (tiles - larger) as f64 * cycles(small);
+            (tiles, sum)
+        };
+        let (whole, rest) = (rows / BLOCK_ROWS, block(rows % BLOCK_ROWS));
+        let (tiles, cycles) = block(BLOCK_ROWS);
+        (whole * tiles + rest.0, whole as f64 * cycles + rest.1)
+    }
+
     /// Cycles of one core to do one operation at the peak rate.
     fn peak(&self, flops: f64) -> f64 {
         flops / (2 * self.tile.macs_float) as f64
@@ -104,10 +132,10 @@ impl Cpu {
         let outputs = weight.shape.rows() as u64;
         let panels = outputs.div_ceil(PANEL);
         let busiest = panels as f64 * self.share(panels);
-        let (tiles, cycles) = tiles(rows);
-        let ahead = TILE_CYCLES[5] / cycles.max(TILE_CYCLES[5]);
-        let chains = inputs * cycles * MACS / self.tile.macs_float as f64;
-        let products = busiest * (chains + tiles as f64 * TILE_OVERHEAD);
+        let (tiles, cycles) = self.tiles(rows, weight.dtype);
+        let ahead = AHEAD_ROWS / (rows as f64).max(AHEAD_ROWS);
+        let chains = busiest * inputs * cycles;
+        let products = chains + busiest * tiles as f64 * TILE_OVERHEAD;
         let packing = rows as f64 * inputs * PACK;
         let epilogue = if activated { ACTIVATION } else { 0.0 };
         let epilogue = busiest * (rows * PANEL) as f64 * epilogue;
@@ -115,7 +143,7 @@ impl Cpu {
         let blocks = rows.div_ceil(BLOCK_ROWS) as f64;
         let streamed = outputs as f64 * inputs * bytes * blocks / self.memory;
         let compute = products + packing + epilogue;
-        let exposed = compute.min(streamed) * EXPOSED * ahead;
+        let exposed = chains.min(streamed) * EXPOSED * ahead;
         if compute > streamed {
             (compute + exposed, streamed)
         } else {
@@ -184,23 +212,6 @@ impl<'a> Work<'a> {
             (None, None) => (0, 0.0),
         }
     }
-}
-
-/// Tiles of `rows` rows, and cycles of all of them for one input and one panel.
-fn tiles(rows: u64) -> (u64, f64) {
-    let block = |rows: u64| {
-        let tiles = rows.div_ceil(TILE_ROWS).max(1);
-        let (small, larger) = (rows / tiles, rows % tiles);
-        let cycles = |rows: u64| match rows.checked_sub(1) {
-            Some(index) => TILE_CYCLES.get(index as usize).copied().unwrap_or(0.0),
-            None => 0.0,
-        };
-        let sum = larger as f64 * cycles(small + 1) + (tiles - larger) as f64 * cycles(small);
-        (tiles, sum)
-    };
-    let (whole, rest) = (rows / BLOCK_ROWS, block(rows % BLOCK_ROWS));
-    let (tiles, cycles) = block(BLOCK_ROWS);
-    (whole * tiles + rest.0, whole as f64 * cycles + rest.1)
 }
 
 impl CostModel for Cpu {

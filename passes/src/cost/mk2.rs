@@ -10,7 +10,7 @@
 use std::cell::RefCell;
 
 use lxpod_ir::ops::Op;
-use lxpod_ir::{DType, Graph, NodeId, Target, TensorType, Tile};
+use lxpod_ir::{DType, Graph, NodeId, Target, TensorType, Tile, sharding};
 use rustc_hash::FxHashMap;
 
 use super::{CostModel, Cycles};
@@ -258,6 +258,17 @@ fn attention_products(graph: &Graph, types: &[TensorType], heads: u64) -> Option
     Some([scores, context])
 }
 
+/// A type with the elements of it that a replica works on.
+fn share(graph: &Graph, id: NodeId, ty: &TensorType) -> TensorType {
+    match sharding::operand_shards(graph, id) {
+        1 => ty.clone(),
+        shards => {
+            let elements = sharding::largest_shard(ty.shape.elements(), shards);
+            TensorType::fixed(ty.dtype, [elements])
+        }
+    }
+}
+
 /// Ways to split `items` over at most `most` cores that differ in the largest share.
 fn splits(items: u64, most: u64) -> impl Iterator<Item = u64> {
     let most = most.min(items).max(1);
@@ -309,11 +320,15 @@ impl CostModel for Mk2 {
             (Op::Activate(_) | Op::ActivateGrad(_), Some(ty)) => {
                 self.elementwise(ty, ACTIVATION_CYCLES, 1)
             }
-            (Op::Sgd(_) | Op::Adam(_), Some(ty)) => self.elementwise(ty, UPDATE_CYCLES, 1),
-            // the norms want the directions of all cores, then each core steps
-            (Op::Lamb(_), Some(ty)) => self.elementwise(ty, UPDATE_CYCLES + 2, 3),
-            (Op::SumSquares(_) | Op::Clip(_), _) => {
-                self.elementwise(&graph.input_types(id)[0], 1, 2)
+            (Op::Sgd(_) | Op::Adam(_) | Op::Lamb(_), Some(ty)) => {
+                self.elementwise(&share(graph, id, ty), UPDATE_CYCLES, 1)
+            }
+            (Op::TrustRatio(_), _) => {
+                let ty = share(graph, id, &graph.input_types(id)[0]);
+                self.elementwise(&ty, UPDATE_CYCLES, 2)
+            }
+            (Op::SumSquares(_) | Op::Histogram(_) | Op::Clip(_), _) => {
+                self.elementwise(&share(graph, id, &graph.input_types(id)[0]), 1, 2)
             }
             (Op::SumRows(_), _) => self.elementwise(&graph.input_types(id)[0], 1, 2),
             (
@@ -323,7 +338,7 @@ impl CostModel for Mk2 {
                 | Op::Zeros(_)
                 | Op::Cast(_),
                 Some(ty),
-            ) => self.moved(ty.bytes() as u64),
+            ) => self.moved(share(graph, id, ty).bytes() as u64),
             (Op::CrossEntropy(_) | Op::Bce(_) | Op::SmoothL1(_), _) => {
                 self.elementwise(&graph.input_types(id)[0], SOFTMAX_CYCLES, 4)
             }

@@ -14,7 +14,9 @@
 //! the value itself in the forward half, and compute again from that. So a copy that no reader is left of beside
 //! it is dropped, and its cycles count only where one is.
 
+mod pinned;
 mod place;
+mod split;
 
 use std::collections::BTreeMap;
 
@@ -30,8 +32,10 @@ use crate::schedule::{Phase, Schedule};
 use crate::solve::partition::{
     Item, Joint, Limits, PartitionError, Problem, Shared, Solution, Value as Moved, evaluate, solve,
 };
+pub use pinned::{Operator, PinnedStages};
 pub use place::place_update;
 use place::{Routes, place};
+pub use split::{Cut, Moved as MovedOperator, Slowest, Split};
 
 /// How good a split is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,37 +66,42 @@ pub struct Pipeline<'a> {
     /// Bytes that are resident beside each parameter, by binding: states of the optimiser, sums of
     /// gradients.
     pub states: &'a BTreeMap<String, u64>,
+    /// A placement by hand, instead of the best one.
+    pub pinned: Option<&'a PinnedStages>,
 }
 
 /// Places every node on a stage, inserts transfers, and says how good that is.
 ///
 /// # Errors
-/// No split fits the tiles' memory.
-pub fn partition(graph: &mut Graph, pipeline: &Pipeline<'_>) -> Result<Partition, PartitionError> {
-    Ok(split(graph, pipeline)?.0)
-}
-
-/// [`partition`], with what it solved.
-pub(crate) fn split(
+/// No split fits the tiles' memory, or the placement by hand is none of this graph.
+pub fn partition(
     graph: &mut Graph,
     pipeline: &Pipeline<'_>,
 ) -> Result<(Partition, Split), PartitionError> {
     let atoms = Atoms::of(graph);
     let problem = problem(graph, &atoms, pipeline);
-    let solution = best(&problem)?;
+    let operators = atoms.operators(graph);
+    let solution = match pipeline.pinned {
+        None => best(&problem)?,
+        Some(pinned) => judged(&problem, pinned::assign(pinned, &problem, &operators)?),
+    };
     let stage = |atom: &Option<usize>| atom.map(|atom| solution.device_of[atom] as u32);
     let stages: Vec<Option<u32>> = atoms.of_node.iter().map(stage).collect();
     place(graph, &stages, &atoms.again, Routes::Relayed);
     drop_unread(graph, &atoms.again);
-    let found = Partition {
+    let partition = Partition {
         objective_cycles: solution.objective,
         lower_bound_cycles: solution.lower_bound,
         optimal: solution.optimal,
         ideals: solution.ideals,
         atoms: atoms.nodes.len(),
     };
-    let device_of = solution.device_of;
-    Ok((found, Split { problem, device_of }))
+    let split = Split {
+        problem,
+        stage_of: solution.device_of,
+        operators,
+    };
+    Ok((partition, split))
 }
 
 /// The best split. That without a limit on memory is found sooner, and where it keeps the limit, none is better.
@@ -110,28 +119,21 @@ fn best(problem: &Problem) -> Result<Solution, PartitionError> {
     }
 }
 
-/// A split and the problem it solves.
-pub(crate) struct Split {
-    problem: Problem,
-    device_of: Vec<usize>,
-}
-
-impl Split {
-    /// Whether the search would keep this split for that schedule on that target: by its own reckoning of memory,
-    /// which is a lower bound. The schedule must have as many stages.
-    pub(crate) fn keeps_memory(
-        &self,
-        target: &Target,
-        schedule: &Schedule,
-        accumulation: usize,
-    ) -> bool {
-        let problem = Problem {
-            in_flight: in_flight(schedule, accumulation),
-            ..self.problem.clone()
-        };
-        let limit = memory_limit(target, schedule);
-        let memory = evaluate(&problem, &self.device_of).memory;
-        memory.iter().all(|&bytes| bytes <= limit)
+/// How good stages are that were not searched for, beside what no split can do better than.
+fn judged(problem: &Problem, stage_of: Vec<usize>) -> Solution {
+    let found = evaluate(problem, &stage_of);
+    let objective = found.loads.iter().copied().max().unwrap_or(0);
+    let cycles = || problem.items.iter().map(|item| item.cycles);
+    let even = cycles().sum::<u64>().div_ceil(problem.devices as u64);
+    let lower_bound = even.max(cycles().max().unwrap_or(0));
+    Solution {
+        device_of: stage_of,
+        objective,
+        lower_bound,
+        optimal: objective == lower_bound,
+        ideals: 0,
+        loads: found.loads,
+        memory: found.memory,
     }
 }
 
@@ -221,6 +223,16 @@ impl Atoms {
             }
         }
         atoms
+    }
+
+    /// Their names, in order.
+    fn operators(&self, graph: &Graph) -> Vec<Operator> {
+        let nodes = self.nodes.iter().map(|&id| graph.node(id));
+        let operator = |node: &lxpod_ir::Node| Operator {
+            op: node.op.name(),
+            scope: node.scope.to_string(),
+        };
+        nodes.map(operator).collect()
     }
 
     /// Whether a node of the backward half has the op and the operands of its forward node, or copies
@@ -362,6 +374,7 @@ fn problem(graph: &Graph, atoms: &Atoms, pipeline: &Pipeline<'_>) -> Problem {
             cycles: work.sum::<u64>() + host.sum::<u64>(),
             resident: 0,
             workspace: nodes.map(|id| workspace(graph, id)).max().unwrap_or(0),
+            ..Item::default()
         }
     };
     let mut problem = Problem {
@@ -371,6 +384,7 @@ fn problem(graph: &Graph, atoms: &Atoms, pipeline: &Pipeline<'_>) -> Problem {
         shared: Vec::new(),
         joint: Vec::new(),
         devices: schedule.stages(),
+        hosts: 0,
         memory_limit: Some(memory_limit(target, schedule)),
         in_flight: in_flight(schedule, accumulation),
     };

@@ -224,6 +224,17 @@ impl Plan {
             let phases = vec![Phase::Update; update.bound()];
             check_graph(update, &phases, self.stages()).map_err(file)?;
         }
+        let shared = |node: &lxpod_ir::Node| match &node.op {
+            Op::State(state) => state.shards,
+            _ => 1,
+        };
+        let update = self.update.iter();
+        let mut nodes = update.flat_map(|graph| graph.nodes().map(|id| graph.node(id)));
+        if !nodes.all(|node| [1, self.replicas].contains(&shared(node))) {
+            return Err(file(
+                "the plan's replicas are not those that share states out",
+            ));
+        }
         self.check_parameters().map_err(|problem| file(&problem))?;
         let cost = cost::model(&self.target);
         let work = Work {

@@ -202,7 +202,7 @@ impl Lowered {
                 output: usize::from(value.output),
                 category,
                 offset: 0,
-                bytes: ty.bytes() as u64,
+                bytes: values.bytes(value),
                 slots,
                 birth: 0,
                 death: 0,

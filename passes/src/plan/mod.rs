@@ -6,6 +6,7 @@
 //! and nothing is unrolled over micro-batches. After the last micro-batch of a training step come the
 //! programs of the update, which have a graph of their own.
 
+mod collective;
 mod file;
 mod layout;
 mod lower;
@@ -14,9 +15,10 @@ mod reorder;
 mod values;
 
 use lxpod_ir::ops::Op;
-use lxpod_ir::{Graph, NodeId, SpaceId, Target, Value};
+use lxpod_ir::{Graph, NodeId, SpaceId, Target, Value, sharding};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use collective::ring_cycles;
 pub use file::PlanError;
 pub use lower::{Work, lower};
 pub use reorder::Programs;
@@ -72,7 +74,7 @@ pub struct Provenance {
 pub enum Category {
     /// Parameters, resident between runs.
     Weights,
-    /// States of the optimiser.
+    /// States of the optimiser, or a replica's share of them.
     Optimizer,
     /// States that start each training step at zero: sums of gradients.
     Accumulators,
@@ -330,12 +332,6 @@ impl Plan {
         cycles.fold(StageCycles::default(), |sum, more| sum + more)
     }
 
-    /// Cycles in which a tile sums its accumulators over that many replicas: a ring in which each sends and
-    /// receives 2 (R - 1) / R of them (Patarasuk and Yuan, JPDC 2009).
-    pub fn collective_cycles(&self, tile: usize, replicas: usize) -> u64 {
-        ring_cycles(&self.target, self.tiles[tile].memory.accumulators, replicas)
-    }
-
     /// The graph whose nodes the programs of a phase run.
     ///
     /// # Panics
@@ -365,7 +361,7 @@ impl Plan {
         let programs = tile.programs.iter().filter(own);
         let steps = programs.flat_map(|program| &program.steps);
         let phase_of = phases(graph);
-        let bytes = |value: Value| graph.ty(value).bytes() as u64;
+        let bytes = |value: Value| sharding::shard_bytes(graph, value) as u64;
         let in_phase = |id: NodeId| phase == Phase::Update || phase_of[id.index()] == phase;
         let at_home = |id: &NodeId| lower::home(graph, *id) == Some(stage as u32);
         let here: Vec<NodeId> = graph.nodes().filter(at_home).collect();
@@ -394,15 +390,6 @@ impl Plan {
                 .sum(),
             host: host.map(|value| target.host_cycles(bytes(value))).sum(),
         }
-    }
-}
-
-/// Cycles in which a tile that sums so many bytes over replicas sends and receives.
-pub(crate) fn ring_cycles(target: &Target, bytes: u64, replicas: usize) -> u64 {
-    let replicas = replicas as u64;
-    match 2 * (replicas - 1) * bytes / replicas {
-        0 => 0,
-        moved => 2 * target.link_cycles(moved),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use lxpod_ir::ops::Op;
-use lxpod_ir::{Graph, NodeId, Output, Value};
+use lxpod_ir::{Graph, NodeId, Output, Value, sharding};
 use rustc_hash::FxHashMap;
 
 use super::Category;
@@ -58,12 +58,13 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// Of an update's graph: every transfer begins a round.
+    /// Of an update's graph: every transfer begins a round, and so does every sum over what replicas share out.
     pub(super) fn of_update(graph: &'a Graph, schedule: &'a Schedule) -> Self {
         let mut rounds = vec![0; graph.bound()];
         for id in graph.topo() {
             let after = |value: &Value| {
-                let sent = matches!(graph.node(value.node).op, Op::Transfer(_));
+                let sent = matches!(graph.node(value.node).op, Op::Transfer(_))
+                    || sharding::combines_replicas(graph, value.node);
                 rounds[value.node.index()] + usize::from(sent)
             };
             rounds[id.index()] = graph.inputs(id).iter().map(after).max().unwrap_or(0);
@@ -159,6 +160,15 @@ impl<'a> Values<'a> {
             Op::Transfer(_) => Category::Transfer,
             _ => Category::Activations,
         }
+    }
+
+    /// Bytes that a replica holds of the value. A sum of gradients is whole until replicas add theirs up.
+    pub(super) fn bytes(&self, value: Value) -> u64 {
+        let bytes = match self.category(value) {
+            Category::Optimizer => sharding::shard_bytes(self.graph, value),
+            _ => self.graph.ty(value).bytes(),
+        };
+        bytes as u64
     }
 
     /// Whether the host reads the value, or a view of it.

@@ -43,7 +43,7 @@ pub(crate) struct Found {
 pub(crate) fn resolve(options: &PlanOptions, model: &Model, global: &Global) -> Result<Resolved> {
     let used = options.usage()?;
     if !options.auto {
-        let options = options.compile_options(options.model_options(model)?)?;
+        let options = options.compile_options(options.model_options(model)?, &model.config)?;
         return Ok(Resolved {
             options,
             used,
@@ -57,7 +57,7 @@ pub(crate) fn resolve(options: &PlanOptions, model: &Model, global: &Global) -> 
         stages: None,
         ..options.clone()
     };
-    let base = given.compile_options(given.model_options(model)?)?;
+    let base = given.compile_options(given.model_options(model)?, &model.config)?;
     check_tiles(options, &base)?;
     let started = Instant::now();
     let threads = global.threads.or_else(|| {

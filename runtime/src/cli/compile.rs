@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 use lxpod_ir::Graph;
-use lxpod_runtime::Model;
 
+use super::auto::Found;
 use super::emit::{self, Emit};
 use super::error::{CliError, Result};
 use super::options::PlanOptions;
 use super::report::Report;
-use super::source::{Subject, compile_model};
-use super::{Global, auto, files, output};
+use super::source::{Subject, compiled};
+use super::{Global, files, output};
 
 /// Compile a model into a plan
 #[derive(Args)]
@@ -42,7 +42,8 @@ pub(crate) struct Compile {
 }
 
 impl Compile {
-    pub(crate) fn run(self, global: &Global) -> Result<()> {
+    pub(crate) fn run(mut self, global: &Global) -> Result<()> {
+        self.options = self.options.resolved(global)?;
         self.options.usage()?;
         if let Some(emit) = &self.emit {
             emit.check(global.json)?;
@@ -58,21 +59,19 @@ impl Compile {
                 return Err(CliError::Usage(message));
             }
         };
-        let model = Model::open(&name, self.options.seed.unwrap_or(0))?;
         let wanted = self.print_after.as_deref();
         let mut observe = |pass: &'static str, graph: &Graph| {
             if wanted.is_some_and(|wanted| wanted == "all" || wanted == pass) {
                 output::diagnose(&format!("; after {pass}\n{graph}"));
             }
         };
-        let resolved = auto::resolve(&self.options, &model, global)?;
-        let (plan, compiled) = compile_model(&model, &resolved.options, global, &mut observe)?;
+        let planned = compiled(&name, &self.options, global, &mut observe)?;
+        let plan = &planned.plan;
         if let Some(path) = &self.output {
             files::write(path, &plan.to_bytes()?)?;
         }
-        let found = resolved.found.as_ref();
-        let seconds = compiled.duration.as_secs_f64() + found.map_or(0.0, |found| found.seconds);
-        let report = Report::new(&plan, resolved.used, Some(seconds));
+        let found = planned.found();
+        let report = Report::new(plan, planned.used, planned.seconds()).beside(planned.rival());
         if let Some(emit) = &self.emit {
             emit.write(&plan.graph)?;
         }
@@ -85,7 +84,7 @@ impl Compile {
                 output::json(&document)
             }
             Some(emit) if emit.is_stdout() => Ok(()),
-            _ => output::print(&(found.map_or(String::new(), auto::Found::text) + &report.text())),
+            _ => output::print(&(found.map_or_else(String::new, Found::text) + &report.text())),
         }
     }
 

@@ -6,7 +6,10 @@ use std::io;
 use lxpod_backends::BackendError;
 use lxpod_passes::CompileError;
 use lxpod_passes::plan::PlanError;
+use lxpod_runtime::out_of_memory::OutOfMemory;
 use lxpod_runtime::{Error, Fault};
+
+use super::memory;
 
 /// Result of a command.
 pub(crate) type Result<T, E = CliError> = std::result::Result<T, E>;
@@ -16,6 +19,8 @@ pub(crate) type Result<T, E = CliError> = std::result::Result<T, E>;
 pub(crate) enum CliError {
     /// From the library.
     Library(Error),
+    /// A plan that does not fit its target.
+    OutOfMemory(Box<OutOfMemory>),
     /// The user's input; the message names the file or flag and the way out.
     Usage(String),
     /// The user's input, shown with its place; the message begins with `error:`.
@@ -39,13 +44,21 @@ impl CliError {
         const INTERRUPTED: u8 = 130;
         let fault = match self {
             CliError::Library(error) => error.fault(),
-            CliError::Usage(_) | CliError::Shown(_) => Fault::Input,
+            CliError::OutOfMemory(_) | CliError::Usage(_) | CliError::Shown(_) => Fault::Input,
             CliError::Unsupported(_) => Fault::Unsupported,
             CliError::Output(_) | CliError::ClosedPipe => Fault::Io,
             CliError::Internal(_) => Fault::Internal,
             CliError::Interrupted(_) => return INTERRUPTED,
         };
         fault.exit_code()
+    }
+
+    /// The error as a document, if it is an answer that programs read.
+    pub(crate) fn document(&self) -> Option<serde_json::Value> {
+        match self {
+            CliError::OutOfMemory(found) => Some(memory::document(found)),
+            _ => None,
+        }
     }
 
     /// A wrong value of an option.
@@ -59,6 +72,7 @@ impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CliError::Library(error) => error.fmt(f),
+            CliError::OutOfMemory(found) => f.write_str(&memory::text(found)),
             CliError::Usage(message)
             | CliError::Shown(message)
             | CliError::Interrupted(message) => f.write_str(message),

@@ -1,5 +1,7 @@
 //! A report as one page without anything external: pipeline timeline, memory, tables.
 
+mod layout;
+
 use std::fmt::Write;
 
 use lxpod_backends::sim::{Activity, Interval, Simulation};
@@ -29,7 +31,7 @@ th:first-child,td:first-child,.left{text-align:left}svg{width:100%;height:auto}t
 .sync{fill:#9aa4b2;background:#9aa4b2}.transfer{fill:#cb4b83;background:#cb4b83}.weights{fill:#3572c6;background:#3572c6}\
 .activations{fill:#2aa198;background:#2aa198}.host_io{fill:#b58900;background:#b58900}.code{fill:#7a6fd0;background:#7a6fd0}\
 .collectives{fill:#d2691e;background:#d2691e}.weight_update{fill:#5b9e3a;background:#5b9e3a}\
-.backward{fill-opacity:.55;opacity:.55}.reserved{fill:#9aa4b2;background:#9aa4b2}.axis{stroke:var(--line)}.limit{stroke:#d33;stroke-dasharray:4 3}";
+.backward{fill-opacity:.55;opacity:.55}.reserved{fill:#9aa4b2;background:#9aa4b2}.axis{stroke:var(--line)}.buffer{stroke:var(--fg);stroke-opacity:.4;stroke-width:.4}.limit{stroke:#d33;stroke-dasharray:4 3}";
 
 /// The page.
 pub(crate) fn page(report: &Report<'_>) -> String {
@@ -46,6 +48,7 @@ pub(crate) fn page(report: &Report<'_>) -> String {
     page += &summary(report);
     page += &timeline(report);
     page += &memory(report);
+    page += &layout::layout(report);
     page += &tiles(report);
     let provenance = &plan.provenance;
     let _ = write!(

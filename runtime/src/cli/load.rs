@@ -13,7 +13,7 @@ use super::Global;
 use super::error::{CliError, Result};
 use super::made_up::MadeUp;
 use super::options::PlanOptions;
-use super::source::{Subject, compile_model, read_plan};
+use super::source::{Subject, compile_or_explain, read_plan};
 
 /// What to load.
 pub(crate) struct Request<'a> {
@@ -126,8 +126,8 @@ impl Request<'_> {
                     dropout: self.session.dropout.is_some(),
                     ..self.options.model_options_for(&model, &samples)?
                 };
-                let resolved = self.resolve(built)?;
-                let (plan, report) = compile_model(&model, &resolved, global, &mut |_, _| {})?;
+                let resolved = self.resolve(built, &model.config)?;
+                let (plan, report) = compile_or_explain(&model, &resolved, global, &mut |_, _| {})?;
                 let seconds = Some(report.duration.as_secs_f64());
                 Self::finish(&model, plan, seconds, |_| Ok(samples), global)
             }
@@ -139,12 +139,12 @@ impl Request<'_> {
     }
 
     /// Where to place what was built, and whether it gives gradients.
-    fn resolve(&self, built: ModelOptions) -> Result<CompileOptions> {
+    fn resolve(&self, built: ModelOptions, config: &LxmertConfig) -> Result<CompileOptions> {
         let lost = matches!(
             built.losses,
             Losses::None | Losses::Answer { loss: None, .. }
         );
-        let mut resolved = self.options.compile_options(built)?;
+        let mut resolved = self.options.compile_options(built, config)?;
         if let Some(training) = resolved.training.as_mut().filter(|_| self.gradients) {
             if lost {
                 let message = "gradients need a loss; the inputs have no labels for one";

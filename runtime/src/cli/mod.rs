@@ -7,6 +7,7 @@ mod auto;
 mod bench;
 mod compare;
 mod compile;
+mod diff;
 mod emit;
 mod error;
 mod files;
@@ -15,15 +16,20 @@ mod inspect;
 mod load;
 mod machine;
 mod made_up;
+mod memory;
 mod opt;
 mod options;
 mod output;
 mod predicted;
+mod quoted;
 mod report;
+mod rival;
 mod run;
 mod scopes;
 mod simulate;
+mod solve;
 mod source;
+mod sweep;
 mod table;
 mod train;
 
@@ -106,10 +112,12 @@ enum Command {
     Run(Box<run::Run>),
     Compare(compare::Compare),
     Train(Box<train::Train>),
+    Diff(diff::Diff),
     Simulate(Box<simulate::Simulate>),
-    Inspect(inspect::Inspect),
+    Inspect(Box<inspect::Inspect>),
     Bench(Box<bench::Bench>),
     Opt(opt::Opt),
+    Solve(solve::Solve),
 }
 
 impl Command {
@@ -119,10 +127,12 @@ impl Command {
             Command::Compile(command) => command.run(global),
             Command::Run(command) => command.run(global),
             Command::Train(command) => command.run(global),
+            Command::Diff(command) => command.run(global),
             Command::Bench(command) => command.run(global),
             Command::Simulate(command) => command.run(global),
             Command::Inspect(command) => command.run(global),
             Command::Opt(command) => command.run(global),
+            Command::Solve(command) => command.run(global),
         }
         .map(|()| ExitCode::SUCCESS)
     }
@@ -153,6 +163,7 @@ pub(crate) fn main() -> ExitCode {
             "error: internal error: {panic}\n  help: this is a defect of lxpod, please report it"
         ));
     }));
+    let as_json = cli.global.json;
     let Ok(result) = catch_unwind(AssertUnwindSafe(|| dispatch(cli))) else {
         return ExitCode::from(Fault::Internal.exit_code());
     };
@@ -160,6 +171,11 @@ pub(crate) fn main() -> ExitCode {
         Ok(code) => code,
         Err(CliError::ClosedPipe) => ExitCode::SUCCESS,
         Err(error) => {
+            if let Some(document) = error.document().filter(|_| as_json)
+                && let Err(failed) = output::json(&document)
+            {
+                return ExitCode::from(failed.exit_code());
+            }
             output::diagnose(&match &error {
                 CliError::Shown(message) | CliError::Interrupted(message) => message.clone(),
                 other => format!("{}: {other}", output::error_label()),

@@ -1,10 +1,12 @@
 //! The plan options, shared by every command that compiles.
 
+mod sources;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use lxpod_ir::Target;
-use lxpod_ir::front::{AnswerLoss, Losses, ModelOptions, Task};
+use lxpod_ir::front::{AnswerLoss, Losses, LxmertConfig, ModelOptions, Task};
 use lxpod_passes::plan::Plan;
 use lxpod_passes::schedule::Rule;
 use lxpod_passes::{CompileOptions, Precision, TrainingOptions};
@@ -12,6 +14,7 @@ use lxpod_runtime::{Error, Model, Samples};
 
 use super::error::{CliError, Result};
 use super::{auto, files};
+use sources::{Configured, setting};
 
 /// The most micro-batches of one step that are simulated.
 const MOST_MICRO_BATCHES: usize = 1 << 16;
@@ -47,9 +50,22 @@ pub(crate) struct PlanOptions {
     #[arg(long, value_name = "N", value_parser = positive, requires = "auto")]
     pub(crate) global_batch: Option<usize>,
 
-    /// Take the options of an ipu_config.json
+    /// Take what is not given here from optimum-graphcore's ipu_config.json
     #[arg(long, value_name = "FILE|DIR")]
     pub(crate) ipu_config: Option<PathBuf>,
+
+    /// Place scopes on stages by hand: graphcore (optimum-graphcore's four stages), or a .toml file with a
+    /// list of scopes for each stage
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub(crate) place: Option<PathBuf>,
+
+    /// Change a field of the target, as a what-if: link.gbps=64, tile.memory=1Gi, or any field of its .toml
+    /// file; may be given several times
+    #[arg(long, value_name = "FIELD=VALUE", value_parser = setting)]
+    pub(crate) set: Vec<(String, String)>,
+
+    #[arg(skip)]
+    pub(super) configured: Configured,
 
     /// The model class: qa, pretraining or base [default: from config.json]
     #[arg(long)]
@@ -78,6 +94,11 @@ pub(crate) struct PlanOptions {
     /// What training computes twice to save memory [default: none]
     #[arg(long, value_enum)]
     pub(crate) recompute: Option<Recompute>,
+
+    /// Let replicas share out the optimiser's state of each large parameter, instead of each keeping all
+    /// of it; changes no result
+    #[arg(long)]
+    pub(crate) replicated_tensor_sharding: bool,
 
     /// The order of micro-batches: 1f1b, gpipe, interleaved or popart; inference has one order under every
     /// name [default: gpipe]
@@ -147,6 +168,19 @@ pub(crate) struct Use {
     pub(crate) schedule: &'static str,
 }
 
+impl Use {
+    /// How that plan is used: a training plan has settled it.
+    pub(crate) fn of(self, plan: &Plan) -> Use {
+        match plan.update {
+            None => self,
+            Some(_) => Use {
+                micro_batches: plan.accumulation,
+                schedule: plan.schedule.rule.name(),
+            },
+        }
+    }
+}
+
 impl PlanOptions {
     /// How the plan is used.
     ///
@@ -212,12 +246,20 @@ impl PlanOptions {
     /// Where to place what was built.
     ///
     /// # Errors
-    /// The target is unknown or its file is wrong.
-    pub(crate) fn compile_options(&self, built: ModelOptions) -> Result<CompileOptions> {
+    /// The target is unknown or its file is wrong, or the placement by hand is none of this model.
+    pub(crate) fn compile_options(
+        &self,
+        built: ModelOptions,
+        config: &LxmertConfig,
+    ) -> Result<CompileOptions> {
         auto::refuse(self)?;
         let mut options = CompileOptions::new(built, self.target()?);
         options.replicas = self.replicas.unwrap_or(1);
-        options.stages = self.stages;
+        options.pinned = self.pinned(config)?;
+        options.stages = self.stages.or_else(|| {
+            let pinned = options.pinned.as_ref()?.stages.len();
+            Some(pinned.div_ceil(self.chunks_of_a_tile()))
+        });
         options.precision = self.precision.unwrap_or(Precision::Mixed);
         options.training = (self.mode == Some(Mode::Training)).then(|| self.training());
         Ok(options)
@@ -225,11 +267,15 @@ impl PlanOptions {
 
     /// The training step asked for; its update is AdamW's.
     fn training(&self) -> TrainingOptions {
-        let defaults = TrainingOptions::default();
+        let mut defaults = TrainingOptions::default();
+        if let (Some(dtype), Some(update)) = (self.stored_first_moment(), &mut defaults.update) {
+            update.moments[0] = dtype;
+        }
         TrainingOptions {
             rule: self.schedule.unwrap_or_default(),
             chunks: self.chunks.unwrap_or(defaults.chunks),
             accumulation: self.gradient_accumulation.unwrap_or(1),
+            replicated_tensor_sharding: self.replicated_tensor_sharding,
             recompute: match self.recompute.unwrap_or(Recompute::None) {
                 Recompute::None => lxpod_passes::Recompute::None,
                 Recompute::Layer => lxpod_passes::Recompute::Layer,
@@ -245,11 +291,20 @@ impl PlanOptions {
             .unwrap_or_else(|| Task::from_architectures(&model.config.architectures))
     }
 
-    /// The machine asked for.
+    /// The machine asked for, with what `--set` changes.
     ///
     /// # Errors
-    /// It is unknown, or its file is wrong.
+    /// It is unknown, its file is wrong, or a field is.
     pub(crate) fn target(&self) -> Result<Target> {
+        let mut target = self.named_target()?;
+        for (field, value) in &self.set {
+            let set = target.set(field, value);
+            set.map_err(|message| CliError::option("--set", message))?;
+        }
+        Ok(target)
+    }
+
+    fn named_target(&self) -> Result<Target> {
         let name = self.target.as_deref().unwrap_or(Path::new("pod16"));
         if name.extension().is_none_or(|extension| extension != "toml") {
             let found = Target::named(&name.to_string_lossy());
@@ -272,7 +327,14 @@ impl PlanOptions {
     /// # Errors
     /// Names them.
     pub(crate) fn check_settled(&self, path: &Path, plan: &Plan) -> Result<()> {
-        let settled = self.settled(plan);
+        let has = |name: &str| plan.provenance.options[name] == true;
+        let mut settled = self.given();
+        settled.retain(|flag| match *flag {
+            "--output-hidden-states" => !has("hidden_states"),
+            "--output-attentions" => !has("attentions"),
+            "--replicated-tensor-sharding" => !has("replicated_tensor_sharding"),
+            _ => true,
+        });
         if settled.is_empty() {
             return Ok(());
         }
@@ -284,15 +346,19 @@ impl PlanOptions {
         Err(CliError::Usage(message))
     }
 
-    fn settled(&self, plan: &Plan) -> Vec<&'static str> {
-        let has = |name: &str| plan.provenance.options[name] == true;
+    /// The flags given of what a plan settles.
+    pub(crate) fn given(&self) -> Vec<&'static str> {
+        if self.ipu_config.is_some() {
+            return vec!["--ipu-config"];
+        }
         let given = [
             ("--mode", self.mode.is_some()),
             ("--target", self.target.is_some()),
             ("--replicas", self.replicas.is_some()),
             ("--stages", self.stages.is_some()),
             ("--auto", self.auto),
-            ("--ipu-config", self.ipu_config.is_some()),
+            ("--place", self.place.is_some()),
+            ("--set", !self.set.is_empty()),
             ("--task", self.task.is_some()),
             ("--seq-len", self.seq_len.is_some()),
             ("--boxes", self.boxes.is_some()),
@@ -300,15 +366,13 @@ impl PlanOptions {
             ("--precision", self.precision.is_some()),
             ("--recompute", self.recompute.is_some()),
             ("--chunks", self.chunks.is_some()),
+            (
+                "--replicated-tensor-sharding",
+                self.replicated_tensor_sharding,
+            ),
             ("--loss", self.loss.is_some()),
-            (
-                "--output-hidden-states",
-                self.output_hidden_states && !has("hidden_states"),
-            ),
-            (
-                "--output-attentions",
-                self.output_attentions && !has("attentions"),
-            ),
+            ("--output-hidden-states", self.output_hidden_states),
+            ("--output-attentions", self.output_attentions),
         ];
         given
             .into_iter()
@@ -340,10 +404,6 @@ impl PlanOptions {
         let training = self.mode == Some(Mode::Training);
         let unsupported = [
             (
-                self.ipu_config.is_some(),
-                "--ipu-config; give --replicas, --stages and --gradient-accumulation",
-            ),
-            (
                 !training
                     && self
                         .recompute
@@ -353,6 +413,10 @@ impl PlanOptions {
             (
                 !training && matches!(self.schedule, Some(Rule::Interleaved | Rule::PopArt)),
                 "--schedule interleaved or popart for inference; use gpipe or 1f1b",
+            ),
+            (
+                !training && self.replicated_tensor_sharding,
+                "--replicated-tensor-sharding for inference; it is for --mode training",
             ),
             (
                 self.chunks.is_some() && self.schedule != Some(Rule::Interleaved),

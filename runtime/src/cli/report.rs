@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::options::Use;
 use super::output::{HEADING, bytes, count, grouped, percent, plural, seconds, styled};
 use super::predicted;
+use super::rival::Rival;
 use super::scopes;
 use super::table::Table;
 
@@ -23,6 +24,7 @@ pub(crate) struct Report<'a> {
     compile_seconds: Option<f64>,
     simulation: Simulation,
     stages: Vec<StageSummary>,
+    rival: Option<&'a Rival>,
 }
 
 /// What a stage holds and does.
@@ -82,6 +84,7 @@ pub(crate) fn micro_batch(graph: &Graph) -> usize {
 impl<'a> Report<'a> {
     /// Simulates a plan as it is used. `compile_seconds` if it was compiled just now.
     pub(crate) fn new(plan: &'a Plan, used: Use, compile_seconds: Option<f64>) -> Self {
+        let used = used.of(plan);
         Report {
             plan,
             used,
@@ -90,7 +93,14 @@ impl<'a> Report<'a> {
             stages: (0..plan.stages())
                 .map(|stage| StageSummary::of(plan, stage))
                 .collect(),
+            rival: None,
         }
+    }
+
+    /// Beside the compiler's own plan, if this one was placed by hand.
+    pub(crate) fn beside(mut self, rival: Option<&'a Rival>) -> Self {
+        self.rival = rival;
+        self
     }
 
     /// The plan.
@@ -132,11 +142,20 @@ impl<'a> Report<'a> {
         &self.plan.provenance.options[name]
     }
 
+    fn recompute(&self) -> &str {
+        self.option("recompute").as_str().unwrap_or("none")
+    }
+
+    /// Whether replicas share out the optimiser's states.
+    fn shares_states(&self) -> bool {
+        self.option("replicated_tensor_sharding") == true
+    }
+
     /// The document of `--json`.
     pub(crate) fn document(&self) -> Value {
         let plan = self.plan;
         let partition = &plan.partition;
-        json!({
+        let mut document = json!({
             "model": plan.provenance.model,
             "target": plan.target.name,
             "mode": self.option("mode"),
@@ -149,7 +168,8 @@ impl<'a> Report<'a> {
             "boxes": self.option("boxes"),
             "gradient_accumulation": self.used.micro_batches,
             "schedule": self.used.schedule,
-            "recompute": self.option("recompute").as_str().unwrap_or("none"),
+            "recompute": self.recompute(),
+            "replicated_tensor_sharding": self.shares_states(),
             "compile_seconds": self.compile_seconds,
             "parameters": self.parameters(),
             "flops": self.flops(),
@@ -164,7 +184,11 @@ impl<'a> Report<'a> {
             },
             "tiles": self.tiles(),
             "predicted": predicted::document(&self.simulation.predict(), plan.target.machine),
-        })
+        });
+        if let Some(rival) = self.rival {
+            document["placement"] = rival.document(self, self.used);
+        }
+        document
     }
 
     /// An entry per replica and stage.
@@ -233,14 +257,22 @@ impl<'a> Report<'a> {
         text += &line(
             "target",
             format!(
-                "{}: {} x {}, schedule {}",
+                "{}: {}{} x {}, schedule {}",
                 plan.target.name,
                 plural(plan.replicas, "replica"),
+                if self.shares_states() && plan.replicas > 1 {
+                    " sharing the optimiser's state"
+                } else {
+                    ""
+                },
                 plural(plan.stages(), "stage"),
                 self.used.schedule,
             ),
         );
         text += &line("partition", self.partition());
+        if let Some(rival) = self.rival {
+            text += &rival.text(self, self.used);
+        }
         if let Some(time) = self.compile_seconds {
             text += &line("compiled", format!("in {}", seconds(time)));
         }
@@ -256,6 +288,8 @@ impl<'a> Report<'a> {
         );
         let verdict = if partition.optimal {
             " (optimal among contiguous splits)"
+        } else if self.option("placement").is_array() {
+            " (placed by hand)"
         } else {
             " (not proven optimal)"
         };

@@ -83,7 +83,8 @@ impl From<Backend> for BackendKind {
 }
 
 impl Run {
-    pub(crate) fn run(self, global: &Global) -> Result<()> {
+    pub(crate) fn run(mut self, global: &Global) -> Result<()> {
+        self.options = self.options.resolved(global)?;
         self.check_supported()?;
         let used = self.options.usage()?;
         let request = Request {

@@ -7,11 +7,13 @@ use clap::Args;
 use lxpod_backends::sim::write_trace;
 use lxpod_passes::cost;
 
+use super::auto::Found;
 use super::error::{CliError, Result};
 use super::options::{PlanOptions, positive};
 use super::report::Report;
-use super::source::plan_of;
-use super::{Global, auto, files, html, output, predicted};
+use super::source::{Subject, plan_of};
+use super::sweep::{self, Axis, Sweep};
+use super::{Global, files, html, output, predicted};
 
 /// The most slices of a trace; viewers cannot open more.
 const MOST_SLICES: usize = 2_000_000;
@@ -21,7 +23,11 @@ const MOST_SLICES: usize = 2_000_000;
 #[command(after_help = "Examples:\n  \
     lxpod simulate lxmert-base --stages 4 --replicas 4 --gradient-accumulation 16\n  \
     lxpod simulate lxmert.plan --gradient-accumulation 64 --trace trace.json --report report.html\n  \
-    lxpod simulate lxmert.plan --explain")]
+    lxpod simulate lxmert.plan --explain\n  \
+    lxpod simulate lxmert-base --set link.gbps=64 --set tile.memory=1Gi\n  \
+    lxpod simulate lxmert-base --sweep stages=1,2,4,8,16 --sweep set.link.gbps=16,32,64 --csv sweep.csv\n\n\
+    A sweep compiles every combination; its rows are in the order of a counter whose last digit is the\n\
+    last --sweep, and a combination without a plan has a row that says why.")]
 pub(crate) struct Simulate {
     /// A model, or a plan file
     #[arg(value_name = "MODEL|FILE.plan")]
@@ -43,16 +49,30 @@ pub(crate) struct Simulate {
     #[arg(long)]
     explain: bool,
 
+    /// Simulate every combination of these values of a plan option, or of a field of the target; may be
+    /// given several times
+    #[arg(long, value_name = "OPTION=V,V|set.FIELD=V,V", value_parser = sweep::axis,
+          conflicts_with_all = ["trace", "report", "explain", "auto"])]
+    sweep: Vec<Axis>,
+
+    /// Write the rows of a sweep as comma-separated values
+    #[arg(long, value_name = "FILE.csv", requires = "sweep")]
+    csv: Option<PathBuf>,
+
     #[command(flatten)]
     options: PlanOptions,
 }
 
 impl Simulate {
-    pub(crate) fn run(self, global: &Global) -> Result<()> {
+    pub(crate) fn run(mut self, global: &Global) -> Result<()> {
+        if !self.sweep.is_empty() {
+            return self.run_sweep(global);
+        }
+        self.options = self.options.resolved(global)?;
         self.options.usage()?;
         let planned = plan_of(&self.subject, &self.options, global)?;
-        let (plan, found) = (planned.plan, planned.found);
-        let report = Report::new(&plan, planned.used, planned.seconds);
+        let (plan, found) = (&planned.plan, planned.found());
+        let report = Report::new(plan, planned.used, planned.seconds()).beside(planned.rival());
         if let Some(path) = &self.trace {
             write_trace_file(path, &report, self.steps)?;
         }
@@ -62,7 +82,7 @@ impl Simulate {
         let explained = self.explain.then(|| explain(&report));
         if global.json {
             let mut document = report.document();
-            if let Some(found) = &found {
+            if let Some(found) = found {
                 document["auto"] = found.document();
             }
             document["steps"] = self.steps.into();
@@ -73,7 +93,7 @@ impl Simulate {
             }
             return output::json(&document);
         }
-        let mut text = found.as_ref().map_or(String::new(), auto::Found::text);
+        let mut text = found.map_or_else(String::new, Found::text);
         text += &format!("{}\n{}\n", report.head(), report.tile_table());
         text += &predicted::text(report.simulation(), plan.target.machine);
         if self.steps > 1 {
@@ -88,6 +108,21 @@ impl Simulate {
             text += &format!("\n{explained}\n");
         }
         output::print(&text)
+    }
+
+    fn run_sweep(&self, global: &Global) -> Result<()> {
+        let Subject::Model(name) = Subject::of(&self.subject)? else {
+            let message = "sweeps compile a model; name a folder or lxmert-base";
+            return Err(CliError::option("--sweep", message));
+        };
+        let sweep = Sweep::run(&name, &self.options, &self.sweep, global)?;
+        if let Some(path) = &self.csv {
+            files::write(path, sweep.csv().as_bytes())?;
+        }
+        if global.json {
+            return output::json(&sweep.document());
+        }
+        output::print(&sweep.text())
     }
 }
 

@@ -4,15 +4,18 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use lxpod_passes::partition::Split;
 use lxpod_passes::plan::{Plan, PlanError};
-use lxpod_passes::{CompileOptions, CompileReport, compile};
-use lxpod_runtime::{Error, Model};
+use lxpod_passes::{CompileError, CompileOptions, CompileReport, compile};
+use lxpod_runtime::{Error, Model, out_of_memory};
 
 use super::Global;
+use super::auto::{self, Found};
 use super::error::{CliError, Result};
 use super::files;
 use super::options::{PlanOptions, Use};
-use super::{auto, output};
+use super::output;
+use super::rival::Rival;
 
 /// The first bytes of every plan file.
 const PLAN_MAGIC: &[u8] = b"lxpod-plan ";
@@ -85,7 +88,7 @@ pub(crate) fn compile_model(
     options: &CompileOptions,
     global: &Global,
     observe: lxpod_passes::Observer<'_>,
-) -> Result<(Plan, CompileReport)> {
+) -> std::result::Result<(Plan, CompileReport), CompileError> {
     let (plan, report) = compile(&model.config, &model.name, options, observe)?;
     for pass in &report.passes {
         global.detail(&format!(
@@ -100,16 +103,88 @@ pub(crate) fn compile_model(
     Ok((plan, report))
 }
 
-/// A plan, and how it is used.
+/// [`compile_model`], with an explanation of a plan that does not fit.
+pub(crate) fn compile_or_explain(
+    model: &Model,
+    options: &CompileOptions,
+    global: &Global,
+    observe: lxpod_passes::Observer<'_>,
+) -> Result<(Plan, CompileReport)> {
+    let compiled = compile_model(model, options, global, observe);
+    compiled.map_err(|error| explained(error, model, options))
+}
+
+/// Why a model could not be compiled; a plan that does not fit is explained.
+pub(crate) fn explained(error: CompileError, model: &Model, options: &CompileOptions) -> CliError {
+    let found = error
+        .is_out_of_memory()
+        .then(|| out_of_memory::explain(model, options))
+        .flatten();
+    match found {
+        Some(found) => CliError::OutOfMemory(Box::new(found)),
+        None => error.into(),
+    }
+}
+
+/// A plan, and what compiling it gave beside it.
 pub(crate) struct Planned {
-    /// The plan.
     pub(crate) plan: Plan,
     /// How it is used.
     pub(crate) used: Use,
-    /// The seconds compiling took, if it was compiled just now.
-    pub(crate) seconds: Option<f64>,
+    /// What a plan that was compiled just now has.
+    pub(crate) compiled: Option<Compiled>,
+}
+
+/// What compiling gave beside a plan.
+pub(crate) struct Compiled {
+    /// The time it took, that of the search included.
+    pub(crate) seconds: f64,
+    /// The split into stages.
+    pub(crate) split: Split,
+    /// The compiler's own plan, beside a placement by hand.
+    pub(crate) rival: Option<Rival>,
     /// The search that found its options, if there was one.
-    pub(crate) found: Option<auto::Found>,
+    pub(crate) found: Option<Found>,
+}
+
+impl Planned {
+    /// The seconds that compiling took.
+    pub(crate) fn seconds(&self) -> Option<f64> {
+        self.compiled.as_ref().map(|compiled| compiled.seconds)
+    }
+
+    /// The compiler's own plan, beside a placement by hand.
+    pub(crate) fn rival(&self) -> Option<&Rival> {
+        self.compiled.as_ref()?.rival.as_ref()
+    }
+
+    /// The search that found its options, if there was one.
+    pub(crate) fn found(&self) -> Option<&Found> {
+        self.compiled.as_ref()?.found.as_ref()
+    }
+}
+
+/// Compiles the model of that name.
+pub(crate) fn compiled(
+    name: &str,
+    options: &PlanOptions,
+    global: &Global,
+    observe: lxpod_passes::Observer<'_>,
+) -> Result<Planned> {
+    let model = Model::open(name, options.seed.unwrap_or(0))?;
+    let resolved = auto::resolve(options, &model, global)?;
+    let (plan, report) = compile_or_explain(&model, &resolved.options, global, observe)?;
+    let searching = resolved.found.as_ref().map_or(0.0, |found| found.seconds);
+    Ok(Planned {
+        plan,
+        used: resolved.used,
+        compiled: Some(Compiled {
+            seconds: searching + report.duration.as_secs_f64(),
+            split: report.split,
+            rival: Rival::of(&model, &resolved.options, global),
+            found: resolved.found,
+        }),
+    })
 }
 
 /// The plan that the argument of a command names or describes.
@@ -121,21 +196,10 @@ pub(crate) fn plan_of(argument: &Path, options: &PlanOptions, global: &Global) -
             Ok(Planned {
                 plan,
                 used: options.usage()?,
-                seconds: None,
-                found: None,
+                compiled: None,
             })
         }
-        Subject::Model(name) => {
-            let model = Model::open(&name, options.seed.unwrap_or(0))?;
-            let resolved = auto::resolve(options, &model, global)?;
-            let (plan, report) = compile_model(&model, &resolved.options, global, &mut |_, _| {})?;
-            Ok(Planned {
-                plan,
-                used: resolved.used,
-                seconds: Some(report.duration.as_secs_f64()),
-                found: resolved.found,
-            })
-        }
+        Subject::Model(name) => compiled(&name, options, global, &mut |_, _| {}),
         Subject::Graph(path) | Subject::Tensors(path) => Err(CliError::Usage(format!(
             "{}: is neither a model nor a plan; name a folder, lxmert-base, or a FILE.plan",
             path.display()

@@ -3,7 +3,7 @@
 use lxpod_backends::Hyper;
 use lxpod_ir::Tensor;
 use lxpod_ir::random_bits::rounding_key;
-use lxpod_passes::ROUNDING_KEY;
+use lxpod_passes::{MEAN, ROUNDING_KEY};
 
 use super::recipe::Recipe;
 
@@ -39,6 +39,7 @@ impl Recipe {
             ("correction1", correction1),
             ("correction2", correction2),
             ("scale", scale as f32),
+            (MEAN, (1.0 / at.micro_batches as f64) as f32),
         ];
         let scalars = scalars.map(|(name, value)| (name, Tensor::real([], vec![value])));
         let key = rounding_key(at.seed, at.step as u64).map(u32::cast_signed);

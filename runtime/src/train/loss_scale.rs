@@ -74,9 +74,8 @@ impl FromStr for LossScaling {
 }
 
 /// How many elements of gradients, multiplied by the loss scale, have which size. An update whose
-/// scale moves by [`LossScaling::Histogram`] gives, for each tracked gradient of binding B, the
-/// output `histogram:B`: f32 `[lower, upper]`, the accumulated gradient divided by the number of
-/// micro-batches.
+/// scale moves by [`LossScaling::Histogram`] gives, for each parameter, the output
+/// [`HISTOGRAM`](lxpod_passes::HISTOGRAM) of its accumulated gradient divided by the number of micro-batches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
     /// Elements smaller than [`HISTOGRAM_EDGE`].
@@ -86,19 +85,6 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// What the names of an update's histograms begin with.
-    pub const PREFIX: &str = "histogram:";
-
-    /// Counts the elements of one gradient.
-    pub fn of(gradient: &[f32]) -> Histogram {
-        let is_lower = |value: &&f32| value.abs() < HISTOGRAM_EDGE;
-        let lower = gradient.iter().filter(is_lower).count() as u64;
-        Histogram {
-            lower,
-            upper: gradient.len() as u64 - lower,
-        }
-    }
-
     /// Adds the counts of another gradient.
     pub fn add(&mut self, [lower, upper]: [f32; 2]) {
         self.lower += lower as u64;
@@ -241,10 +227,8 @@ mod tests {
     }
 
     #[test]
-    fn elements_that_are_not_finite_count_as_large() {
-        let gradient = [0.0, -8187.0, 8188.0, -9000.0, f32::NAN, f32::INFINITY];
-        let mut histogram = Histogram::of(&gradient);
-        assert_eq!(histogram, Histogram { lower: 2, upper: 4 });
+    fn counts_of_gradients_add_up() {
+        let mut histogram = Histogram { lower: 2, upper: 4 };
         histogram.add([3.0, 1.0]);
         assert_eq!(histogram, Histogram { lower: 5, upper: 5 });
     }

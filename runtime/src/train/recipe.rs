@@ -122,6 +122,8 @@ pub struct Recipe {
     pub first_moment: DType,
     /// How the second moment is stored under mixed precision.
     pub second_moment: DType,
+    /// How the sum of gradients over micro-batches is stored under mixed precision.
+    pub accumulator: DType,
 }
 
 impl Recipe {
@@ -149,6 +151,7 @@ impl Recipe {
             stochastic_rounding: false,
             first_moment: DType::F32,
             second_moment: DType::F32,
+            accumulator: DType::F32,
         };
         match name {
             RecipeName::Hf => hf,
@@ -224,11 +227,12 @@ impl Recipe {
     }
 
     fn check_stored(&self) -> Result<()> {
-        let moments = [
+        let stored = [
             ("--first-moment", self.first_moment),
             ("--second-moment", self.second_moment),
+            ("--accumulator", self.accumulator),
         ];
-        match moments
+        match stored
             .into_iter()
             .find(|(_, dtype)| !matches!(dtype, DType::F16 | DType::F32))
         {

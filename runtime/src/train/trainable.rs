@@ -10,6 +10,7 @@ use lxpod_ir::{Graph, Output};
 use lxpod_passes::plan::Plan;
 use lxpod_passes::{CompileOptions, Optimizer, Precision, UpdateOptions, compile};
 
+use super::loss_scale::{HISTOGRAM_EDGE, LossScaling};
 use super::recipe::{Decay, OptimizerName, Recipe};
 use super::trainer::Learner;
 use crate::checkpoint::Weights;
@@ -31,6 +32,19 @@ pub struct TrainableOptions {
     pub session: SessionOptions,
 }
 
+impl TrainableOptions {
+    /// What is compiled: with the recipe's update.
+    pub fn with_update(&self) -> CompileOptions {
+        let mut wanted = self.compile.clone();
+        let training = wanted.training.get_or_insert_default();
+        training.update = Some(self.recipe.update(wanted.precision, &self.frozen));
+        if wanted.precision == Precision::Mixed {
+            training.accumulator = self.recipe.accumulator;
+        }
+        wanted
+    }
+}
+
 /// Compiles a plan with an update, loads it with `weights`, and returns it with the graph of one
 /// micro-batch.
 ///
@@ -41,9 +55,7 @@ pub fn trainable(
     options: &TrainableOptions,
     weights: &dyn Weights,
 ) -> Result<(Learner, Graph)> {
-    let mut wanted = options.compile.clone();
-    let training = wanted.training.get_or_insert_default();
-    training.update = Some(options.recipe.update(wanted.precision, &options.frozen));
+    let wanted = options.with_update();
     let (plan, _) = compile(&model.config, &model.name, &wanted, &mut |_, _| {})?;
     let graph = plan.graph.clone();
     let weights = Finite { weights, model };
@@ -94,6 +106,8 @@ impl Recipe {
 
     /// The update of a plan in that precision.
     pub fn update(&self, precision: Precision, frozen: &[String]) -> UpdateOptions {
+        let histogram =
+            precision == Precision::Mixed && self.loss_scaling == LossScaling::Histogram;
         UpdateOptions {
             optimizer: self.rule(),
             decay: self.weight_decay,
@@ -106,6 +120,8 @@ impl Recipe {
             masters: self.master_weights,
             stochastic: self.stochastic_rounding,
             frozen: frozen.to_vec(),
+            histogram_edge: histogram.then_some(HISTOGRAM_EDGE.into()),
+            shards: 1,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use lxpod_backends::{BackendError, Feed, Outputs, Overflow, Trainable};
 use lxpod_ir::LOSS;
+use lxpod_passes::HISTOGRAM;
 use serde_json::{Map, Value};
 
 use super::batches::Feeds;
@@ -379,7 +380,7 @@ impl Learner {
     /// # Errors
     /// An output that the loop reads is missing.
     fn check(&self, recipe: &Recipe) -> Result<()> {
-        let tracked = |name: &String| name.starts_with(Histogram::PREFIX);
+        let tracked = |name: &String| name.starts_with(HISTOGRAM);
         let by_histogram = self.scaled && recipe.loss_scaling == LossScaling::Histogram;
         if by_histogram && !self.update.iter().any(tracked) {
             let what = "--loss-scaling histogram with an update that counts no gradients; use auto";
@@ -419,7 +420,7 @@ impl Learner {
     fn histogram(&self, update: &Outputs) -> Option<Histogram> {
         let tracked = self.update.iter().zip(update);
         let mut found = tracked
-            .filter(|(name, _)| name.starts_with(Histogram::PREFIX))
+            .filter(|(name, _)| name.starts_with(HISTOGRAM))
             .peekable();
         found.peek()?;
         let mut histogram = Histogram::default();

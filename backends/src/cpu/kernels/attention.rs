@@ -7,7 +7,7 @@ use super::gemm::{Feed, Tile, Tiles, multiply, pack_columns, widen};
 use super::math::exp;
 use super::pack::PANEL;
 use super::scratch::LINE;
-use super::simd::{LANES, Simd, Single, max_each, sum_each};
+use super::simd::{LANES, Simd, Single, Tiled, max_each, sum_each};
 use super::{Kernels, Scratch, View, ViewMut};
 
 /// The inputs of one attention head: the columns that belong to the head, of the rows that belong to the segment.
@@ -63,7 +63,7 @@ impl HeadDropout {
     }
 }
 
-/// The most rows of a tile in any table.
+/// The most rows of a tile.
 pub(super) const MOST_ROWS: usize = 6;
 
 /// f32 values of scratch that [`attention_head`] needs for up to `keys` keys of up to `d` columns.
@@ -174,7 +174,7 @@ impl Layout {
 /// # Safety
 /// The shapes were checked and `work` has [`attention_scratch`] values.
 #[inline(always)]
-pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
+pub(super) unsafe fn run<S: Tiled>(s: S, args: Args<'_>) {
     let inputs = args.inputs;
     let at = Layout::new(inputs.k.rows(), inputs.k.cols());
     fill_bias(inputs.mask, &mut args.work[at.bias..at.end]);
@@ -184,7 +184,7 @@ pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
         pack_values(s, inputs.v, args.work[at.v..at.q].as_mut_ptr());
     }
     let used = inputs.mask.len().next_multiple_of(LANES);
-    let tiles = Tiles::new(inputs.q.rows(), S::MAX_ROWS);
+    let tiles = Tiles::new(inputs.q.rows(), S::MAX_ROWS.min(MOST_ROWS));
     for i in 0..tiles.count() {
         let (first, rows) = tiles.tile(i);
         // SAFETY: the caller's contract; the query rows exist.
@@ -270,7 +270,7 @@ pub(super) unsafe fn pack_values<S: Simd>(s: S, v: View<'_>, to: *mut f32) {
 /// # Safety
 /// The rows exist and the keys are packed.
 #[inline(always)]
-pub(super) unsafe fn scores<S: Simd>(
+pub(super) unsafe fn scores<S: Tiled>(
     s: S,
     inputs: &Attention<'_>,
     (first, rows): (usize, usize),
@@ -340,7 +340,7 @@ pub(super) fn softmax<S: Simd>(s: S, p: &mut [f32], stride: usize, bias: &[f32],
 /// # Safety
 /// The probabilities are in place and the values are packed.
 #[inline(always)]
-unsafe fn weigh<S: Simd>(s: S, v: View<'_>, rows: usize, work: &mut [f32], at: &Layout) {
+unsafe fn weigh<S: Tiled>(s: S, v: View<'_>, rows: usize, work: &mut [f32], at: &Layout) {
     let work = work.as_mut_ptr();
     // SAFETY: the layout has room for the results.
     unsafe {

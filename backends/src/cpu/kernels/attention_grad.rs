@@ -8,7 +8,7 @@ use super::attention::{
 use super::gemm::{Feed, Tile, Tiles, multiply, pack_columns, widen};
 use super::pack::PANEL;
 use super::scratch::LINE;
-use super::simd::{LANES, Simd, Single, sum_each};
+use super::simd::{LANES, Single, Tiled, sum_each};
 use super::{Kernels, Scratch, View, ViewMut};
 
 /// One attention head and the cotangents of its results.
@@ -116,7 +116,7 @@ impl Places {
 /// # Safety
 /// The shapes were checked and `work` has [`attention_grad_scratch`] values.
 #[inline(always)]
-pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
+pub(super) unsafe fn run<S: Tiled>(s: S, args: Args<'_>) {
     let forward = &args.grad.forward;
     let (nq, nk) = (forward.q.rows(), forward.k.rows());
     let at = Places::new(nq, nk, forward.q.cols());
@@ -140,11 +140,11 @@ pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
         pack_values(s, forward.q, work.add(at.q));
         pack_values(s, args.grad.dy, work.add(at.dy));
         let mut head = head;
-        let tiles = Tiles::new(nq, S::MAX_ROWS);
+        let tiles = Tiles::new(nq, S::MAX_ROWS.min(MOST_ROWS));
         for i in 0..tiles.count() {
             head.queries(s, tiles.tile(i), dq);
         }
-        let tiles = Tiles::new(nk, S::MAX_ROWS);
+        let tiles = Tiles::new(nk, S::MAX_ROWS.min(MOST_ROWS));
         for i in 0..tiles.count() {
             let [p, ds] = head.at.by_key;
             head.keys(s, tiles.tile(i), (ds, head.at.q), dk);
@@ -166,7 +166,7 @@ impl Head<'_> {
     /// # Safety
     /// The rows exist; keys, values and bias are in place.
     #[inline(always)]
-    unsafe fn queries<S: Simd>(&mut self, s: S, rows: (usize, usize), dq: &ViewMut<'_>) {
+    unsafe fn queries<S: Tiled>(&mut self, s: S, rows: (usize, usize), dq: &ViewMut<'_>) {
         let forward = &self.grad.forward;
         let (first, count) = rows;
         let (nk, used) = (
@@ -210,7 +210,7 @@ impl Head<'_> {
     /// # Safety
     /// The rows exist; the values are in place.
     #[inline(always)]
-    unsafe fn cotangents<S: Simd>(&mut self, s: S, (first, count): (usize, usize)) {
+    unsafe fn cotangents<S: Tiled>(&mut self, s: S, (first, count): (usize, usize)) {
         let (d, keys) = (self.grad.dy.cols(), self.at.forward.keys);
         let work = self.work.as_mut_ptr();
         // SAFETY: the caller's contract; the places have room for a tile.
@@ -247,7 +247,7 @@ impl Head<'_> {
     /// # Safety
     /// Both sides are in place.
     #[inline(always)]
-    unsafe fn multiply<S: Simd>(
+    unsafe fn multiply<S: Tiled>(
         &mut self,
         s: S,
         (a, a_row): (usize, usize),
@@ -276,7 +276,7 @@ impl Head<'_> {
     /// # Safety
     /// The rows exist; all queries are done.
     #[inline(always)]
-    unsafe fn keys<S: Simd>(
+    unsafe fn keys<S: Tiled>(
         &mut self,
         s: S,
         (first, count): (usize, usize),
@@ -298,7 +298,7 @@ impl Head<'_> {
 
 /// Turns dP of a tile, rows `stride` apart, into dS; P gives the probabilities. The sum Σ P ∘ dP has key i in lane i mod 8.
 #[inline(always)]
-fn through_softmax<S: Simd>(
+fn through_softmax<S: Tiled>(
     s: S,
     (p, ds): (&[f32], &mut [f32]),
     stride: usize,

@@ -6,8 +6,8 @@ use std::ops::Range;
 use thiserror::Error;
 
 #[cfg(target_arch = "x86_64")]
-use super::simd::Avx2;
-use super::simd::Portable;
+use super::simd::{Avx, Ymm, Zmm};
+use super::simd::{Portable, Tiled};
 use super::view::{Row, View};
 use super::{
     attention, attention_grad, elementwise, linear, loss, matmul, norm, norm_grad, pack, peak,
@@ -20,6 +20,10 @@ const VARIABLE: &str = "LXPOD_ISA";
 /// The kernels of one instruction set. One exists only where the CPU can run it.
 pub struct Kernels {
     name: &'static str,
+    /// See [`Kernels::multiply_adds_a_cycle`].
+    rates: [u64; 2],
+    /// See [`Tiled::panels`].
+    pub(super) panels: fn(usize) -> usize,
     pub(super) linear: unsafe fn(linear::Args<'_>),
     pub(super) matmul: unsafe fn(matmul::Args<'_>),
     pub(super) attention: unsafe fn(attention::Args<'_>),
@@ -34,6 +38,7 @@ pub struct Kernels {
     pub(super) update: unsafe fn(update::Args<'_>),
     pub(super) lamb_squares: unsafe fn(&update::Update<'_>, Range<usize>) -> [f64; 2],
     pub(super) multiply_adds: unsafe fn(u64) -> u64,
+    pub(super) read_all: unsafe fn(&[f32]) -> f32,
 }
 
 impl fmt::Debug for Kernels {
@@ -47,18 +52,19 @@ impl fmt::Debug for Kernels {
 pub enum IsaError {
     /// No table has this name.
     #[error(
-        "{VARIABLE}={0}: no such kernels; choose portable or avx2, or unset it for the best this CPU has"
+        "{VARIABLE}={0}: no such kernels; choose portable, avx2 or avx512, or unset it for the best this CPU has"
     )]
     Unknown(String),
     /// The CPU cannot run this table.
     #[error(
-        "{VARIABLE}={0}: this CPU cannot run these kernels (avx2 needs AVX2, FMA and F16C); choose portable, or unset it"
+        "{VARIABLE}={0}: this CPU cannot run these kernels (avx2 needs AVX2, FMA and F16C; avx512 also AVX-512 F, BW, DQ, VL \
+         and VNNI); choose portable, or unset it"
     )]
     Unsupported(&'static str),
 }
 
 impl Kernels {
-    /// The best table that this CPU can run, or the one that `LXPOD_ISA` (`portable` or `avx2`) names.
+    /// The best table that this CPU can run, or the one that `LXPOD_ISA` (`portable`, `avx2` or `avx512`) names.
     ///
     /// # Errors
     /// If the variable names no table, or one that this CPU cannot run.
@@ -69,38 +75,53 @@ impl Kernels {
 
     /// The table of a name, or the best.
     fn named(name: Option<&str>) -> Result<&'static Kernels, IsaError> {
-        match name {
-            Some("portable") => Ok(&portable::TABLE),
-            Some("avx2") => Self::avx2().ok_or(IsaError::Unsupported("avx2")),
-            Some(other) => Err(IsaError::Unknown(other.to_owned())),
-            None => Ok(Self::avx2().unwrap_or(&portable::TABLE)),
-        }
+        let Some(wanted) = name else {
+            return Ok(Self::all_supported().last().unwrap_or(&portable::TABLE));
+        };
+        let known = NAMES.into_iter().find(|&name| name == wanted);
+        let name = known.ok_or_else(|| IsaError::Unknown(wanted.to_owned()))?;
+        Self::all_supported()
+            .find(|table| table.name == name)
+            .ok_or(IsaError::Unsupported(name))
     }
 
-    /// Every table that this CPU can run, the portable one first.
+    /// Every table that this CPU can run, slower ones first.
     pub fn all_supported() -> impl Iterator<Item = &'static Kernels> {
-        std::iter::once(&portable::TABLE).chain(Self::avx2())
+        std::iter::once(&portable::TABLE).chain(Self::native())
     }
 
-    /// The name: `portable` or `avx2`.
+    /// The name: `portable`, `avx2` or `avx512`.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
+    /// Multiply-adds that a core can do in a cycle with weights of f16, in fixed point, and of f32.
+    ///
+    /// Two units multiply f32 in every cycle on the CPUs at hand; `avx512` has one instruction for a pair of products of
+    /// integers and their sum, `avx2` has two, of which CPUs start three (Intel) or four (AMD) a cycle.
+    pub fn multiply_adds_a_cycle(&self) -> [u64; 2] {
+        self.rates
+    }
+
     #[cfg(target_arch = "x86_64")]
-    fn avx2() -> Option<&'static Kernels> {
-        Avx2::detected().then_some(&avx2::TABLE)
+    fn native() -> impl Iterator<Item = &'static Kernels> {
+        let narrow = Avx::<Ymm>::detected().then_some(&avx2::TABLE);
+        let wide = Avx::<Zmm>::detected().then_some(&avx512::TABLE);
+        narrow.into_iter().chain(wide)
     }
 
     #[cfg(not(target_arch = "x86_64"))]
-    fn avx2() -> Option<&'static Kernels> {
-        None
+    fn native() -> impl Iterator<Item = &'static Kernels> {
+        std::iter::empty()
     }
 }
 
+/// Of all tables.
+const NAMES: [&str; 3] = ["portable", "avx2", "avx512"];
+
 /// Stamps out a table: every kernel body for one token, in functions that enable its features.
 macro_rules! table {
-    ($module:ident, $token:expr $(, $features:literal)?) => {
+    ($module:ident, $rates:expr, $type:ty, $token:expr $(, $features:literal)?) => {
         mod $module {
             use super::*;
 
@@ -203,8 +224,18 @@ macro_rules! table {
                 unsafe { peak::run($token, rounds) }
             }
 
+            /// # Safety
+            /// The CPU has the features.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn read_all(values: &[f32]) -> f32 {
+                // SAFETY: the caller's contract.
+                unsafe { peak::read($token, values) }
+            }
+
             pub(super) static TABLE: Kernels = Kernels {
                 name: stringify!($module),
+                rates: $rates,
+                panels: <$type as Tiled>::panels,
                 linear,
                 matmul,
                 attention,
@@ -219,14 +250,29 @@ macro_rules! table {
                 update,
                 lamb_squares,
                 multiply_adds,
+                read_all,
             };
         }
     };
 }
 
-table!(portable, Portable);
+table!(portable, [4, 4], Portable, Portable);
 #[cfg(target_arch = "x86_64")]
-table!(avx2, Avx2::assume(), "avx2,fma,f16c");
+table!(
+    avx2,
+    [28, 16],
+    Avx<Ymm>,
+    Avx::<Ymm>::assume(),
+    "avx2,fma,f16c"
+);
+#[cfg(target_arch = "x86_64")]
+table!(
+    avx512,
+    [64, 32],
+    Avx<Zmm>,
+    Avx::<Zmm>::assume(),
+    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
+);
 
 #[cfg(test)]
 mod tests {
@@ -239,7 +285,10 @@ mod tests {
             Ok("portable")
         );
         let error = Kernels::named(Some("sse9")).expect_err("no such table");
-        assert!(error.to_string().contains("portable or avx2"), "{error}");
+        assert!(
+            error.to_string().contains("portable, avx2 or avx512"),
+            "{error}"
+        );
         let best = Kernels::named(None).expect("one always exists");
         assert_eq!(
             Some(best.name()),

@@ -5,22 +5,16 @@ use std::ops::Range;
 use lxpod_ir::DType;
 use lxpod_ir::ops::Activation;
 
-use super::gemm::{BLOCK, Feed, Tile, Tiles, group, multiply, widen};
+use super::gemm::{BLOCK, Feed, Fixed, Packing, Tile, Tiles, multiply};
 use super::math::activation;
-use super::pack::PANEL;
+use super::pack::{Format, PANEL};
 use super::scratch::LINE;
-use super::simd::{Half, LANES, Simd, Single, Weights};
+use super::simd::{Half, LANES, MOST_PANELS, Simd, Single, Tiled};
 use super::view::Row;
 use super::{Kernels, Panels, Scratch, View, ViewMut};
 
 /// The most rows that pass one panel of weights before the next: their inputs stay in the second-level cache.
 const ROW_BLOCK: usize = 96;
-
-/// Inputs multiplied at a time, so that one panel's share stays in the first-level cache while the rows pass.
-const DEPTH: usize = 768;
-
-/// Values for the sums of one row and four panels, or two and two: the most that few rows have at once.
-const FEW_ROWS: usize = 4 * PANEL;
 
 /// A linear layer and its input.
 #[derive(Clone, Copy)]
@@ -42,9 +36,9 @@ impl Linear<'_> {
         row_blocks(self.x.rows()) * self.weights.panels()
     }
 
-    /// How many units a worker does well to take at a time: few rows pass several panels at once.
-    pub fn grain(&self) -> usize {
-        group(self.x.rows())
+    /// How many units a worker does well to take at a time: rows pass several panels at once.
+    pub fn grain(&self, kernels: &Kernels) -> usize {
+        (kernels.panels)(self.x.rows())
     }
 }
 
@@ -55,16 +49,22 @@ fn row_blocks(m: usize) -> usize {
 
 /// Rows of each block but the last: nearly equal, in whole tiles.
 fn block_rows(m: usize) -> usize {
-    m.div_ceil(row_blocks(m).max(1)).next_multiple_of(6)
+    m.div_ceil(row_blocks(m).max(1)).next_multiple_of(12)
 }
 
 /// f32 values of scratch that [`linear`] needs for up to `m` rows of up to `k` inputs.
 pub fn linear_scratch(m: usize, k: usize) -> usize {
-    let rows = m.min(ROW_BLOCK);
-    rows * wide_row(k) + (rows * PANEL).max(FEW_ROWS)
+    ROW_BLOCK + sums_len(m) + m.min(ROW_BLOCK) * wide_row(k)
 }
 
-/// Values from one row of widened inputs to the next: a row of a multiple of 4 KiB would share its cache sets with all others.
+/// Values of the sums of a block, in whole cache lines.
+fn sums_len(m: usize) -> usize {
+    let [one, two, three, more] = MOST_PANELS;
+    one.max(2 * two).max(3 * three).max(m.min(ROW_BLOCK) * more) * PANEL
+}
+
+/// Places from one row of packed inputs to the next. A row of a multiple of 4 KiB would share its cache sets with all
+/// others.
 fn wide_row(k: usize) -> usize {
     k.next_multiple_of(LINE) + LINE
 }
@@ -120,22 +120,31 @@ pub(super) struct Args<'a> {
 /// # Safety
 /// The shapes were checked and `work` has [`linear_scratch`] values.
 #[inline(always)]
-pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
+pub(super) unsafe fn run<S: Tiled>(s: S, args: Args<'_>) {
+    // The scratch has room for the sums of so many panels.
+    const {
+        let mut kind = 0;
+        while kind < MOST_PANELS.len() {
+            assert!(S::PANELS[kind] <= MOST_PANELS[kind]);
+            kind += 1;
+        }
+    }
     // SAFETY: the caller's contract.
     unsafe {
-        match args.layer.weights.dtype() {
-            DType::F16 => all_units::<S, Half>(s, args),
-            _ => all_units::<S, Single>(s, args),
+        match args.layer.weights.format() {
+            Format::Single => all_units::<S, Single>(s, args),
+            Format::Half => all_units::<S, Half>(s, args),
+            Format::Fixed => all_units::<S, Fixed>(s, args),
         }
     }
 }
 
-/// [`run`] for one type of weights.
+/// [`run`] for one format of weights.
 ///
 /// # Safety
 /// As [`run`].
 #[inline(always)]
-unsafe fn all_units<S: Simd, W: Weights>(s: S, args: Args<'_>) {
+unsafe fn all_units<S: Tiled, W: Packing>(s: S, args: Args<'_>) {
     let Args {
         layer,
         out,
@@ -155,21 +164,23 @@ unsafe fn all_units<S: Simd, W: Weights>(s: S, args: Args<'_>) {
             // SAFETY: the caller's contract; the block and the panels exist.
             unsafe {
                 if block.as_ref().is_none_or(|block| block.index != index) {
-                    block = Some(Block::new(s, layer, &out, index, work));
+                    block = Some(Block::new::<S, W>(s, layer, &out, index, work));
                 }
                 let Some(block) = &block else { break };
-                let count = group(block.rows).min(range.end - unit).min(panels - panel);
+                let count = S::panels(block.rows)
+                    .min(range.end - unit)
+                    .min(panels - panel);
                 unit += count;
                 let next = Some(unit).filter(|&unit| unit < range.end).or(after);
                 let next = next.map(|unit| layer.weights.panel(unit % panels).0);
                 block.multiply::<S, W>(s, panel, count, next);
-                block.finish(s, panel, count);
+                block.finish::<S, W>(s, panel, count);
             }
         }
     }
 }
 
-/// Some rows, their inputs as f32.
+/// Some rows, their inputs packed.
 struct Block<'a> {
     index: usize,
     layer: &'a Linear<'a>,
@@ -177,18 +188,20 @@ struct Block<'a> {
     first: usize,
     rows: usize,
     inputs: *const f32,
-    /// Values from one row of `inputs` to the next.
+    /// Places from one row of `inputs` to the next.
     stride: usize,
     sums: *mut f32,
+    /// What the sums of each row are to be multiplied by.
+    scales: *const f32,
 }
 
 impl<'a> Block<'a> {
-    /// Widens the inputs of block `index` into `work`; f32 stay where they are.
+    /// Packs the inputs of block `index` into `work`.
     ///
     /// # Safety
     /// As [`run`]; the block exists.
     #[inline(always)]
-    unsafe fn new<S: Simd>(
+    unsafe fn new<S: Tiled, W: Packing>(
         s: S,
         layer: &'a Linear<'a>,
         out: &'a ViewMut<'a>,
@@ -198,11 +211,13 @@ impl<'a> Block<'a> {
         let (m, k) = (layer.x.rows(), layer.weights.k());
         let first = index * block_rows(m);
         let rows = block_rows(m).min(m - first);
-        let stride = wide_row(k);
-        let wide = work.as_mut_ptr();
-        for r in 0..rows {
+        let stride = wide_row(k.div_ceil(W::INPUTS));
+        let (scales, work) = work.split_at_mut(ROW_BLOCK);
+        let (sums, inputs) = work.split_at_mut(sums_len(m));
+        for (r, scale) in scales.iter_mut().enumerate().take(rows) {
+            let to = inputs.as_mut_ptr().wrapping_add(r * stride);
             // SAFETY: the rows exist, and the scratch has room for as many as a block has.
-            unsafe { widen(s, layer.x.row(first + r), k, wide.add(r * stride)) };
+            *scale = unsafe { W::pack(s, layer.x.row(first + r), k, to) };
         }
         Block {
             index,
@@ -210,9 +225,10 @@ impl<'a> Block<'a> {
             out,
             first,
             rows,
-            inputs: wide,
+            inputs: inputs.as_ptr(),
             stride,
-            sums: wide.wrapping_add(m.min(ROW_BLOCK) * stride),
+            sums: sums.as_mut_ptr(),
+            scales: scales.as_ptr(),
         }
     }
 
@@ -221,7 +237,7 @@ impl<'a> Block<'a> {
     /// # Safety
     /// As [`run`]; the panels exist.
     #[inline(always)]
-    unsafe fn multiply<S: Simd, W: Weights>(
+    unsafe fn multiply<S: Tiled, W: Packing>(
         &self,
         s: S,
         p: usize,
@@ -229,21 +245,29 @@ impl<'a> Block<'a> {
         next: Option<*const u8>,
     ) {
         let (w, w_panel) = self.layer.weights.panel(p);
-        let k = self.layer.weights.k();
+        let steps = self.layer.weights.k().div_ceil(W::INPUTS);
         let tiles = Tiles::new(self.rows, S::MAX_ROWS);
+        // What a single tile passes is used once, and needs no cutting.
+        let share = if tiles.count() > 1 {
+            W::share::<S>()
+        } else {
+            steps
+        };
         let mut start = 0;
         loop {
-            // Several panels go together only where there are few rows, which do not need cutting.
-            let depth = if count > 1 { k } else { DEPTH.min(k - start) };
-            let w = w.wrapping_add(start * PANEL * W::SIZE);
-            let bytes = depth * PANEL * W::SIZE;
+            let depth = share.min(steps - start);
+            let w = w.wrapping_add(start * W::STEP);
             let blocks = tiles.count() * depth.div_ceil(BLOCK);
-            let following = if start + depth == k {
+            let last = start + depth == steps;
+            let following = if last {
                 next
             } else {
-                Some(w.wrapping_add(bytes))
+                Some(w.wrapping_add(depth * W::STEP))
             };
-            let mut feed = following.map_or(Feed::none(), |next| Feed::new(next, bytes, blocks));
+            let bytes = share.min(if last { steps } else { steps - start - depth }) * W::STEP;
+            let mut feed = following.map_or(Feed::none(), |next| {
+                Feed::runs(next, count, (bytes, w_panel), blocks)
+            });
             for i in 0..tiles.count() {
                 let (first, rows) = tiles.tile(i);
                 let tile = Tile {
@@ -260,7 +284,7 @@ impl<'a> Block<'a> {
                 unsafe { multiply::<S, W>(s, tile, rows, count, &mut feed) };
             }
             start += depth;
-            if start >= k {
+            if start >= steps {
                 break;
             }
         }
@@ -271,7 +295,7 @@ impl<'a> Block<'a> {
     /// # Safety
     /// As [`run`]; the panels exist.
     #[inline(always)]
-    unsafe fn finish<S: Simd>(&self, s: S, p: usize, count: usize) {
+    unsafe fn finish<S: Tiled, W: Packing>(&self, s: S, p: usize, count: usize) {
         for i in 0..count {
             let col = (p + i) * PANEL;
             let sums = self.sums.wrapping_add(i * PANEL);
@@ -279,10 +303,37 @@ impl<'a> Block<'a> {
             let whole = col + PANEL <= self.layer.weights.n();
             // SAFETY: the caller's contract.
             unsafe {
+                if W::SCALED {
+                    self.scale(s, sums, self.layer.weights.scales(p + i));
+                }
                 match self.out.dtype() {
                     DType::F16 if whole => self.finish_panel(s, sums, col, Some(DType::F16)),
                     DType::F32 if whole => self.finish_panel(s, sums, col, Some(DType::F32)),
                     _ => self.finish_part(s, sums, col),
+                }
+            }
+        }
+    }
+
+    /// Multiplies the sums of a panel by the scales of their rows and `columns`.
+    ///
+    /// # Safety
+    /// The sums were written.
+    #[inline(always)]
+    unsafe fn scale<S: Tiled>(
+        &self,
+        s: S,
+        (sums, stride): (*const f32, usize),
+        columns: &[f32; PANEL],
+    ) {
+        for r in 0..self.rows {
+            for half in [0, LANES] {
+                let at = sums.wrapping_add(r * stride + half).cast_mut();
+                // SAFETY: the caller's contract; there is a scale for each row, and 16 for columns.
+                unsafe {
+                    let row = s.splat(*self.scales.add(r));
+                    let scaled = s.mul(s.load_f32(at), row);
+                    s.store_f32(at, s.mul(scaled, s.load_f32(columns.as_ptr().add(half))));
                 }
             }
         }

@@ -298,10 +298,10 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn avx2_functions_hold_their_bounds() {
-        use crate::cpu::kernels::simd::Avx2;
-        if Avx2::detected() {
+        use crate::cpu::kernels::simd::{Avx, Ymm};
+        if Avx::<Ymm>::detected() {
             // SAFETY: just checked.
-            let s = unsafe { Avx2::assume() };
+            let s = unsafe { Avx::<Ymm>::assume() };
             bounds(s);
             ends(s);
         }

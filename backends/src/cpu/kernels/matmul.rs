@@ -4,6 +4,8 @@
 //! with instructions that cost it no time. The summed index is cut into shares of [`DEPTH`], so that what one share
 //! reads of A and B stays in the nearer caches; sums wait in f32 between shares.
 
+mod tile;
+
 use std::ops::Range;
 
 use lxpod_ir::DType;
@@ -11,8 +13,9 @@ use lxpod_ir::DType;
 use super::gemm::{BLOCK, Feed, Tiles, pack_columns, widen};
 use super::pack::PANEL;
 use super::scratch::LINE;
-use super::simd::{Half, LANES, Simd, Single, Weights};
+use super::simd::{Floats, Half, LANES, Simd, Single, Tiled, has_tile};
 use super::{Addend, Kernels, Scratch, View, ViewMut};
+use tile::{Rows, Tile};
 
 /// The most rows that pass 16 columns before the next: their share of A stays in the second-level cache.
 const ROW_BLOCK: usize = 96;
@@ -31,9 +34,6 @@ const STRIP: usize = 24;
 
 /// Panels that a worker does well to take at a time: fewer, and it reads A more often.
 const GRAIN: usize = GROUP;
-
-/// How many rows further the results are asked for.
-const AHEAD: usize = 12;
 
 /// f32 values of scratch that [`matmul`] needs.
 pub const MATMUL_SCRATCH: usize = SUMS + ROW_BLOCK * STRIP * PANEL;
@@ -91,7 +91,7 @@ impl Matmul<'_> {
     /// Rows of each block but the last: nearly equal, in whole tiles.
     fn block_rows(&self) -> usize {
         let blocks = self.rows().div_ceil(ROW_BLOCK).max(1);
-        self.rows().div_ceil(blocks).next_multiple_of(6)
+        self.rows().div_ceil(blocks).next_multiple_of(12)
     }
 }
 
@@ -148,7 +148,7 @@ pub(super) struct Args<'a> {
 /// # Safety
 /// The shapes were checked and `work` has [`MATMUL_SCRATCH`] values.
 #[inline(always)]
-pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
+pub(super) unsafe fn run<S: Tiled>(s: S, args: Args<'_>) {
     // SAFETY: the caller's contract.
     unsafe {
         match args.product.b.dtype() {
@@ -163,7 +163,7 @@ pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
 /// # Safety
 /// As [`run`].
 #[inline(always)]
-unsafe fn all_units<S: Simd, W: Weights>(s: S, args: Args<'_>) {
+unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) {
     let (product, panels) = (args.product, args.product.panels());
     let streams = product.streams(&args.out);
     let mut ahead = args.units.next();
@@ -224,7 +224,7 @@ impl Strip<'_> {
     /// # Safety
     /// The rows and columns exist, and `work` has [`MATMUL_SCRATCH`] values that nobody else uses.
     #[inline(always)]
-    unsafe fn run<S: Simd, W: Weights>(&self, s: S) {
+    unsafe fn run<S: Tiled, W: Floats>(&self, s: S) {
         let total = self.product.b.rows();
         let mut start = 0;
         loop {
@@ -283,7 +283,7 @@ impl Strip<'_> {
     /// # Safety
     /// As [`Strip::run`]; A's share is loaded.
     #[inline(always)]
-    unsafe fn panel<S: Simd, W: Weights>(
+    unsafe fn panel<S: Tiled, W: Floats>(
         &self,
         s: S,
         share: Share,
@@ -311,17 +311,20 @@ impl Strip<'_> {
                 source: (whole && i == 0 && share.depth > 0)
                     .then(|| (b.row(0).at(column), b.stride() * W::SIZE)),
             };
+            /// The tile of so many rows, where the instruction set has it.
+            macro_rules! tile {
+                ($($count:literal),+) => {
+                    match rows {
+                        $($count if const { has_tile::<S>($count, 1) } => {
+                            s.apart(Rows::<W, $count>::new(&tile, feed))
+                        })+
+                        _ => unreachable!("a tile of {rows} rows"),
+                    }
+                };
+            }
             // SAFETY: the caller's contract; all but the first tile read what that, or `pack_rows`, packed.
             unsafe {
-                match rows {
-                    1 => tile.run::<S, W, 1>(s, feed),
-                    2 => tile.run::<S, W, 2>(s, feed),
-                    3 => tile.run::<S, W, 3>(s, feed),
-                    4 if S::MAX_ROWS >= 4 => tile.run::<S, W, 4>(s, feed),
-                    5 if S::MAX_ROWS >= 5 => tile.run::<S, W, 5>(s, feed),
-                    6 if S::MAX_ROWS >= 6 => tile.run::<S, W, 6>(s, feed),
-                    _ => unreachable!("a tile of {rows} rows"),
-                }
+                tile!(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12);
             }
         }
     }
@@ -329,7 +332,7 @@ impl Strip<'_> {
     /// What is read of B after a group of panels: the same share of the next group, the next share of the first, or what
     /// follows the strip.
     #[inline(always)]
-    fn feed<S: Simd>(&self, share: Share, group: Range<usize>) -> Feed {
+    fn feed<S: Tiled>(&self, share: Share, group: Range<usize>) -> Feed {
         let b = self.product.b;
         let (start, column) = if b.rows() == 0 {
             return Feed::none();
@@ -374,221 +377,6 @@ unsafe fn pack_rows<S: Simd>(s: S, b: View<'_>, to: *mut f32) {
                 };
                 s.store_f32(to.add(r * PANEL + c), x);
             }
-        }
-    }
-}
-
-/// A few rows of one panel.
-struct Tile<'a> {
-    strip: &'a Strip<'a>,
-    share: Share,
-    /// The panel's first column.
-    column: usize,
-    /// The first row, in the block.
-    first: usize,
-    /// Where the panel lies in B and the bytes from row to row, if it is not packed yet.
-    source: Option<(*const u8, usize)>,
-}
-
-impl Tile<'_> {
-    /// Adds the products of one share to R rows of sums.
-    ///
-    /// # Safety
-    /// A's share is loaded; the panel is packed or its source may be read.
-    #[inline(always)]
-    unsafe fn run<S: Simd, W: Weights, const R: usize>(&self, s: S, feed: &mut Feed) {
-        let Share {
-            depth, first, last, ..
-        } = self.share;
-        if last && !self.strip.streams {
-            self.ask::<S, R>(s);
-        }
-        let mut acc = [[s.splat(0.0); 2]; R];
-        // SAFETY: the caller's contract; the scratch has room for the sums.
-        unsafe {
-            if !first {
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    let sums = self.sums(r);
-                    *acc = [s.load_f32(sums), s.load_f32(sums.add(LANES))];
-                }
-            }
-            let a = self.strip.work.add(self.first * A_ROW);
-            let whole = depth / BLOCK * BLOCK;
-            let packed = self.strip.work.add(PACKED);
-            for i in (0..whole).step_by(BLOCK) {
-                feed.advance(s);
-                let copy = packed.add(i * PANEL);
-                match self.source {
-                    Some((b, step)) => {
-                        let b = (b.wrapping_add(i * step), step);
-                        s.eight_packing_steps::<R, W>(&mut acc, a.add(i), A_ROW, b, copy);
-                    }
-                    None => s.eight_steps::<R, Single>(&mut acc, a.add(i), A_ROW, copy.cast()),
-                }
-            }
-            for i in whole..depth {
-                let copy = packed.add(i * PANEL);
-                if let Some((b, step)) = self.source {
-                    let b = b.wrapping_add(i * step);
-                    s.store_f32(copy, W::load(s, b));
-                    s.store_f32(copy.add(LANES), W::load(s, b.add(LANES * W::SIZE)));
-                }
-                step(s, &mut acc, a.add(i), copy);
-            }
-            self.store(s, acc);
-        }
-    }
-
-    /// Asks for the places of results [`AHEAD`] rows further; after the last row come those of the next panel, which may
-    /// not be there.
-    #[inline(always)]
-    fn ask<S: Simd, const R: usize>(&self, s: S) {
-        let rows = self.strip.rows.len();
-        let (start, step) = self.place(0);
-        let next = start
-            .wrapping_sub(rows * step)
-            .wrapping_add(PANEL * self.strip.out.dtype().size());
-        for r in AHEAD..AHEAD + R {
-            let start = if self.first + r < rows { start } else { next };
-            s.prefetch(start.wrapping_add(r * step));
-        }
-    }
-
-    /// Where row `r` of the result begins in the panel, and the bytes from row to row.
-    #[inline(always)]
-    fn place(&self, r: usize) -> (*mut u8, usize) {
-        let out = self.strip.out;
-        let (start, step) = (
-            out.as_view().row(self.strip.rows.start).at(self.column),
-            out.stride() * out.dtype().size(),
-        );
-        (start.cast_mut().wrapping_add((self.first + r) * step), step)
-    }
-
-    /// Where the sums of row `r` of the tile wait between shares.
-    #[inline(always)]
-    fn sums(&self, r: usize) -> *mut f32 {
-        let at = (self.first + r) * STRIP * PANEL + self.column - self.strip.columns.start;
-        self.strip.work.wrapping_add(SUMS + at)
-    }
-
-    /// # Safety
-    /// The scratch has room for the sums, and the rows and columns exist.
-    #[inline(always)]
-    unsafe fn store<S: Simd, const R: usize>(&self, s: S, acc: [[S::V; 2]; R]) {
-        let (product, out) = (self.strip.product, self.strip.out);
-        let added = product.add.view().map_or(out.dtype(), View::dtype);
-        let whole = self.column + PANEL <= out.cols();
-        // SAFETY: the caller's contract.
-        unsafe {
-            if !self.share.last {
-                for (r, [low, high]) in acc.into_iter().enumerate() {
-                    s.store_f32(self.sums(r), low);
-                    s.store_f32(self.sums(r).add(LANES), high);
-                }
-            } else {
-                match (out.dtype(), added) {
-                    (DType::F32, DType::F32) if whole => self.finish_whole(s, acc),
-                    (DType::F16, DType::F16) if whole => self.finish(s, acc, Some(DType::F16)),
-                    _ => self.finish(s, acc, None),
-                }
-            }
-        }
-    }
-
-    /// [`Tile::finish`] where everything is f32 and all 16 columns exist.
-    ///
-    /// # Safety
-    /// As there.
-    #[inline(always)]
-    unsafe fn finish_whole<S: Simd, const R: usize>(&self, s: S, acc: [[S::V; 2]; R]) {
-        let (to, step) = self.place(0);
-        let (from, from_step) = match self.strip.product.add {
-            Addend::View(add) => {
-                let row = add.row(self.strip.rows.start + self.first);
-                (row.at(self.column), add.stride() * size_of::<f32>())
-            }
-            Addend::Nothing | Addend::Zeros => (std::ptr::null(), 0),
-        };
-        let zeros = matches!(self.strip.product.add, Addend::Zeros);
-        for (r, mut sums) in acc.into_iter().enumerate() {
-            let to = to.wrapping_add(r * step).cast::<f32>();
-            let from = from.wrapping_add(r * from_step).cast::<f32>();
-            for (half, y) in sums.iter_mut().enumerate() {
-                // SAFETY: the caller's contract; streams are of whole aligned cache lines.
-                unsafe {
-                    if zeros {
-                        *y = s.add(*y, s.splat(0.0));
-                    } else if !from.is_null() {
-                        *y = s.add(*y, s.load_f32(from.add(half * LANES)));
-                    }
-                    if self.strip.streams {
-                        s.stream_f32(to.add(half * LANES), *y);
-                    } else {
-                        s.store_f32(to.add(half * LANES), *y);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Adds what is to be added and stores the result; `known` is the dtype of both where all 16 columns exist.
-    ///
-    /// # Safety
-    /// The rows and columns exist.
-    #[inline(always)]
-    unsafe fn finish<S: Simd, const R: usize>(
-        &self,
-        s: S,
-        acc: [[S::V; 2]; R],
-        known: Option<DType>,
-    ) {
-        let (end, added) = (self.strip.out.cols(), self.strip.product.add);
-        let zeros = matches!(added, Addend::Zeros);
-        for (r, sums) in acc.into_iter().enumerate() {
-            let row = self.strip.rows.start + self.first + r;
-            let out = self.strip.out.row(row).known(known);
-            let add = added.view().map(|add| add.row(row).known(known));
-            for (column, mut y) in (self.column..).step_by(LANES).zip(sums) {
-                let left = if known.is_some() {
-                    LANES
-                } else {
-                    end.saturating_sub(column)
-                };
-                // SAFETY: the caller's contract; so many columns exist.
-                unsafe {
-                    if zeros {
-                        y = s.add(y, s.splat(0.0));
-                    }
-                    if let Some(add) = add.filter(|_| left > 0) {
-                        y = s.add(y, add.load_up_to(s, column, left));
-                    }
-                    if left > 0 {
-                        out.store(s, column, left, y);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// One step of the summed index: `acc[r] += a[r] · b`.
-///
-/// # Safety
-/// The R left values and 16 values of b may be read.
-#[inline(always)]
-unsafe fn step<S: Simd, const R: usize>(
-    s: S,
-    acc: &mut [[S::V; 2]; R],
-    a: *const f32,
-    b: *const f32,
-) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let (low, high) = (s.load_f32(b), s.load_f32(b.add(LANES)));
-        for (r, sums) in acc.iter_mut().enumerate() {
-            let x = s.splat(*a.add(r * A_ROW));
-            *sums = [s.fma(x, low, sums[0]), s.fma(x, high, sums[1])];
         }
     }
 }

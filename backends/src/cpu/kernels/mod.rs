@@ -40,7 +40,7 @@ pub use elementwise::{
     activate, activate_grad, add, bce_grad, copy, dropout, scale, smooth_l1_grad, zeros,
 };
 pub use gather::{IndexError, gather, gather_panels};
-pub(super) use huge::huge_pages;
+pub use huge::huge_pages;
 pub use isa::{IsaError, Kernels};
 pub use linear::{Linear, linear, linear_scratch};
 pub use loss::{
@@ -53,8 +53,8 @@ pub use norm_grad::{
     LayerNormGrad, layer_norm_grad, layer_norm_grad_scratch, layer_norm_grad_sums,
     layer_norm_moments,
 };
-pub use pack::Panels;
-pub use peak::multiply_adds;
+pub use pack::{Format, Panels};
+pub use peak::{multiply_adds, read_all};
 pub use scratch::Scratch;
 pub use squares::sum_squares;
 pub use sums::{ScatterAdd, scatter_add, sum_rows};

@@ -1,31 +1,71 @@
 //! Weights packed for the matrix kernels.
 
-use std::cell::UnsafeCell;
 use std::ops::Range;
 
-use bytemuck::zeroed_vec;
+use half::f16;
 use half::slice::HalfFloatSliceExt;
 use lxpod_ir::DType;
 
-use super::huge::huge_pages;
+use super::gemm::quantise;
+use super::huge::Lines;
 use super::scratch::{LINE, Line};
-use super::simd::{LANES, Simd};
+use super::simd::{LANES, Portable, Simd};
 use super::{Kernels, View};
 
 /// Output columns of a panel.
 pub(super) const PANEL: usize = 16;
 
+/// How the values of a packed weight are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// As f32.
+    Single,
+    /// As f16.
+    Half,
+    /// Rounded to f16, then as 16-bit integers times a power of two of their output: for f16 that does not change.
+    Fixed,
+}
+
+impl Format {
+    /// Bytes of a value.
+    pub fn size(self) -> usize {
+        match self {
+            Format::Single => 4,
+            Format::Half | Format::Fixed => 2,
+        }
+    }
+
+    /// The dtype of the weight.
+    pub fn dtype(self) -> DType {
+        match self {
+            Format::Single => DType::F32,
+            Format::Half | Format::Fixed => DType::F16,
+        }
+    }
+
+    /// Inputs that stand together for each output.
+    fn together(self) -> usize {
+        match self {
+            Format::Single | Format::Half => 1,
+            Format::Fixed => 2,
+        }
+    }
+}
+
 /// The weight \[n, k\] of a linear layer (out × in, as `nn.Linear` stores it), packed in panels of 16 outputs.
 ///
-/// Panel `p` holds outputs `16·p ..`, and within it the 16 values for input 0 come first, then those for input 1, and so on. The
-/// last panel is padded with zeros. A panel starts on a cache line. Values are f16 or f32.
+/// Panel `p` holds outputs `16·p ..`, and within it the 16 values for input 0 come first, then those for input 1, and so on;
+/// in fixed point the 16 pairs for inputs 0 and 1, then those for 2 and 3. The last panel is padded with zeros. A panel starts
+/// on a cache line.
 pub struct Panels {
-    lines: Vec<UnsafeCell<Line>>,
+    lines: Lines,
     n: usize,
     k: usize,
-    dtype: DType,
+    format: Format,
     /// Cache lines of one panel.
     panel_lines: usize,
+    /// The scale of each output, in panels, if values are in fixed point.
+    scales: Vec<[f32; PANEL]>,
 }
 
 // SAFETY: the lines are written through a shared reference only by `refill`, whose callers promise
@@ -34,23 +74,18 @@ unsafe impl Sync for Panels {}
 
 impl Panels {
     /// A weight of zeros.
-    ///
-    /// # Panics
-    /// If `dtype` is neither f16 nor f32.
-    pub fn new(n: usize, k: usize, dtype: DType) -> Self {
-        assert!(
-            matches!(dtype, DType::F16 | DType::F32),
-            "panels of {dtype}"
-        );
-        let panel_lines = (PANEL * k * dtype.size()).div_ceil(size_of::<Line>());
-        let lines: Vec<UnsafeCell<Line>> = zeroed_vec(n.div_ceil(PANEL) * panel_lines);
-        huge_pages(&lines);
+    pub fn new(n: usize, k: usize, format: Format) -> Self {
+        let inputs = k.next_multiple_of(format.together());
+        let panel_lines = (PANEL * inputs * format.size()).div_ceil(size_of::<Line>());
+        let lines = Lines::new(n.div_ceil(PANEL) * panel_lines);
+        let scaled = format == Format::Fixed;
         Panels {
             lines,
             n,
             k,
-            dtype,
+            format,
             panel_lines,
+            scales: vec![[0.0; PANEL]; if scaled { n.div_ceil(PANEL) } else { 0 }],
         }
     }
 
@@ -62,9 +97,9 @@ impl Panels {
     pub fn k(&self) -> usize {
         self.k
     }
-    /// The dtype of a packed value.
-    pub fn dtype(&self) -> DType {
-        self.dtype
+    /// How values are stored.
+    pub fn format(&self) -> Format {
+        self.format
     }
     /// Number of panels.
     pub fn panels(&self) -> usize {
@@ -72,7 +107,7 @@ impl Panels {
     }
     /// Bytes allocated, padding included.
     pub fn bytes(&self) -> usize {
-        size_of_val(self.lines.as_slice())
+        size_of_val(self.lines.cells()) + size_of_val(self.scales.as_slice())
     }
 
     /// Stores the rows (outputs) from `first_row` on, each of k values, end to end in `rows`; rounds to nearest even.
@@ -97,14 +132,18 @@ impl Panels {
             self.n
         );
         let (mut n, mut rows) = (first_row, rows);
-        let (dtype, k, panel_lines) = (self.dtype, self.k, self.panel_lines);
+        if self.format == Format::Fixed {
+            self.fill_fixed(first_row, rows);
+            return;
+        }
+        let (format, k, panel_lines) = (self.format, self.k, self.panel_lines);
         while !rows.is_empty() {
             let panel = &mut self.lines_mut()[n / PANEL * panel_lines..][..panel_lines];
             let whole = n.is_multiple_of(PANEL) && rows.len() >= PANEL * k;
             let (now, later) = rows.split_at(if whole { PANEL * k } else { k });
-            match dtype {
-                DType::F16 if whole => fill_panel(bytemuck::cast_slice_mut(panel), now, round),
-                DType::F16 => fill_f16(bytemuck::cast_slice_mut(panel), n % PANEL, now),
+            match format {
+                Format::Half if whole => fill_panel(bytemuck::cast_slice_mut(panel), now, round),
+                Format::Half => fill_f16(bytemuck::cast_slice_mut(panel), n % PANEL, now),
                 _ if whole => fill_panel(bytemuck::cast_slice_mut(panel), now, copy),
                 _ => fill_f32(bytemuck::cast_slice_mut(panel), n % PANEL, now),
             }
@@ -113,15 +152,43 @@ impl Panels {
         }
     }
 
+    /// Stores rows (outputs) from `first_row` on in fixed point.
+    fn fill_fixed(&mut self, first_row: usize, rows: &[f32]) {
+        let (k, panel_lines) = (self.k, self.panel_lines);
+        let mut halves = vec![f16::ZERO; k];
+        // Whole vectors are written.
+        let mut integers = vec![0.0_f32; k.next_multiple_of(LANES) / 2];
+        for (row, n) in rows.chunks_exact(k).zip(first_row..) {
+            halves.convert_from_f32_slice(row);
+            let row = View::new(&halves, 1, k).row(0);
+            // SAFETY: the row has k values, and there is room for them rounded up to eight.
+            let scale = unsafe { quantise(Portable, row, k, integers.as_mut_ptr()) };
+            let (panel, lane) = (n / PANEL, n % PANEL);
+            self.scales[panel][lane] = scale;
+            let lines = &mut self.lines_mut()[panel * panel_lines..][..panel_lines];
+            let pairs: &mut [[[i16; 2]; PANEL]] = bytemuck::cast_slice_mut(lines);
+            let integers: &[[i16; 2]] = bytemuck::cast_slice(&integers);
+            for (to, pair) in pairs.iter_mut().zip(integers) {
+                to[lane] = *pair;
+            }
+        }
+    }
+
+    /// The scales of the outputs of panel `p`, of a weight in fixed point.
+    pub(super) fn scales(&self, p: usize) -> &[f32; PANEL] {
+        &self.scales[p]
+    }
+
     /// Stores the weight anew in some panels: the rows of `weight` that they hold.
     ///
     /// # Panics
-    /// If `weight` is not of this weight's extents, or there are no such panels.
+    /// If `weight` is not of this weight's extents, there are no such panels, or values are in fixed point.
     ///
     /// # Safety
     /// Nobody else reads or writes these panels meanwhile.
     pub unsafe fn refill(&self, kernels: &Kernels, weight: View<'_>, panels: Range<usize>) {
         assert!((weight.rows(), weight.cols()) == (self.n, self.k) && panels.end <= self.panels());
+        assert_ne!(self.format, Format::Fixed, "packed anew");
         // SAFETY: a table exists only for a CPU that can run it; the rest was checked or is the caller's contract.
         unsafe {
             (kernels.refill)(Refill {
@@ -133,16 +200,16 @@ impl Panels {
     }
 
     fn lines_mut(&mut self) -> &mut [Line] {
-        // SAFETY: a cell is stored like its content, and `self` is borrowed exclusively.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len()) }
+        self.lines.get_mut()
     }
 
     /// Stores the columns (inputs) from `first_column` on, each of n values, end to end in `columns`; rounds to nearest even.
     /// Given the rows of a matrix as columns, this packs its transpose.
     ///
     /// # Panics
-    /// If `columns` is not a whole number of columns, or too many.
+    /// If `columns` is not a whole number of columns, or too many, or values are in fixed point.
     pub fn fill_columns(&mut self, first_column: usize, columns: &[f32]) {
+        assert_ne!(self.format, Format::Fixed, "packed by columns");
         if self.n == 0 || columns.is_empty() {
             return;
         }
@@ -152,7 +219,7 @@ impl Panels {
             columns.len(),
             self.n
         );
-        let (n, dtype, panel_lines) = (self.n, self.dtype, self.panel_lines);
+        let (n, format, panel_lines) = (self.n, self.format, self.panel_lines);
         let count = columns.len() / n;
         assert!(
             first_column + count <= self.k,
@@ -165,9 +232,9 @@ impl Panels {
             let panels = lines.chunks_exact_mut(panel_lines);
             for (values, panel) in column.chunks(PANEL).zip(panels) {
                 let place = k * PANEL..k * PANEL + values.len();
-                match dtype {
-                    DType::F16 => {
-                        let panel: &mut [half::f16] = bytemuck::cast_slice_mut(panel);
+                match format {
+                    Format::Half => {
+                        let panel: &mut [f16] = bytemuck::cast_slice_mut(panel);
                         panel[place].convert_from_f32_slice(values);
                     }
                     _ => bytemuck::cast_slice_mut(panel)[place].copy_from_slice(values),
@@ -188,7 +255,7 @@ impl Panels {
             first + out.len(),
             self.k
         );
-        let panel = &self.lines[n / PANEL * self.panel_lines..][..self.panel_lines];
+        let panel = &self.lines.cells()[n / PANEL * self.panel_lines..][..self.panel_lines];
         // SAFETY: a cell is stored like its content, and nobody refills panels that are read.
         let panel: &[Line] =
             unsafe { std::slice::from_raw_parts(panel.as_ptr().cast(), panel.len()) };
@@ -196,18 +263,27 @@ impl Panels {
             return;
         }
         let start = first * PANEL + n % PANEL;
-        if self.dtype == DType::F16 {
-            let halves: &[half::f16] = bytemuck::cast_slice(panel);
-            let column = halves[start..].iter().step_by(PANEL);
-            out.iter_mut()
-                .zip(column)
-                .for_each(|(to, from)| *to = from.to_f32());
-        } else {
-            let floats: &[f32] = bytemuck::cast_slice(panel);
-            let column = floats[start..].iter().step_by(PANEL);
-            out.iter_mut()
-                .zip(column)
-                .for_each(|(to, from)| *to = *from);
+        match self.format {
+            Format::Half => {
+                let halves: &[f16] = bytemuck::cast_slice(panel);
+                let column = halves[start..].iter().step_by(PANEL);
+                let values = out.iter_mut().zip(column);
+                values.for_each(|(to, from)| *to = from.to_f32());
+            }
+            Format::Single => {
+                let floats: &[f32] = bytemuck::cast_slice(panel);
+                let column = floats[start..].iter().step_by(PANEL);
+                out.iter_mut()
+                    .zip(column)
+                    .for_each(|(to, from)| *to = *from);
+            }
+            Format::Fixed => {
+                let (scale, lane) = (self.scales[n / PANEL][n % PANEL], n % PANEL);
+                let pairs: &[[[i16; 2]; PANEL]] = bytemuck::cast_slice(panel);
+                for (to, k) in out.iter_mut().zip(first..) {
+                    *to = f32::from(pairs[k / 2][lane][k % 2]) * scale;
+                }
+            }
         }
     }
 
@@ -215,7 +291,11 @@ impl Panels {
     pub(super) fn panel(&self, p: usize) -> (*const u8, usize) {
         let bytes = self.panel_lines * LINE * size_of::<f32>();
         (
-            self.lines.as_ptr().cast::<u8>().wrapping_add(p * bytes),
+            self.lines
+                .cells()
+                .as_ptr()
+                .cast::<u8>()
+                .wrapping_add(p * bytes),
             bytes,
         )
     }
@@ -264,8 +344,8 @@ pub(super) unsafe fn refill<S: Simd>(s: S, Refill { to, weight, panels }: Refill
                     let at = input * PANEL + half * LANES;
                     // SAFETY: the panel has 16 values for each input, in whole cache lines if they are f32.
                     unsafe {
-                        match to.dtype {
-                            DType::F16 => start
+                        match to.format {
+                            Format::Half => start
                                 .cast::<u16>()
                                 .add(at)
                                 .cast::<[u16; LANES]>()
@@ -280,7 +360,7 @@ pub(super) unsafe fn refill<S: Simd>(s: S, Refill { to, weight, panels }: Refill
     s.fence();
 }
 
-fn round(to: &mut [half::f16], from: &[f32]) {
+fn round(to: &mut [f16], from: &[f32]) {
     to.convert_from_f32_slice(from);
 }
 
@@ -312,9 +392,9 @@ fn fill_f32(panel: &mut [f32], lane: usize, row: &[f32]) {
     }
 }
 
-fn fill_f16(panel: &mut [half::f16], lane: usize, row: &[f32]) {
+fn fill_f16(panel: &mut [f16], lane: usize, row: &[f32]) {
     const CHUNK: usize = 256;
-    let mut rounded = [half::f16::ZERO; CHUNK];
+    let mut rounded = [f16::ZERO; CHUNK];
     for (i, chunk) in row.chunks(CHUNK).enumerate() {
         let rounded = &mut rounded[..chunk.len()];
         rounded.convert_from_f32_slice(chunk);

@@ -1,9 +1,10 @@
-//! The ceiling of every other kernel: multiply-adds on registers alone.
+//! The ceilings of every other kernel: multiply-adds on registers alone, and reading alone.
 
 use std::hint::black_box;
 
 use super::Kernels;
-use super::simd::{LANES, Simd};
+use super::scratch::LINE;
+use super::simd::{LANES, Tiled, sum_lanes};
 
 /// Does `rounds` multiply-adds on each of a few independent vectors, and returns the
 /// floating-point operations done; a multiply-add counts two.
@@ -15,38 +16,81 @@ pub fn multiply_adds(kernels: &Kernels, rounds: u64) -> u64 {
     unsafe { (kernels.multiply_adds)(rounds) }
 }
 
+/// Reads all of `values`, in a few streams at once, and returns their sum in some order: of memory that no cache
+/// holds, what one core can read.
+pub fn read_all(kernels: &Kernels, values: &[f32]) -> f32 {
+    // SAFETY: a table exists only for a CPU that can run it.
+    unsafe { (kernels.read_all)(values) }
+}
+
+/// The body of [`read_all`].
+///
+/// # Safety
+/// The CPU has the token's instruction set.
+#[inline(always)]
+pub(super) unsafe fn read<S: Tiled>(s: S, values: &[f32]) -> f32 {
+    const STREAMS: usize = 8;
+    let length = values.len() / (STREAMS * LINE) * LINE;
+    let mut sums = [s.columns([s.splat(0.0); 2]); STREAMS];
+    for at in (0..length).step_by(LINE) {
+        for (stream, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: a stream has `length` values, whole lines.
+            let line = unsafe { s.load_columns(values.as_ptr().add(stream * length + at)) };
+            *sum = s.add_columns(line, *sum);
+        }
+    }
+    let mut total = values[STREAMS * length..].iter().sum();
+    for sum in sums {
+        let [low, high] = s.halves(sum);
+        total += sum_lanes(s, s.add(low, high));
+    }
+    total
+}
+
 /// The body of [`multiply_adds`].
 ///
 /// # Safety
 /// The CPU has the token's instruction set.
 #[inline(always)]
-pub(super) unsafe fn run<S: Simd>(s: S, rounds: u64) -> u64 {
-    if S::MAX_ROWS >= 6 {
-        chains::<S, 12>(s, rounds)
-    } else {
-        chains::<S, 6>(s, rounds)
+pub(super) unsafe fn run<S: Tiled>(s: S, rounds: u64) -> u64 {
+    match S::MAX_ROWS {
+        12.. => chains::<S, 12>(s, rounds),
+        6.. => chains::<S, 6>(s, rounds),
+        _ => chains::<S, 3>(s, rounds),
     }
 }
 
 /// `N` chains x ← x · ½ + ½, whose values neither grow nor vanish.
 #[inline(always)]
-fn chains<S: Simd, const N: usize>(s: S, rounds: u64) -> u64 {
-    let half = s.splat(black_box(0.5));
-    let mut sums = [half; N];
+fn chains<S: Tiled, const N: usize>(s: S, rounds: u64) -> u64 {
+    let half = black_box(0.5);
+    let halves = s.columns([s.splat(half); 2]);
+    let mut sums = [halves; N];
     for _ in 0..rounds {
         for sum in &mut sums {
-            *sum = s.fma(*sum, half, half);
+            *sum = s.fma_columns(half, *sum, halves);
         }
     }
     for sum in sums {
-        black_box(s.unpack(sum));
+        black_box(s.halves(sum).map(|half| s.unpack(half)));
     }
-    rounds * (2 * N * LANES) as u64
+    rounds * (4 * N * LANES) as u64
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_table_reads_every_value() {
+        for kernels in Kernels::all_supported() {
+            for length in [0, 1, 127, 128, 129, 1000] {
+                let values: Vec<f32> = (0..length).map(|i| (i % 7) as f32).collect();
+                let sum: f32 = values.iter().sum();
+                assert_eq!(read_all(kernels, &values), sum, "{kernels:?}: {length}");
+            }
+        }
+    }
 
     #[test]
     fn every_table_counts_its_operations() {

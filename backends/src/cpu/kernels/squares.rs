@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
+use lxpod_ir::DType;
+
 use super::simd::{LANES, Simd};
+use super::view::Row;
 use super::{Kernels, View};
 
 /// Σ x² over some columns of the first row of x, in f64: element i of the range in lane i mod 8.
@@ -47,13 +50,28 @@ impl Squares {
 #[inline(always)]
 pub(super) unsafe fn run<S: Simd>(s: S, x: View<'_>) -> f64 {
     let (row, cols) = (x.row(0), x.cols());
-    let mut sums = Squares::default();
-    let mut c = 0;
-    while c < cols {
+    match x.dtype() {
         // SAFETY: the columns exist.
-        let values = unsafe { row.load_up_to(s, c, cols - c) };
-        sums.add(s.unpack(values), cols - c);
-        c += LANES;
+        DType::F32 => unsafe { sum(s, row.known(Some(DType::F32)), cols) },
+        // SAFETY: as above.
+        _ => unsafe { sum(s, row, cols) },
+    }
+}
+
+/// # Safety
+/// The row has so many columns.
+#[inline(always)]
+unsafe fn sum<S: Simd>(s: S, row: Row, cols: usize) -> f64 {
+    let mut sums = Squares::default();
+    let whole = cols - cols % LANES;
+    for c in (0..whole).step_by(LANES) {
+        // SAFETY: the columns exist.
+        sums.add(s.unpack(unsafe { row.load(s, c) }), LANES);
+    }
+    if whole < cols {
+        // SAFETY: as above.
+        let values = unsafe { row.load_part(s, whole, cols - whole) };
+        sums.add(s.unpack(values), cols - whole);
     }
     sums.total()
 }

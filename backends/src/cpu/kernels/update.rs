@@ -1,7 +1,8 @@
 //! Optimisers: `sgd`, `adam` and `lamb`.
 //!
 //! Every element is computed as the definition of its op computes it in f32, operation by operation, so that its bits
-//! are those of the definition, with every table. Multiply-adds would save nothing: memory is the bound.
+//! are those of the definition, with every table. Multiply-adds would save nothing: memory is the bound, and before it
+//! the divider, so that what divides every element of a tensor is inverted once.
 
 use std::ops::Range;
 
@@ -48,6 +49,14 @@ pub struct AdamRule {
     pub corrections: [f32; 2],
 }
 
+/// The dtypes of a parameter and of its states.
+type Dtypes = [DType; 3];
+
+/// All in f32, weights behind f16 parameters among them.
+const FLOAT: Dtypes = [DType::F32; 3];
+/// As Graphcore trained LXMERT: an f16 parameter and first moment.
+const HALF: Dtypes = [DType::F16, DType::F16, DType::F32];
+
 /// Stochastic rounding of the parameter to f16.
 #[derive(Clone, Copy, Debug)]
 pub struct Rounding {
@@ -57,7 +66,7 @@ pub struct Rounding {
     pub key: [u32; 2],
 }
 
-/// One step of a parameter. All views are one row of as many elements.
+/// One step of a parameter, or of some elements of it. All views are one row of as many elements.
 #[derive(Clone, Copy)]
 pub struct Update<'a> {
     /// What is done.
@@ -74,6 +83,8 @@ pub struct Update<'a> {
     pub lr: f32,
     /// How the new parameter is rounded, if not to nearest.
     pub rounding: Option<Rounding>,
+    /// The views' first element, in the whole parameter: a multiple of [`ROUNDING_ROW`].
+    pub first: usize,
 }
 
 impl Update<'_> {
@@ -93,16 +104,21 @@ impl Update<'_> {
             Rule::Adam(_) => 2,
         };
         assert_eq!(self.states.len(), states, "states of the rule");
+        assert!(
+            self.first.is_multiple_of(ROUNDING_ROW),
+            "first element {}",
+            self.first
+        );
     }
 
-    /// Whether all operands and results are f32, for which there is a loop without choices.
-    fn dtype(&self, out: &[ViewMut<'_>]) -> Option<DType> {
-        let operands = self.states.iter().chain([&self.p, &self.g]);
-        let dtypes = operands.map(|view| view.dtype());
-        let mut dtypes = dtypes.chain(out.iter().map(ViewMut::dtype));
-        dtypes
-            .all(|dtype| dtype == DType::F32)
-            .then_some(DType::F32)
+    /// Whether operands and results have these dtypes; results those of the operands they replace.
+    fn has(&self, dtypes: &Dtypes, out: &[ViewMut<'_>]) -> bool {
+        let replaced = std::iter::once(&self.p).chain(self.states);
+        let fits = |(view, &dtype): (&View<'_>, &DType)| view.dtype() == dtype;
+        let results = out.iter().map(ViewMut::dtype);
+        self.g.dtype() == DType::F32
+            && replaced.clone().zip(dtypes).all(fits)
+            && results.zip(dtypes).all(|(result, &dtype)| result == dtype)
     }
 }
 
@@ -166,11 +182,13 @@ pub(super) struct Args<'a> {
 pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
     // SAFETY: the caller's contract.
     unsafe {
-        match (args.update.rule, args.update.dtype(args.out)) {
-            (Rule::Sgd(rule), Some(DType::F32)) => rows(s, &args, rule, Some(DType::F32)),
-            (Rule::Sgd(rule), _) => rows(s, &args, rule, None),
-            (Rule::Adam(rule), Some(DType::F32)) => rows(s, &args, rule, Some(DType::F32)),
-            (Rule::Adam(rule), _) => rows(s, &args, rule, None),
+        let has = |dtypes| args.update.has(dtypes, args.out);
+        match args.update.rule {
+            Rule::Sgd(rule) if has(&FLOAT) => rows(s, &args, rule, Some(FLOAT)),
+            Rule::Sgd(rule) => rows(s, &args, rule, None),
+            Rule::Adam(rule) if has(&FLOAT) => rows(s, &args, rule, Some(FLOAT)),
+            Rule::Adam(rule) if has(&HALF) => rows(s, &args, rule, Some(HALF)),
+            Rule::Adam(rule) => rows(s, &args, rule, None),
         }
     }
 }
@@ -207,9 +225,9 @@ impl AdamRule {
         let [rest1, rest2] = [s.splat(self.rests[0]), s.splat(self.rests[1])];
         let m = s.add(s.mul(beta1, m), s.mul(rest1, g));
         let v = s.add(s.mul(beta2, v), s.mul(s.mul(rest2, g), g));
-        let root = s.div(s.sqrt(v), s.splat(self.corrections[1].sqrt()));
-        let mean = s.div(m, s.splat(self.corrections[0]));
-        let step = s.div(mean, s.add(root, s.splat(self.eps)));
+        let [c1, c2] = [self.corrections[0], self.corrections[1].sqrt()].map(|c| s.splat(1.0 / c));
+        let root = s.add(s.mul(s.sqrt(v), c2), s.splat(self.eps));
+        let step = s.div(s.mul(m, c1), root);
         (s.add(step, s.mul(s.splat(self.decay), p)), [m, v])
     }
 }
@@ -231,16 +249,16 @@ struct Operands<const N: usize> {
 }
 
 impl<const N: usize> Operands<N> {
-    /// Those of a checked update; `known` is the dtype of all, where it is one.
+    /// Those of a checked update; `known` are the dtypes, where there is a loop for them without choices.
     #[inline(always)]
-    fn new(update: &Update<'_>, known: Option<DType>) -> Self {
+    fn new(update: &Update<'_>, known: Option<Dtypes>) -> Self {
         let mut states = [update.p.row(0); N];
-        for (row, state) in states.iter_mut().zip(update.states) {
-            *row = state.row(0).known(known);
+        for (index, (row, state)) in states.iter_mut().zip(update.states).enumerate() {
+            *row = state.row(0).known(known.map(|dtypes| dtypes[1 + index]));
         }
         Operands {
-            p: update.p.row(0).known(known),
-            g: update.g.row(0).known(known),
+            p: update.p.row(0).known(known.map(|dtypes| dtypes[0])),
+            g: update.g.row(0).known(known.map(|_| DType::F32)),
             states,
             factor: update.factor,
         }
@@ -264,7 +282,7 @@ impl<const N: usize> Operands<N> {
     }
 }
 
-/// All elements, row by row of rounding words; `known` is the dtype of all operands and results, where it is one.
+/// All elements, row by row of rounding words; `known` are the dtypes, where there is a loop for them without choices.
 ///
 /// # Safety
 /// As [`run`]; the rule has N states.
@@ -273,21 +291,22 @@ unsafe fn rows<S: Simd, R: Step<N>, const N: usize>(
     s: S,
     args: &Args<'_>,
     rule: R,
-    known: Option<DType>,
+    known: Option<Dtypes>,
 ) {
     let Args { update, out, range } = args;
     let operands = Operands::<N>::new(update, known);
     let mut new = [out[0].row(0); N];
-    for (row, out) in new.iter_mut().zip(&out[1..]) {
-        *row = out.row(0).known(known);
+    for (index, (row, out)) in new.iter_mut().zip(&out[1..]).enumerate() {
+        *row = out.row(0).known(known.map(|dtypes| dtypes[1 + index]));
     }
-    let results = (out[0].row(0).known(known), new);
+    let results = (out[0].row(0).known(known.map(|dtypes| dtypes[0])), new);
     let mut first = range.start;
     while first < range.end {
         let row = first / ROUNDING_ROW;
         let part = first..range.end.min((row + 1) * ROUNDING_ROW);
         first = part.end;
-        let words = update.rounding.map(|rounding| rounding.row(row));
+        let of_all = update.first / ROUNDING_ROW + row;
+        let words = update.rounding.map(|rounding| rounding.row(of_all));
         // SAFETY: the elements exist.
         unsafe { steps(s, rule, update.lr, &operands, results, words, part) };
     }
@@ -303,28 +322,49 @@ unsafe fn steps<S: Simd, R: Step<N>, const N: usize>(
     rule: R,
     lr: f32,
     operands: &Operands<N>,
-    (p, states): (RowMut, [RowMut; N]),
+    results: (RowMut, [RowMut; N]),
     words: Option<RowState>,
     range: Range<usize>,
 ) {
-    let lr = s.splat(lr);
-    let mut c = range.start;
-    while c < range.end {
-        let n = range.end - c;
+    // One constant for the compiler, so that whole vectors are stored without a choice.
+    let whole = range.start + range.len() / LANES * LANES;
+    for c in (range.start..whole).step_by(LANES) {
         // SAFETY: the caller's contract.
-        unsafe {
-            let (pg, old) = operands.load(s, c, n);
-            let (mut value, new) = rule.step(s, lr, pg, old);
-            if let Some(row) = words {
-                let words = s.words(row, (c % ROUNDING_ROW) as u32);
-                value = round_stochastically(s, value, words);
-            }
-            p.store(s, c, n, value);
-            for (row, new) in states.iter().zip(new) {
-                row.store(s, c, n, new);
-            }
+        unsafe { step(s, rule, lr, operands, results, words, (c, LANES)) };
+    }
+    if whole < range.end {
+        let rest = (whole, range.end - whole);
+        // SAFETY: the caller's contract.
+        unsafe { step(s, rule, lr, operands, results, words, rest) };
+    }
+}
+
+/// min(n, 8) elements from `c` on.
+///
+/// # Safety
+/// They exist.
+#[inline(always)]
+unsafe fn step<S: Simd, R: Step<N>, const N: usize>(
+    s: S,
+    rule: R,
+    lr: f32,
+    operands: &Operands<N>,
+    (p, states): (RowMut, [RowMut; N]),
+    words: Option<RowState>,
+    (c, n): (usize, usize),
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let (pg, old) = operands.load(s, c, n);
+        let (mut value, new) = rule.step(s, s.splat(lr), pg, old);
+        if let Some(row) = words {
+            let words = s.words(row, (c % ROUNDING_ROW) as u32);
+            value = round_stochastically(s, value, words);
         }
-        c += LANES;
+        p.store(s, c, n, value);
+        for (row, new) in states.iter().zip(new) {
+            row.store(s, c, n, new);
+        }
     }
 }
 
@@ -365,15 +405,34 @@ pub(super) unsafe fn squares<S: Simd>(s: S, update: &Update<'_>, range: Range<us
     };
     let operands = Operands::<2>::new(update, None);
     let mut sums = [Squares::default(); 2];
-    let mut c = range.start;
-    while c < range.end {
-        let n = range.end - c;
+    let whole = range.start + range.len() / LANES * LANES;
+    for c in (range.start..whole).step_by(LANES) {
         // SAFETY: the elements exist.
-        let (pg, states) = unsafe { operands.load(s, c, n) };
-        let (direction, _) = rule.direction(s, pg, states);
-        sums[0].add(s.unpack(pg[0]), n);
-        sums[1].add(s.unpack(direction), n);
-        c += LANES;
+        unsafe { add_squares(s, rule, &operands, &mut sums, (c, LANES)) };
     }
-    [sums[0].total(), sums[1].total()]
+    if whole < range.end {
+        let rest = (whole, range.end - whole);
+        // SAFETY: the elements exist.
+        unsafe { add_squares(s, rule, &operands, &mut sums, rest) };
+    }
+    sums.map(Squares::total)
+}
+
+/// Adds p² and d² of min(n, 8) elements from `c` on.
+///
+/// # Safety
+/// They exist.
+#[inline(always)]
+unsafe fn add_squares<S: Simd>(
+    s: S,
+    rule: AdamRule,
+    operands: &Operands<2>,
+    sums: &mut [Squares; 2],
+    (c, n): (usize, usize),
+) {
+    // SAFETY: the caller's contract.
+    let (pg, states) = unsafe { operands.load(s, c, n) };
+    let (direction, _) = rule.direction(s, pg, states);
+    sums[0].add(s.unpack(pg[0]), n);
+    sums[1].add(s.unpack(direction), n);
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use lxpod_ir::DType;
 
-use super::simd::{LANES, Simd};
+use super::simd::{LANES, Simd, Tiled};
 use super::{Kernels, elementwise};
 
 /// A Rust type that is stored like a float dtype.
@@ -473,6 +473,22 @@ impl Row {
                 DType::F16 => s.load_f16(self.data.cast::<u16>().add(c)),
                 DType::BF16 => s.load_bf16(self.data.cast::<u16>().add(c)),
                 DType::F32 | DType::I32 | DType::Bool => s.load_f32(self.data.cast::<f32>().add(c)),
+            }
+        }
+    }
+
+    /// The sixteen elements from column `c` on, widened.
+    ///
+    /// # Safety
+    /// The row has them, and they may be read.
+    #[inline(always)]
+    pub(super) unsafe fn load_columns<S: Tiled>(self, s: S, c: usize) -> S::C {
+        // SAFETY: the caller's contract, the sizes being those of the dtype.
+        unsafe {
+            match self.dtype {
+                DType::F16 => s.load_half_columns(self.data.cast::<u16>().add(c)),
+                DType::F32 => s.load_columns(self.data.cast::<f32>().add(c)),
+                _ => s.columns([self.load(s, c), self.load(s, c + LANES)]),
             }
         }
     }

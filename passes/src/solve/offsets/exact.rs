@@ -18,6 +18,7 @@
 
 use super::Buffer;
 use super::blocks::{self, Block, Swap};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Result of one capacity test.
 pub(super) enum Outcome {
@@ -46,12 +47,17 @@ struct Choice {
 }
 
 /// Search state; failure weights persist over calls.
-pub(super) struct Exact {
+pub(super) struct Exact<'a> {
     plain: Vec<Block>,
     blocks: Vec<Block>,
     buffers: usize,
     ranks: Vec<Vec<u32>>,
+    /// Failures of the sections, as the strategy under way counts them; all are 1 between attempts.
     weight: Vec<u64>,
+    /// The failures each strategy has counted.
+    weights: Vec<Vec<u64>>,
+    /// The ranking under way.
+    rank: usize,
     capacity: u64,
     low: Vec<u64>,
     placed: Vec<bool>,
@@ -67,16 +73,19 @@ pub(super) struct Exact {
     depth: usize,
     nodes: u64,
     stop: u64,
+    halt: Option<&'a AtomicBool>,
 }
 
-impl Exact {
-    /// Prepares the search: O(n log n).
-    pub(super) fn new(buffers: &[Buffer]) -> Self {
+impl<'a> Exact<'a> {
+    /// Prepares the search: O(n log n). It ends as if the nodes were spent soon after `halt` becomes true.
+    pub(super) fn new(buffers: &[Buffer], halt: Option<&'a AtomicBool>) -> Self {
         let plain = blocks::sections(buffers);
         let count = plain.iter().map(|b| b.last).max().unwrap_or(0);
         Self {
             buffers: buffers.len(),
             weight: vec![1; count],
+            weights: Vec::new(),
+            rank: 0,
             floor: vec![0; count],
             unplaced: vec![0; count],
             options: vec![0; count],
@@ -93,6 +102,7 @@ impl Exact {
             depth: 0,
             nodes: 0,
             stop: 0,
+            halt,
             plain,
         }
     }
@@ -107,6 +117,8 @@ impl Exact {
         self.capacity = capacity;
         self.blocks = blocks::joined(&self.plain, capacity);
         self.ranks = blocks::rankings(&self.blocks);
+        let sets = self.ranks.len() + 1;
+        self.weights.resize(sets, self.weight.clone());
         self.swaps = blocks::swaps(&self.blocks, capacity);
         self.low = vec![0; self.blocks.len()];
         self.placed = vec![false; self.blocks.len()];
@@ -114,7 +126,7 @@ impl Exact {
         let all: Vec<u32> = (0..self.blocks.len() as u32).collect();
         let mut slice = FIRST_SLICE.max(self.blocks.len() as u64);
         self.attempt = 0;
-        while self.nodes < last {
+        while self.nodes < last && !self.is_halted() {
             let long = if self.attempt % LONG == LONG - 1 {
                 LONG as u64
             } else {
@@ -124,7 +136,10 @@ impl Exact {
             self.low.fill(0);
             self.placed.fill(false);
             self.trail.clear();
+            let set = self.strategy();
+            std::mem::swap(&mut self.weight, &mut self.weights[set]);
             let end = self.solve(&all);
+            std::mem::swap(&mut self.weight, &mut self.weights[set]);
             self.attempt += 1;
             slice += slice / 32;
             match end {
@@ -165,9 +180,25 @@ impl Exact {
         End::Done
     }
 
+    /// Chooses the ranking of the next attempt, and the failures it goes by: in turn those of all rankings and its own.
+    /// What one ranking learns can help another, and can mislead it.
+    fn strategy(&mut self) -> usize {
+        self.rank = self.attempt / 2 % self.ranks.len();
+        if self.attempt.is_multiple_of(2) {
+            0
+        } else {
+            1 + self.rank
+        }
+    }
+
+    fn is_halted(&self) -> bool {
+        self.halt.is_some_and(|halt| halt.load(Ordering::Relaxed))
+    }
+
     /// One node: places the connected component `part`.
     fn branch(&mut self, part: &[u32]) -> End {
-        if self.nodes >= self.stop || self.depth == DEEPEST {
+        let look = self.nodes.is_multiple_of(INTERVAL);
+        if self.nodes >= self.stop || self.depth == DEEPEST || look && self.is_halted() {
             return End::Spent;
         }
         self.nodes += 1;
@@ -361,7 +392,7 @@ impl Exact {
             block.first <= t && t < block.last && self.low[*b as usize] == level
         };
         let mut blocks: Vec<u32> = part.iter().copied().filter(here).collect();
-        let rank = &self.ranks[self.attempt % self.ranks.len()];
+        let rank = &self.ranks[self.rank];
         blocks.sort_unstable_by_key(|&b| rank[b as usize]);
         let none = level + self.unplaced[t] < self.capacity;
         blocks.dedup_by(|a, b| self.blocks[*a as usize].is_twin(&self.blocks[*b as usize]));
@@ -378,6 +409,9 @@ const FIRST_SLICE: u64 = 500;
 
 /// Every so many attempts one is that many times as long, which bounds the cost of a proof.
 const LONG: usize = 16;
+
+/// Nodes between two looks at the flag that ends the search.
+const INTERVAL: u64 = 64;
 
 /// Nested decisions of one component; deeper attempts are given up, which bounds the stack.
 const DEEPEST: usize = 2_000;

@@ -22,6 +22,7 @@ mod tests;
 
 use exact::Outcome;
 use serde::{Deserialize, Serialize};
+use std::sync::atomic::AtomicBool;
 use thiserror::Error;
 
 /// A block of memory live during steps `start..end`.
@@ -50,20 +51,23 @@ impl Buffer {
 }
 
 /// Bounds on the work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+#[derive(Clone, Copy, Debug)]
+pub struct Limits<'a> {
     /// Stop at the first assignment whose peak is at most this; `None` minimises.
     pub capacity: Option<u64>,
     /// Nodes of the exact search over all capacities tried; 0 turns it off.
     pub nodes: u64,
+    /// Ends the search as if the nodes were spent, soon after it becomes true.
+    pub stop: Option<&'a AtomicBool>,
 }
 
-impl Default for Limits {
+impl Default for Limits<'_> {
     /// Minimise with two million nodes (some seconds).
     fn default() -> Self {
         Self {
             capacity: None,
             nodes: 2_000_000,
+            stop: None,
         }
     }
 }
@@ -144,7 +148,7 @@ pub fn conflict(buffers: &[Buffer], offsets: &[u64]) -> Option<(usize, usize)> {
 ///
 /// # Errors
 /// An alignment of zero or sizes beyond 2^62.
-pub fn assign(buffers: &[Buffer], limits: &Limits) -> Result<Assignment, OffsetError> {
+pub fn assign(buffers: &[Buffer], limits: &Limits<'_>) -> Result<Assignment, OffsetError> {
     if let Some(bad) = buffers.iter().position(|b| b.align == 0) {
         return Err(OffsetError::Alignment(bad));
     }
@@ -173,13 +177,13 @@ pub fn assign(buffers: &[Buffer], limits: &Limits) -> Result<Assignment, OffsetE
 
 /// Bisects on the capacity between the proven bound and the best peak, in steps of the granularity of all peaks.
 /// Returns the proven lower bound.
-fn improve(buffers: &[Buffer], offsets: &mut Vec<u64>, target: u64, limits: &Limits) -> u64 {
+fn improve(buffers: &[Buffer], offsets: &mut Vec<u64>, target: u64, limits: &Limits<'_>) -> u64 {
     let grain = buffers
         .iter()
         .filter(|b| b.is_live())
         .fold(0, |g, b| gcd(gcd(g, b.size), b.align))
         .max(1);
-    let mut search = exact::Exact::new(buffers);
+    let mut search = exact::Exact::new(buffers, limits.stop);
     let mut nodes = limits.nodes;
     let mut proven = max_live(buffers).next_multiple_of(grain);
     let mut low = proven;

@@ -85,7 +85,7 @@ proptest! {
     fn the_search_alone_decides_feasibility(buffers in buffers(7, 6), slack in 0u64..8) {
         let best = brute(&buffers);
         let capacity = (best + 3).saturating_sub(slack);
-        match exact::Exact::new(&buffers).fit(capacity, 1 << 20) {
+        match exact::Exact::new(&buffers, None).fit(capacity, 1 << 20) {
             Outcome::Fits(offsets) => {
                 prop_assert_eq!(conflict(&buffers, &offsets), None);
                 prop_assert!(peak(&buffers, &offsets) <= capacity && best <= capacity);
@@ -156,6 +156,7 @@ fn published_hard_instances_fit() {
         let greedy = Limits {
             capacity: None,
             nodes: 0,
+            stop: None,
         };
         assert!(!assign(&buffers, &greedy).unwrap().optimal);
         let got = assign(&buffers, &Limits::default()).unwrap();
@@ -205,7 +206,7 @@ fn nothing_to_place() {
 fn a_huge_component_does_not_exhaust_the_stack() {
     let ring = |i: u32| [buffer(3, i, i + 2), buffer(2, i, i + 3)];
     let buffers: Vec<Buffer> = (0..1100).flat_map(ring).collect();
-    let found = exact::Exact::new(&buffers).fit(max_live(&buffers), 2_200);
+    let found = exact::Exact::new(&buffers, None).fit(max_live(&buffers), 2_200);
     if let Outcome::Fits(offsets) = found {
         assert_eq!(conflict(&buffers, &offsets), None);
     }

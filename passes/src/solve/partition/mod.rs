@@ -30,17 +30,32 @@
 //!
 //! # Ties
 //! Among the splits with the optimal bottleneck the engine returns one with the least total load (so the least
-//! communication), then the fewest non-empty devices, then the first in ideal order. Empty devices come last.
+//! communication), then the fewest non-empty devices, then the first in ideal order. Empty devices come last. With
+//! hosts it is the first in the order of the search.
 
+pub mod certificate;
+#[cfg(test)]
+mod certificate_tests;
+mod check;
+#[cfg(test)]
+mod hosts_tests;
 mod model;
+mod reach;
 mod search;
+mod separators;
+mod stage;
 #[cfg(test)]
 mod tests;
+mod validate;
+mod walk;
 
+use super::Budget;
 use super::lattice::{Dag, Lattice, LatticeError};
+pub use check::Refusal;
 use model::Model;
 use search::{Search, Verdict};
 use serde::{Deserialize, Serialize};
+use std::sync::atomic::AtomicBool;
 use thiserror::Error;
 
 /// An instance. Indices in `edges`, `values`, `shared` and `joint` are positions in `items`.
@@ -56,9 +71,13 @@ pub struct Problem {
     pub shared: Vec<Shared>,
     /// Work that is done only where two ends of it meet.
     pub joint: Vec<Joint>,
-    /// Number of devices, at least 1.
+    /// Number of devices; with the hosts at least 1.
     pub devices: usize,
-    /// Bytes of each device; `None` is unlimited.
+    /// Number of hosts: further devices, numbered behind the others, that may stand anywhere in the pipeline. They
+    /// have their own times, pay nothing for values, and have all the memory they need. With hosts no value is relayed
+    /// or stashed, and no work is joint.
+    pub hosts: usize,
+    /// Bytes of each device but the hosts; `None` is unlimited.
     pub memory_limit: Option<u64>,
     /// Copies of its stashed values a device keeps, by the number of non-empty devices behind it; must not
     /// decrease; the last entry holds for all greater depths. Empty means no stash.
@@ -74,6 +93,10 @@ pub struct Item {
     pub resident: u64,
     /// Lower bound of the transient bytes while it runs.
     pub workspace: u64,
+    /// Time it takes on a host.
+    pub host_cycles: u64,
+    /// Whether only a host can run it.
+    pub host_only: bool,
 }
 
 /// `from` may not be on a later device than `to`.
@@ -124,21 +147,24 @@ pub struct Shared {
     pub users: Vec<usize>,
 }
 
-/// Bounds on the work; deterministic substitutes for a time limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+/// Bounds on the work; deterministic substitutes for a time limit, unless `stop` is given.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits<'a> {
     /// Above this many ideals the engine splits chains instead and does not claim optimality.
     pub ideals: usize,
     /// Steps of all walks together; when spent, the best split so far is returned.
     pub steps: u64,
+    /// Ends the search as if the steps were spent, soon after it becomes true.
+    pub stop: Option<&'a AtomicBool>,
 }
 
-impl Default for Limits {
+impl Default for Limits<'_> {
     /// 100,000 ideals and 4e9 steps (some tens of seconds).
     fn default() -> Self {
         Self {
             ideals: 100_000,
             steps: 4_000_000_000,
+            stop: None,
         }
     }
 }
@@ -200,10 +226,10 @@ pub struct Evaluation {
 /// Cost of any placement, contiguous or not: O(devices x references) and independent of the search.
 ///
 /// # Panics
-/// If `device_of` does not give each item a device below `problem.devices`.
+/// If `device_of` does not give each item a device below `problem.devices + problem.hosts`.
 #[must_use]
 pub fn evaluate(problem: &Problem, device_of: &[usize]) -> Evaluation {
-    let devices = problem.devices;
+    let devices = problem.devices + problem.hosts;
     assert_eq!(device_of.len(), problem.items.len(), "one device per item");
     let mut eval = Evaluation {
         loads: vec![0; devices],
@@ -213,7 +239,12 @@ pub fn evaluate(problem: &Problem, device_of: &[usize]) -> Evaluation {
     let mut stash = vec![0; devices];
     let mut used = vec![false; devices];
     for (item, &d) in problem.items.iter().zip(device_of) {
-        eval.loads[d] += item.cycles;
+        let on_host = d >= problem.devices;
+        eval.loads[d] += if on_host {
+            item.host_cycles
+        } else {
+            item.cycles
+        };
         eval.memory[d] += item.resident;
         workspace[d] = item.workspace.max(workspace[d]);
         used[d] = true;
@@ -229,7 +260,8 @@ pub fn evaluate(problem: &Problem, device_of: &[usize]) -> Evaluation {
         };
         let (first, last) = (ends().min(), ends().max());
         let reads = |d: usize| value.users.iter().any(|&u| device_of[u] == d);
-        for (d, (load, stash)) in eval.loads.iter_mut().zip(&mut stash).enumerate() {
+        let devices = eval.loads[..problem.devices].iter_mut();
+        for (d, (load, stash)) in devices.zip(&mut stash).enumerate() {
             let (enters, leaves) = if value.relayed {
                 (
                     first < Some(d) && Some(d) <= last,
@@ -273,24 +305,23 @@ pub fn evaluate(problem: &Problem, device_of: &[usize]) -> Evaluation {
 ///
 /// # Errors
 /// A malformed problem, or one that does not fit the memory.
-pub fn solve(problem: &Problem, limits: &Limits) -> Result<Solution, PartitionError> {
+pub fn solve(problem: &Problem, limits: &Limits<'_>) -> Result<Solution, PartitionError> {
     let (model, dag) = Model::new(problem)?;
-    let mut steps = limits.steps;
+    let mut budget = Budget::new(limits.steps, limits.stop);
     let mut best = None;
     let chains = chain_orders(&dag)
         .iter()
         .map(|o| Lattice::chain(o))
         .collect::<Result<Vec<_>, _>>()?;
     for chain in &chains {
-        best = Search::new(&model, chain).minimise(best, &mut steps).0;
+        best = Search::new(&model, chain).minimise(best, &mut budget).0;
     }
     let lattice = match Lattice::enumerate(&dag, limits.ideals) {
         Ok(lattice) => lattice,
         Err(LatticeError::TooMany { .. }) => {
-            let best = best.ok_or_else(|| tightest(problem, &model, &chains, &mut steps).0)?;
-            let splits = chains
-                .iter()
-                .map(|c| Search::new(&model, c).refine(best.clone(), &mut steps));
+            let best = best.ok_or_else(|| tightest(problem, &model, &chains, &mut budget).0)?;
+            let chains = chains.iter().filter(|_| problem.hosts == 0);
+            let splits = chains.map(|c| Search::new(&model, c).refine(best.clone(), &mut budget));
             let best = splits
                 .min_by_key(|s| evaluate(problem, s).loads.iter().sum::<u64>())
                 .unwrap_or(best);
@@ -299,17 +330,20 @@ pub fn solve(problem: &Problem, limits: &Limits) -> Result<Solution, PartitionEr
         Err(other) => return Err(other.into()),
     };
     let mut search = Search::new(&model, &lattice);
-    let (best, bound, verdict) = search.minimise(best, &mut steps);
+    let (best, bound, verdict) = search.minimise(best, &mut budget);
     let Some(best) = best else {
-        let (error, found) = tightest(problem, &model, std::slice::from_ref(&lattice), &mut steps);
+        let (error, found) = tightest(problem, &model, std::slice::from_ref(&lattice), &mut budget);
         let proven = verdict == Verdict::Exact && found == Verdict::Exact;
         return Err(if proven {
             error
         } else {
-            tightest(problem, &model, &chains, &mut u64::MAX.clone()).0
+            tightest(problem, &model, &chains, &mut Budget::unlimited()).0
         });
     };
-    let best = search.refine(best, &mut steps);
+    let best = match problem.hosts {
+        0 => search.refine(best, &mut budget),
+        _ => best,
+    };
     Ok(finish(problem, best, bound, lattice.len()))
 }
 
@@ -361,12 +395,12 @@ fn tightest(
     problem: &Problem,
     model: &Model,
     lattices: &[Lattice],
-    steps: &mut u64,
+    budget: &mut Budget<'_>,
 ) -> (PartitionError, Verdict) {
     let mut needed = u64::MAX;
     let mut verdict = Verdict::Exact;
     for lattice in lattices {
-        let (least, end) = Search::new(model, lattice).least_memory(steps);
+        let (least, end) = Search::new(model, lattice).least_memory(budget);
         needed = needed.min(least);
         verdict = if end == Verdict::Spent { end } else { verdict };
     }

@@ -1,12 +1,12 @@
-//! The cost model in the form the search needs: dense adjacency and a stage whose cost is kept incrementally.
+//! The cost model in the form the search needs: dense adjacency, and bounds.
 
-use super::{PartitionError, Problem};
+use super::{PartitionError, Problem, validate};
 use crate::solve::lattice::{Dag, Lattice};
 
 /// How a value's ends lie in the ordering, which decides what part of its cost is permanent while a stage grows
 /// towards the sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flow {
+pub(super) enum Flow {
     /// Every user is a successor of the producer.
     Forward,
     /// Every user is a predecessor of the producer, or the value comes from outside the pod.
@@ -16,12 +16,12 @@ enum Flow {
 }
 
 #[derive(Clone, Debug)]
-struct Link {
-    producer: Option<u32>,
-    users: Vec<u32>,
-    cost: u64,
-    stash: u64,
-    flow: Flow,
+pub(super) struct Link {
+    pub(super) producer: Option<u32>,
+    pub(super) users: Vec<u32>,
+    pub(super) cost: u64,
+    pub(super) stash: u64,
+    pub(super) flow: Flow,
 }
 
 /// A value that is passed on from device to device: a stage pays for it where it crosses either of the stage's borders.
@@ -34,36 +34,49 @@ struct Relay {
 
 /// One reference of an item to a value.
 #[derive(Clone, Copy, Debug)]
-struct Touch {
-    value: u32,
-    produces: bool,
+pub(super) struct Touch {
+    pub(super) value: u32,
+    pub(super) produces: bool,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Node {
-    cycles: u64,
-    resident: u64,
-    workspace: u64,
-    touches: Vec<Touch>,
-    shared: Vec<u32>,
+pub(super) struct Node {
+    pub(super) cycles: u64,
+    pub(super) resident: u64,
+    pub(super) workspace: u64,
+    pub(super) host_cycles: u64,
+    pub(super) host_only: bool,
+    pub(super) touches: Vec<Touch>,
+    pub(super) shared: Vec<u32>,
     /// The joint work that is this item's.
-    works: Vec<u32>,
+    pub(super) works: Vec<u32>,
     /// The joint work that this item asks for.
-    asks: Vec<u32>,
+    pub(super) asks: Vec<u32>,
 }
 
 /// A checked problem: indices in range, users distinct, sums that cannot overflow.
 #[derive(Debug)]
 pub(super) struct Model {
-    nodes: Vec<Node>,
-    links: Vec<Link>,
+    pub(super) nodes: Vec<Node>,
+    pub(super) links: Vec<Link>,
     relays: Vec<Relay>,
-    shared: Vec<u64>,
+    /// Bytes of shared blocks.
+    pub(super) shared: Vec<u64>,
     /// Cycles of joint work.
-    joint: Vec<u64>,
+    pub(super) joint: Vec<u64>,
     in_flight: Vec<u64>,
     pub(super) devices: usize,
+    pub(super) hosts: usize,
     pub(super) memory_limit: Option<u64>,
+}
+
+/// What kind of device a stage is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// One that pays for values and has a memory limit.
+    Device,
+    /// A host.
+    Host,
 }
 
 /// Copies of the stash with `behind` non-empty devices behind.
@@ -78,7 +91,7 @@ pub(super) fn copies(in_flight: &[u64], behind: usize) -> u64 {
 impl Model {
     /// Checks `problem` and builds its ordering.
     pub(super) fn new(problem: &Problem) -> Result<(Self, Dag), PartitionError> {
-        check(problem)?;
+        validate::check(problem)?;
         let ordered = problem.values.iter().filter(|v| !v.feedback || v.relayed);
         let implied = ordered.flat_map(|v| {
             let ends = |p, u| if v.feedback { (u, p) } else { (p, u) };
@@ -99,6 +112,8 @@ impl Model {
                 cycles: i.cycles,
                 resident: i.resident,
                 workspace: i.workspace,
+                host_cycles: i.host_cycles,
+                host_only: i.host_only,
                 ..Node::default()
             })
             .collect();
@@ -122,6 +137,7 @@ impl Model {
             joint: problem.joint.iter().map(|work| work.cycles).collect(),
             in_flight: problem.in_flight.clone(),
             devices: problem.devices,
+            hosts: problem.hosts,
             memory_limit: problem.memory_limit,
         };
         Ok((model, dag))
@@ -137,11 +153,32 @@ impl Model {
         copies(&self.in_flight, behind)
     }
 
-    /// No split does better than the largest item, or than all items spread evenly.
+    /// No split does better than the largest item where it is fastest, or than all items spread evenly.
     pub(super) fn trivial_bound(&self) -> u64 {
-        let total: u64 = self.nodes.iter().map(|n| n.cycles).sum();
-        let largest = self.nodes.iter().map(|n| n.cycles).max().unwrap_or(0);
-        largest.max(total.div_ceil(self.devices as u64))
+        let work: u64 = self.nodes.iter().map(Node::device_cycles).sum();
+        let least = |n: &Node| match (self.hosts > 0, n.host_only) {
+            (false, _) => n.cycles,
+            (true, true) => n.host_cycles,
+            (true, false) => n.cycles.min(n.host_cycles),
+        };
+        let largest = self.nodes.iter().map(least).max().unwrap_or(0);
+        let relief = Relief::new(self);
+        let mut low = largest;
+        let mut high = largest.max(self.ceiling());
+        while low < high {
+            let bound = low + (high - low) / 2;
+            if self.spread(&relief, bound) >= u128::from(work) {
+                high = bound;
+            } else {
+                low = bound + 1;
+            }
+        }
+        low
+    }
+
+    fn spread(&self, relief: &Relief, bound: u64) -> u128 {
+        let time = u128::from(bound) * self.hosts as u128;
+        u128::from(bound) * self.devices as u128 + u128::from(relief.at(time))
     }
 
     /// No device has a larger load: all cycles, and each value paid for once.
@@ -149,7 +186,9 @@ impl Model {
         let cycles: u64 = self.nodes.iter().map(|n| n.cycles).sum();
         let relayed: u64 = self.relays.iter().map(|r| r.cost).sum();
         let cycles = cycles + self.joint.iter().sum::<u64>();
-        cycles + self.links.iter().map(|l| l.cost).sum::<u64>() + 2 * relayed
+        let device = cycles + self.links.iter().map(|l| l.cost).sum::<u64>() + 2 * relayed;
+        let hosted = || self.nodes.iter().map(|n| n.host_cycles).sum();
+        device.max(if self.hosts > 0 { hosted() } else { 0 })
     }
 
     /// No device needs more memory than this.
@@ -199,7 +238,7 @@ impl Model {
         for id in 1..lattice.len() {
             let step = lattice.down(id)[0];
             let node = &self.nodes[step.item as usize];
-            let mut need = needs[step.ideal as usize] + node.cycles;
+            let mut need = needs[step.ideal as usize] + node.device_cycles();
             for touch in &node.touches {
                 let link = &self.links[touch.value as usize];
                 need += if link.crosses(lattice, id) {
@@ -217,9 +256,82 @@ impl Model {
         }
         needs
     }
+
+    /// Whether load and memory of a stage are sums of what its items and values contribute, so that they can be taken
+    /// apart.
+    pub(super) fn is_additive(&self) -> bool {
+        let plain = self.relays.is_empty() && self.joint.is_empty();
+        let resident = self.shared.is_empty()
+            && self.links.iter().all(|link| link.stash == 0)
+            && self.nodes.iter().all(|node| node.workspace == 0);
+        plain && (resident || self.memory_limit.is_none())
+    }
+
+    /// Costs of the values between `item` and what lies outside `high`, and of those between it and `low`; none if
+    /// there are values between those two sets. `high` is `low` and the item.
+    pub(super) fn sides(
+        &self,
+        lattice: &Lattice,
+        item: u32,
+        low: usize,
+        high: usize,
+    ) -> Option<(u64, u64)> {
+        let is_below = |&end: &u32| lattice.contains(low, end);
+        let is_above = |end: &u32| !lattice.contains(high, *end);
+        let spans =
+            |link: &&Link| link.ends().any(|e| is_below(&e)) && link.ends().any(|e| is_above(&e));
+        if self.links.iter().any(|link| spans(&link)) {
+            return None;
+        }
+        let touches = &self.nodes[item as usize].touches;
+        let mut links: Vec<u32> = touches.iter().map(|touch| touch.value).collect();
+        links.sort_unstable();
+        links.dedup();
+        let (mut above, mut below) = (0, 0);
+        for link in links.into_iter().map(|link| &self.links[link as usize]) {
+            let side = if link.ends().any(|e| is_below(&e)) {
+                &mut below
+            } else {
+                &mut above
+            };
+            *side += link.cost;
+        }
+        Some((above, below))
+    }
+
+    /// Cycles of one item; more than any bound where it cannot run.
+    pub(super) fn cycles(&self, kind: Kind, item: u32) -> u64 {
+        let node = &self.nodes[item as usize];
+        match (kind, node.host_only) {
+            (Kind::Host, _) => node.host_cycles,
+            (Kind::Device, true) => u64::MAX / 2,
+            (Kind::Device, false) => node.cycles,
+        }
+    }
+
+    /// Bytes that stay with one item.
+    pub(super) fn resident(&self, item: u32) -> u64 {
+        self.nodes[item as usize].resident
+    }
+
+    /// For each ideal, the device cycles of its items.
+    pub(super) fn work(&self, lattice: &Lattice) -> Vec<u64> {
+        let mut work = vec![0u64; lattice.len()];
+        for id in 1..lattice.len() {
+            let step = lattice.down(id)[0];
+            let node = &self.nodes[step.item as usize];
+            work[id] = work[step.ideal as usize] + node.device_cycles();
+        }
+        work
+    }
 }
 
 impl Link {
+    /// Its producer and its users.
+    fn ends(&self) -> impl Iterator<Item = u32> {
+        self.users.iter().copied().chain(self.producer)
+    }
+
     /// Whether some device inside ideal `id` pays for the value, whatever the split inside.
     fn crosses(&self, lattice: &Lattice, id: usize) -> bool {
         match self.producer {
@@ -228,6 +340,71 @@ impl Link {
             }
             _ => self.users.iter().any(|&u| lattice.contains(id, u)),
         }
+    }
+}
+
+impl Node {
+    /// Cycles on a device; none for what only a host can run.
+    fn device_cycles(&self) -> u64 {
+        if self.host_only { 0 } else { self.cycles }
+    }
+}
+
+/// What hosts can take off the devices.
+#[derive(Clone, Debug)]
+pub(super) struct Relief {
+    /// Device cycles and host cycles of the items, the best exchange first; summed up.
+    sums: Vec<(u64, u64)>,
+}
+
+impl Relief {
+    /// O(items log items).
+    pub(super) fn new(model: &Model) -> Self {
+        let nodes = model.nodes.iter().filter(|_| model.hosts > 0);
+        let mut items: Vec<(u64, u64)> = nodes
+            .map(|n| (n.device_cycles(), n.host_cycles))
+            .filter(|&(cycles, _)| cycles > 0)
+            .collect();
+        items.sort_unstable_by(|a, b| {
+            let (left, right) = (
+                u128::from(b.0) * u128::from(a.1),
+                u128::from(a.0) * u128::from(b.1),
+            );
+            left.cmp(&right)
+        });
+        let mut sum = (0, 0);
+        for item in &mut items {
+            sum = (sum.0 + item.0, sum.1 + item.1);
+            *item = sum;
+        }
+        Self { sums: items }
+    }
+
+    /// Device and host cycles of the item that hosts are best given last if they have `time` cycles: the rate at which
+    /// more time would be worth it.
+    pub(super) fn rate(&self, time: u128) -> (u64, u64) {
+        let full = self.full(time);
+        let before = full.checked_sub(1).map_or((0, 0), |at| self.sums[at]);
+        let next = self.sums.get(full);
+        next.map_or((0, 1), |next| (next.0 - before.0, next.1 - before.1))
+    }
+
+    /// Number of items that hosts can take whole.
+    fn full(&self, time: u128) -> usize {
+        let fits = |&(_, host): &(u64, u64)| u128::from(host) <= time;
+        self.sums.partition_point(fits)
+    }
+
+    /// The most device cycles that hosts take off the devices in `time` cycles of theirs: the fractional knapsack.
+    pub(super) fn at(&self, time: u128) -> u64 {
+        let full = self.full(time);
+        let before = full.checked_sub(1).map_or((0, 0), |at| self.sums[at]);
+        let Some(&next) = self.sums.get(full) else {
+            return before.0;
+        };
+        let (cycles, host) = (next.0 - before.0, next.1 - before.1);
+        let part = u128::from(cycles) * (time - u128::from(before.1));
+        before.0 + part.div_ceil(u128::from(host)) as u64
     }
 }
 
@@ -249,11 +426,8 @@ fn distinct(users: &[usize]) -> Vec<u32> {
 }
 
 fn links(problem: &Problem, dag: &Dag, nodes: &mut [Node]) -> Vec<Link> {
-    let behind = problem
-        .values
-        .iter()
-        .any(|v| v.feedback)
-        .then(|| ancestors(dag));
+    let feedback = problem.values.iter().any(|v| v.feedback);
+    let behind = (feedback && dag.len() <= MOST_CLASSIFIED).then(|| ancestors(dag));
     let mut links = Vec::new();
     for value in &problem.values {
         let producer = value.producer.map(|p| p as u32);
@@ -263,15 +437,21 @@ fn links(problem: &Problem, dag: &Dag, nodes: &mut [Node]) -> Vec<Link> {
             .collect();
         let flow = match (producer, &behind) {
             (None, _) => Flow::Backward,
-            (Some(p), Some(behind)) if value.feedback => {
-                let back = users
-                    .iter()
-                    .all(|&u| behind[p as usize].contains(u as usize));
-                if back { Flow::Backward } else { Flow::Mixed }
+            (Some(_), _) if !value.feedback => Flow::Forward,
+            (Some(p), Some(behind)) => {
+                let before = |a: u32, b: u32| behind[b as usize].contains(a as usize);
+                if users.iter().all(|&u| before(u, p)) {
+                    Flow::Backward
+                } else if users.iter().all(|&u| before(p, u)) {
+                    Flow::Forward
+                } else {
+                    Flow::Mixed
+                }
             }
-            _ => Flow::Forward,
+            (Some(_), None) => Flow::Mixed,
         };
-        let cost = if value.relayed { 0 } else { value.cost };
+        let is_moved = !value.relayed && !users.is_empty();
+        let cost = if is_moved { value.cost } else { 0 };
         if cost == 0 && value.stash == 0 {
             continue;
         }
@@ -299,6 +479,9 @@ fn links(problem: &Problem, dag: &Dag, nodes: &mut [Node]) -> Vec<Link> {
     links
 }
 
+/// With more items than this, values against the pipeline are not classified, which would take items^2 bits.
+const MOST_CLASSIFIED: usize = 1 << 14;
+
 fn ancestors(dag: &Dag) -> Vec<fixedbitset::FixedBitSet> {
     let mut sets = vec![fixedbitset::FixedBitSet::with_capacity(dag.len()); dag.len()];
     for &v in dag.topological() {
@@ -310,223 +493,4 @@ fn ancestors(dag: &Dag) -> Vec<fixedbitset::FixedBitSet> {
         sets[v as usize] = set;
     }
     sets
-}
-
-fn check(problem: &Problem) -> Result<(), PartitionError> {
-    let invalid = |text: String| Err(PartitionError::Invalid(text));
-    let len = problem.items.len();
-    if problem.devices == 0 {
-        return invalid("devices is 0; at least one is needed".into());
-    }
-    if len > 1 << 20 || problem.devices > 1 << 16 {
-        return invalid(format!(
-            "{len} items on {} devices: at most 2^20 and 2^16",
-            problem.devices
-        ));
-    }
-    let references = problem
-        .values
-        .iter()
-        .map(|v| ("value", &v.users, v.producer))
-        .chain(
-            problem
-                .shared
-                .iter()
-                .map(|s| ("shared block", &s.users, None)),
-        )
-        .chain(
-            problem
-                .joint
-                .iter()
-                .map(|work| ("joint work", &work.with, Some(work.item))),
-        );
-    for (what, users, producer) in references {
-        if let Some(bad) = users.iter().chain(&producer).find(|&&u| u >= len) {
-            return invalid(format!("a {what} names item {bad}; there are {len} items"));
-        }
-    }
-    if problem
-        .values
-        .iter()
-        .any(|v| v.relayed && v.producer.is_none())
-    {
-        return invalid("a relayed value comes from outside".into());
-    }
-    if problem.in_flight.windows(2).any(|w| w[0] > w[1]) {
-        return invalid("in_flight decreases with depth".into());
-    }
-    let wide = |list: &mut dyn Iterator<Item = u64>| list.map(u128::from).sum::<u128>();
-    let time = wide(&mut problem.items.iter().map(|i| i.cycles))
-        + wide(&mut problem.joint.iter().map(|work| work.cycles))
-        + wide(&mut problem.values.iter().map(|v| v.cost)) * (2 * problem.devices as u128 + 2);
-    let bytes = wide(&mut problem.items.iter().flat_map(|i| [i.resident, i.workspace]))
-        + wide(&mut problem.shared.iter().map(|s| s.bytes))
-        + wide(&mut problem.values.iter().map(|v| v.stash))
-            .saturating_mul(u128::from(problem.in_flight.last().copied().unwrap_or(0)));
-    if time > u128::from(u64::MAX / 4) || bytes > u128::from(u64::MAX / 4) {
-        return invalid("the sum of all cycles or of all bytes exceeds 2^62".into());
-    }
-    Ok(())
-}
-
-/// Scalar state of a [`Stage`].
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Totals {
-    /// Cycles with communication.
-    pub(super) load: u64,
-    /// The part of `load` that no further item can take away.
-    pub(super) committed: u64,
-    resident: u64,
-    stash: u64,
-    workspace: u64,
-}
-
-impl Totals {
-    /// An empty stage whose upper border relayed values of that cost cross.
-    pub(super) fn passing(border: u64) -> Self {
-        Totals {
-            load: border,
-            committed: border,
-            ..Totals::default()
-        }
-    }
-
-    /// The totals once the stage ends at a lower border of that cost.
-    pub(super) fn with_border(self, border: u64) -> Self {
-        Totals {
-            load: self.load + border,
-            ..self
-        }
-    }
-
-    /// Bytes with `copies` of the stash; never falls as a stage grows.
-    pub(super) fn memory(&self, copies: u64) -> u64 {
-        self.resident + self.workspace + self.stash * copies
-    }
-}
-
-/// A stage that grows from a fixed upper ideal towards the sources, one maximal item at a time.
-///
-/// [`add`](Stage::add) and [`remove`](Stage::remove) cost O(references of the item) and nest like brackets.
-#[derive(Debug)]
-pub(super) struct Stage<'m> {
-    model: &'m Model,
-    produced: Vec<bool>,
-    users: Vec<u32>,
-    holders: Vec<u32>,
-    works: Vec<bool>,
-    asks: Vec<u32>,
-}
-
-impl<'m> Stage<'m> {
-    /// The empty stage.
-    pub(super) fn new(model: &'m Model) -> Self {
-        let links = model.links.len();
-        Self {
-            model,
-            produced: vec![false; links],
-            users: vec![0; links],
-            holders: vec![0; model.shared.len()],
-            works: vec![false; model.joint.len()],
-            asks: vec![0; model.joint.len()],
-        }
-    }
-
-    /// Cycles of `item` alone.
-    pub(super) fn cycles(&self, item: u32) -> u64 {
-        self.model.nodes[item as usize].cycles
-    }
-
-    /// Adds `item`, whose successors must all be in the stage or beyond it, and updates `totals`.
-    pub(super) fn add(&mut self, item: u32, totals: &mut Totals) {
-        let node = &self.model.nodes[item as usize];
-        totals.load += node.cycles;
-        totals.committed += node.cycles;
-        totals.resident += node.resident;
-        totals.workspace = totals.workspace.max(node.workspace);
-        for &touch in &node.touches {
-            self.attach(touch, totals);
-        }
-        for &block in &node.shared {
-            let holders = &mut self.holders[block as usize];
-            totals.resident += if *holders == 0 {
-                self.model.shared[block as usize]
-            } else {
-                0
-            };
-            *holders += 1;
-        }
-        let mut joint = 0;
-        for &work in &node.asks {
-            let work = work as usize;
-            self.asks[work] += 1;
-            let first = self.asks[work] == 1 && self.works[work];
-            joint += if first { self.model.joint[work] } else { 0 };
-        }
-        for &work in &node.works {
-            let work = work as usize;
-            self.works[work] = true;
-            joint += if self.asks[work] > 0 {
-                self.model.joint[work]
-            } else {
-                0
-            };
-        }
-        totals.load += joint;
-        totals.committed += joint;
-    }
-
-    fn attach(&mut self, touch: Touch, totals: &mut Totals) {
-        let index = touch.value as usize;
-        let link = &self.model.links[index];
-        let (inside, all) = (self.users[index], link.users.len() as u32);
-        if inside == 0 && !self.produced[index] {
-            totals.stash += link.stash;
-        }
-        if touch.produces {
-            totals.load -= if inside > 0 { link.cost } else { 0 };
-            if inside < all {
-                totals.load += link.cost;
-                totals.committed += if link.flow == Flow::Forward {
-                    link.cost
-                } else {
-                    0
-                };
-            }
-            self.produced[index] = true;
-            return;
-        }
-        self.users[index] += 1;
-        if self.produced[index] {
-            totals.load -= if inside + 1 == all { link.cost } else { 0 };
-        } else if inside == 0 {
-            totals.load += link.cost;
-            totals.committed += if link.flow == Flow::Backward {
-                link.cost
-            } else {
-                0
-            };
-        }
-    }
-
-    /// Takes back the latest [`add`](Stage::add); the caller restores its totals.
-    pub(super) fn remove(&mut self, item: u32) {
-        let node = &self.model.nodes[item as usize];
-        for touch in &node.touches {
-            if touch.produces {
-                self.produced[touch.value as usize] = false;
-            } else {
-                self.users[touch.value as usize] -= 1;
-            }
-        }
-        for &block in &node.shared {
-            self.holders[block as usize] -= 1;
-        }
-        for &work in &node.asks {
-            self.asks[work as usize] -= 1;
-        }
-        for &work in &node.works {
-            self.works[work as usize] = false;
-        }
-    }
 }

@@ -112,7 +112,7 @@ fn brute(p: &Problem) -> Option<(u64, u64)> {
 }
 
 prop_compose! {
-    fn problem()(n in 1usize..7, devices in 1usize..4)(
+    pub(super) fn problem()(n in 1usize..7, devices in 1usize..4)(
         cycles in prop::collection::vec((0u64..20, 0u64..6, 0u64..6), n),
         edges in prop::collection::vec((0..n, 0..n), 0..4),
         values in prop::collection::vec((0..=n, prop::collection::vec(0..n, 0..4), 0u64..9, 0u64..3, prop::bool::weighted(0.25), any::<bool>()), 0..8),
@@ -123,7 +123,7 @@ prop_compose! {
         devices in Just(devices),
     ) -> Problem {
         let n = cycles.len();
-        let items = cycles.iter().map(|&(cycles, resident, workspace)| Item { cycles, resident, workspace }).collect();
+        let items = cycles.iter().map(|&(cycles, resident, workspace)| Item { cycles, resident, workspace, ..Item::default() }).collect();
         let edges = edges.into_iter().filter(|(a, b)| a < b)
             .map(|(a, b)| Edge { from: relabel[a], to: relabel[b] }).collect();
         let values = values.into_iter().map(|(p, users, cost, stash, feedback, relayed)| {
@@ -131,7 +131,7 @@ prop_compose! {
             Value { producer: (p < n).then(|| relabel[p]), users, cost, stash, feedback, relayed: relayed && p < n && !feedback }
         }).collect();
         let shared = shared.into_iter().map(|(bytes, users)| Shared { bytes, users }).collect();
-        Problem { items, edges, values, shared, joint: Vec::new(), devices, memory_limit: limit, in_flight }
+        Problem { items, edges, values, shared, joint: Vec::new(), devices, hosts: 0, memory_limit: limit, in_flight }
     }
 }
 
@@ -248,7 +248,7 @@ fn two_towers(a: usize, b: usize, blocks: usize, length: usize, devices: usize) 
             p.items.push(Item {
                 cycles: 1000 + (seed >> 50),
                 resident: seed >> 40,
-                workspace: 0,
+                ..Item::default()
             });
             for &i in &inputs {
                 match p.values.iter_mut().find(|v| v.producer == Some(i)) {

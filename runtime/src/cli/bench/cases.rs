@@ -138,13 +138,13 @@ impl Case {
     }
 
     /// A product whose operands stay in the second-level caches of that many cores.
-    pub(super) fn in_caches(cores: usize) -> Case {
+    pub(super) fn in_caches(cores: usize, weights: DType) -> Case {
         let shape = Shape {
             rows: 96,
             outputs: (128 * cores).min(1 << 13),
             inputs: 768,
         };
-        Case::linear(shape, DType::F32)
+        Case::linear(shape, weights)
     }
 
     /// The name on the command line and in saved files.

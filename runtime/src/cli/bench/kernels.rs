@@ -10,7 +10,7 @@ use super::cases::{Case, Shape, all};
 use super::graphs::{On, Runner, tolerance};
 use super::model::rates as rates_text;
 use super::profile::{Part, Profile, Recorder};
-use super::rates::{Gauge, Rates, bandwidth, beyond_caches};
+use super::rates::{Gauge, Rates, bandwidth, beyond_caches, table, weights};
 use super::saved::{self, Times};
 use super::timing::percentile;
 use crate::cli::Global;
@@ -111,7 +111,7 @@ impl Kernels {
             return list(&subjects, global);
         }
         let threads = global.threads.unwrap_or(Machine::this().cpus);
-        let memory = bandwidth(threads, beyond_caches(TIMES_CACHE), 3);
+        let memory = bandwidth(table()?, threads, beyond_caches(TIMES_CACHE), 3);
         let mut gauge = Gauge::new(threads)?;
         let mut all = Vec::new();
         for subject in &subjects {
@@ -202,7 +202,7 @@ impl Kernels {
             recorder.add(&runner.step_times());
             gauge.read()?;
         }
-        let rates = gauge.rates(memory);
+        let rates = gauge.rates(weights(&graph), memory);
         let total = percentile(&totals, 0.5);
         let extents = std::slice::from_ref(runner.extents());
         let profile = Profile::new(runner.graph(), extents, &recorder, total, rates)?;
@@ -302,6 +302,7 @@ fn text(all: &[Measured], steps: bool, baseline: Option<&Times>) -> String {
         flops: median(|rates| rates.flops),
         memory: median(|rates| rates.memory),
         clock: median(|rates| rates.clock),
+        macs: one.profile.rates.macs,
     });
     let mut text = format!(
         "{}  {}\n{}  {}\n{}  each against its reference: within {:.1e} of the largest value in f16, {:.1e} in f32\n\n{}",

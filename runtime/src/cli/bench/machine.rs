@@ -56,7 +56,7 @@ impl Machine {
         let peak =
             |threads| -> Vec<f64> { (0..self.repeat).map(|_| burst(kernels, threads)).collect() };
         let memory: Vec<f64> = (0..self.repeat.div_ceil(3))
-            .map(|_| bandwidth(threads, stream, 3))
+            .map(|_| bandwidth(kernels, threads, stream, 3))
             .collect();
         let rates = [
             Rate::of("multiply-adds", 1, "GFLOP/s", &peak(1)),

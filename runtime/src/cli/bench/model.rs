@@ -8,7 +8,7 @@ use lxpod_runtime::SessionOptions;
 use serde_json::{Value, json};
 
 use super::profile::{Profile, Recorder};
-use super::rates::{Gauge, Rates, bandwidth, beyond_caches};
+use super::rates::{Gauge, Rates, bandwidth, beyond_caches, table, weights};
 use super::saved::{self, Times};
 use super::timing::percentile;
 use crate::cli::Global;
@@ -98,7 +98,8 @@ impl Measured {
 }
 
 impl Model {
-    pub(super) fn run(self, global: &Global) -> Result<()> {
+    pub(super) fn run(mut self, global: &Global) -> Result<()> {
+        self.options = self.options.resolved(global)?;
         let used = self.options.usage()?;
         let baseline = self.baseline.as_deref().map(saved::read).transpose()?;
         let made_up = MadeUp {
@@ -172,7 +173,10 @@ impl Model {
             gauge.read()?;
         }
         let peak_rss = peak_rss_bytes();
-        let rates = gauge.rates(bandwidth(threads, beyond_caches(TIMES_CACHE), 2));
+        let rates = gauge.rates(
+            weights(&plan.graph),
+            bandwidth(table()?, threads, beyond_caches(TIMES_CACHE), 2),
+        );
         let extents = session.extents(samples)?;
         let total = percentile(&times, 0.5);
         Ok(Measured {

@@ -7,8 +7,9 @@ use std::hint::black_box;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use lxpod_backends::cpu::kernels::{Kernels, multiply_adds};
-use lxpod_ir::Target;
+use lxpod_backends::cpu::kernels::{Kernels, huge_pages, multiply_adds, read_all};
+use lxpod_ir::ops::Op;
+use lxpod_ir::{DType, Graph, NodeId, Target};
 use lxpod_passes::cost;
 
 use super::cases::Case;
@@ -33,6 +34,8 @@ pub(super) struct Rates {
     pub(super) memory: f64,
     /// Cycles a second at which the cost model takes a product in the caches as long as it took.
     pub(super) clock: f64,
+    /// Multiply-adds a cycle of a core with weights of f16 and of f32.
+    pub(super) macs: [u64; 2],
 }
 
 impl Rates {
@@ -41,6 +44,7 @@ impl Rates {
         let mut target = Target::named("cpu").map_err(CliError::Internal)?;
         target.tile.cores = self.threads as u64;
         target.tile.clock_hz = (self.clock as u64).max(1);
+        [target.tile.macs_half, target.tile.macs_float] = self.macs;
         target.host.bytes_per_second = (self.memory as u64).max(1);
         Ok(target)
     }
@@ -50,61 +54,107 @@ impl Rates {
 ///
 /// Two ceilings are read, since neighbours slow them differently: multiply-adds in registers, which shares refer to, and
 /// a product whose operands are in the caches, which gives the prediction its clock. A neighbour on the same core
-/// takes load ports and caches before it takes multipliers.
+/// takes load ports and caches before it takes multipliers. Weights of f16 and of f32 have kernels of their own, and so
+/// products and clocks of their own.
 pub(super) struct Gauge {
     kernels: &'static Kernels,
     threads: usize,
-    product: Runner,
-    /// Cycles that the cost model gives the product.
-    cycles: f64,
+    products: [Product; 2],
     flops: Vec<f64>,
+}
+
+/// A product whose operands are in the caches.
+struct Product {
+    weights: DType,
+    runner: Runner,
+    /// Cycles that the cost model gives it.
+    cycles: f64,
     clocks: Vec<f64>,
 }
 
-impl Gauge {
-    /// A gauge of that many threads that has read nothing yet.
-    pub(super) fn new(threads: usize) -> Result<Gauge> {
-        let graph = Case::in_caches(threads)
-            .graph(1)
-            .map_err(CliError::Internal)?;
-        let product = Runner::new(&graph, On::Cpu(threads))?;
-        let mut target = Target::named("cpu").map_err(CliError::Internal)?;
-        target.tile.cores = threads as u64;
-        target.host.bytes_per_second = 1 << 50;
-        let (model, graph) = (cost::model(&target), product.graph());
-        let cycles: u64 = graph.nodes().map(|id| model.node(graph, id).total()).sum();
-        Ok(Gauge {
-            kernels: table()?,
+impl Product {
+    fn new(weights: DType, kernels: &Kernels, threads: usize) -> Result<Product> {
+        let graph = Case::in_caches(threads, weights).graph(1);
+        let graph = graph.map_err(CliError::Internal)?;
+        let runner = Runner::new(&graph, On::Cpu(threads))?;
+        let rates = Rates {
             threads,
+            flops: 0.0,
+            memory: (1_u64 << 50) as f64,
+            clock: 1e9,
+            macs: kernels.multiply_adds_a_cycle(),
+        };
+        let (target, graph) = (rates.target()?, runner.graph());
+        let model = cost::model(&target);
+        let cycles: u64 = graph.nodes().map(|id| model.node(graph, id).total()).sum();
+        Ok(Product {
+            weights,
             cycles: cycles as f64,
-            product,
-            flops: Vec::new(),
             clocks: Vec::new(),
+            runner,
         })
     }
 
-    /// Reads both ceilings.
-    pub(super) fn read(&mut self) -> Result<()> {
-        self.flops.push(burst(self.kernels, self.threads));
+    fn read(&mut self) -> Result<()> {
         let mut seconds = Vec::new();
         for _ in 0..PRODUCTS {
-            self.product.run()?;
-            let steps = self.product.step_times();
+            self.runner.run()?;
+            let steps = self.runner.step_times();
             seconds.push(steps.iter().map(|step| step.time.as_secs_f64()).sum());
         }
         let clock = self.cycles / percentile(&seconds, 0.5).max(1e-9);
         self.clocks.push(clock);
         Ok(())
     }
+}
 
-    /// The medians since the last call, beside a rate of the memory.
-    pub(super) fn rates(&mut self, memory: f64) -> Rates {
+impl Gauge {
+    /// A gauge of that many threads that has read nothing yet.
+    pub(super) fn new(threads: usize) -> Result<Gauge> {
+        let kernels = table()?;
+        let product = |weights| Product::new(weights, kernels, threads);
+        Ok(Gauge {
+            kernels,
+            threads,
+            products: [product(DType::F16)?, product(DType::F32)?],
+            flops: Vec::new(),
+        })
+    }
+
+    /// Reads all ceilings.
+    pub(super) fn read(&mut self) -> Result<()> {
+        self.flops.push(burst(self.kernels, self.threads));
+        self.products.iter_mut().try_for_each(Product::read)
+    }
+
+    /// The medians since the last call, for weights of that dtype, beside a rate of the memory.
+    pub(super) fn rates(&mut self, weights: DType, memory: f64) -> Rates {
+        let mut clock = 0.0;
+        for product in &mut self.products {
+            let clocks = std::mem::take(&mut product.clocks);
+            if product.weights == weights {
+                clock = percentile(&clocks, 0.5);
+            }
+        }
         Rates {
             threads: self.threads,
             flops: percentile(&std::mem::take(&mut self.flops), 0.5),
-            clock: percentile(&std::mem::take(&mut self.clocks), 0.5),
+            clock,
             memory,
+            macs: self.kernels.multiply_adds_a_cycle(),
         }
+    }
+}
+
+/// The dtype of most weights of a graph.
+pub(super) fn weights(graph: &Graph) -> DType {
+    let linear = |id: &NodeId| matches!(graph.node(*id).op, Op::Linear(_));
+    let half = |id: NodeId| graph.input_types(id)[1].dtype == DType::F16;
+    let (halves, others): (Vec<NodeId>, _) = graph.nodes().filter(linear).partition(|&id| half(id));
+    if halves.len() > others.len() {
+        DType::F16
+    } else {
+        DType::F32
     }
 }
 
@@ -132,10 +182,18 @@ pub(super) fn burst(kernels: &'static Kernels, threads: usize) -> f64 {
 }
 
 /// Bytes a second that `threads` threads read together of `bytes` bytes: the best of `repeat` times.
-pub(super) fn bandwidth(threads: usize, bytes: usize, repeat: usize) -> f64 {
-    let data = vec![1u64; bytes / size_of::<u64>()];
+pub(super) fn bandwidth(
+    kernels: &'static Kernels,
+    threads: usize,
+    bytes: usize,
+    repeat: usize,
+) -> f64 {
+    let length = bytes / size_of::<f32>();
+    let mut data: Vec<f32> = Vec::with_capacity(length);
+    huge_pages(data.spare_capacity_mut());
+    data.resize(length, 1.0);
     let share = data.len().div_ceil(threads).max(1);
-    let read = |part: &[u64]| black_box(xor(part));
+    let read = |part: &[f32]| black_box(read_all(kernels, part));
     let all = || {
         std::thread::scope(|scope| {
             let mut parts = data.chunks(share);
@@ -147,26 +205,6 @@ pub(super) fn bandwidth(threads: usize, bytes: usize, repeat: usize) -> f64 {
         });
     };
     bytes as f64 / percentile(&each(1, repeat, all), 0.0).max(1e-9)
-}
-
-/// Cache lines of 8 words, and places that are read in turn: one stream alone waits for the memory.
-const LINE: usize = 8;
-const STREAMS: usize = 8;
-
-/// All words of whole lines, in several streams.
-fn xor(words: &[u64]) -> u64 {
-    let (lines, _) = words.as_chunks::<LINE>();
-    let length = lines.len() / STREAMS;
-    let mut sums = [0u64; LINE];
-    for at in 0..length {
-        for stream in 0..STREAMS {
-            let line = &lines[stream * length + at];
-            for (sum, word) in sums.iter_mut().zip(line) {
-                *sum ^= word;
-            }
-        }
-    }
-    sums.into_iter().fold(0, |all, sum| all ^ sum)
 }
 
 /// Bytes of the last-level cache, if the system says.
@@ -191,7 +229,7 @@ mod tests {
     fn a_gauge_reads_rates() {
         let mut gauge = Gauge::new(2).expect("kernels");
         gauge.read().expect("runs");
-        let rates = gauge.rates(1e9);
+        let rates = gauge.rates(DType::F16, 1e9);
         assert!(rates.flops > 0.0 && rates.clock > 0.0, "{rates:?}");
         assert!(rates.target().expect("built in").check().is_ok());
     }
@@ -203,6 +241,7 @@ mod tests {
             flops: 192e9,
             memory: 10e9,
             clock: 2e9,
+            macs: [64, 32],
         };
         let target = rates.target().expect("built in");
         target.check().expect("a possible machine");
@@ -211,6 +250,7 @@ mod tests {
             (3, 2_000_000_000)
         );
         assert_eq!(target.host.bytes_per_second, 10_000_000_000);
+        assert_eq!((target.tile.macs_half, target.tile.macs_float), (64, 32));
         let none = Rates {
             clock: 0.0,
             memory: f64::NAN,

@@ -10,6 +10,7 @@ use super::super::Global;
 use super::super::error::{CliError, Result};
 use super::super::load::{Inputs, Request};
 use super::super::options::{Mode, PlanOptions};
+use super::super::quoted;
 use super::super::run::Backend;
 use super::super::source::Subject;
 
@@ -36,21 +37,8 @@ impl Side {
     /// # Errors
     /// Names the argument and the word.
     pub(super) fn parse(name: &str, text: &str) -> Result<Side> {
-        let words = if Path::new(text).exists() {
-            vec![text.to_owned()]
-        } else {
-            words(text).ok_or_else(|| {
-                CliError::Usage(format!("{name}: a quote in {text:?} is not closed"))
-            })?
-        };
-        Side::try_parse_from(words).map_err(|error| {
-            let shown = error.to_string();
-            let problem = shown.split("\n\n").next().unwrap_or(&shown);
-            let problem = problem.trim_start_matches("error: ").trim_end();
-            CliError::Usage(format!(
-                "{name}: {problem}\n  help: give a plan, a model, or a .safetensors file, and options of `lxpod run`, in one pair of quotes"
-            ))
-        })
+        let what = "a plan, a model, or a .safetensors file, and options of `lxpod run`";
+        quoted::parse(name, text, what)
     }
 
     /// Its values, run on the samples of the file `inputs` unless it is a file of tensors.
@@ -62,8 +50,9 @@ impl Side {
             let message = "is needed to run a plan or a model; name a file of samples";
             return Err(CliError::option("--inputs", message));
         };
-        self.options.usage()?;
-        if self.options.mode == Some(Mode::Training) {
+        let options = self.options.clone().resolved(global)?;
+        options.usage()?;
+        if options.mode == Some(Mode::Training) {
             let message =
                 "compare with --mode training; it compares what a micro-batch gives forward";
             return Err(CliError::Unsupported(message.to_owned()));
@@ -77,7 +66,7 @@ impl Side {
             subject: &self.subject,
             model: self.model.as_deref(),
             inputs: Inputs::File(inputs),
-            options: &self.options,
+            options: &options,
             gradients: false,
             session,
         };
@@ -85,47 +74,5 @@ impl Side {
         let weights = prepared.weights.as_ref();
         let (plan, samples) = (&prepared.plan, &prepared.samples);
         Ok(Trace::record(plan, weights, session, samples)?)
-    }
-}
-
-/// The words of a line: separated by white space, except inside single or double quotes, which are
-/// dropped. `None` if a quote is not closed.
-fn words(text: &str) -> Option<Vec<String>> {
-    let mut words: Vec<String> = Vec::new();
-    let mut quote = None;
-    let mut inside = false;
-    for letter in text.chars() {
-        match quote {
-            Some(open) if letter == open => quote = None,
-            None if letter.is_whitespace() => inside = false,
-            _ => {
-                if !inside {
-                    words.push(String::new());
-                    inside = true;
-                }
-                if quote.is_none() && matches!(letter, '"' | '\'') {
-                    quote = Some(letter);
-                } else if let Some(word) = words.last_mut() {
-                    word.push(letter);
-                }
-            }
-        }
-    }
-    quote.is_none().then_some(words)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::words;
-
-    #[test]
-    fn words_are_split_as_a_shell_does() {
-        let split = |text| words(text).unwrap_or_default();
-        assert_eq!(split("  a --b  c\t"), ["a", "--b", "c"]);
-        assert_eq!(
-            split("'my model' --x=\"it's\" ''"),
-            ["my model", "--x=it's", ""]
-        );
-        assert_eq!(words("a 'b"), None);
     }
 }

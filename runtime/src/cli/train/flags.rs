@@ -101,6 +101,11 @@ pub(crate) struct Flags {
     /// How the second moment is stored under mixed precision: f16 or f32 [default: f32]
     #[arg(long, value_name = "DTYPE")]
     second_moment: Option<DType>,
+
+    /// How sums of gradients over micro-batches are stored under mixed precision: f16 or f32
+    /// [default: f32]
+    #[arg(long, value_name = "DTYPE")]
+    accumulator: Option<DType>,
 }
 
 /// The rule of an update.
@@ -127,6 +132,15 @@ enum DecayName {
 }
 
 impl Flags {
+    /// The recipe with what the flags change; `first_moment` is how it is stored if no flag says so.
+    pub(crate) fn recipe_storing(&self, first_moment: Option<DType>) -> Recipe {
+        let stored = self.first_moment.or(first_moment);
+        Recipe {
+            first_moment: stored.unwrap_or(Recipe::named(self.recipe).first_moment),
+            ..self.recipe()
+        }
+    }
+
     /// The recipe with what the flags change.
     pub(crate) fn recipe(&self) -> Recipe {
         let base = Recipe::named(self.recipe);
@@ -155,6 +169,7 @@ impl Flags {
             stochastic_rounding: self.stochastic_rounding.unwrap_or(base.stochastic_rounding),
             first_moment: self.first_moment.unwrap_or(base.first_moment),
             second_moment: self.second_moment.unwrap_or(base.second_moment),
+            accumulator: self.accumulator.unwrap_or(base.accumulator),
         }
     }
 }
@@ -234,6 +249,7 @@ mod tests {
             "--stochastic-rounding=true",
             "--first-moment=f16",
             "--second-moment=f16",
+            "--accumulator=f16",
         ];
         let fields = |recipe| serde_json::to_value::<Recipe>(recipe).expect("JSON");
         let (changed, base) = (fields(recipe(&given)), fields(recipe(&[])));

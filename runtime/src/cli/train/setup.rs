@@ -9,7 +9,7 @@ use lxpod_runtime::train::{
     Batches, Evaluation, Export, Recipe, RunFolder, Saving, TrainableOptions, Trainer, checkpoints,
     newest, trainable,
 };
-use lxpod_runtime::{Model, Samples, SessionOptions};
+use lxpod_runtime::{Error, Model, Samples, SessionOptions};
 use serde_json::{Map, Value};
 
 use super::Train;
@@ -17,7 +17,7 @@ use super::progress::bar;
 use crate::cli::Global;
 use crate::cli::error::{CliError, Result};
 use crate::cli::options::{Mode, PlanOptions};
-use crate::cli::source::Subject;
+use crate::cli::source::{Subject, explained};
 
 /// A run's parts, checked, before anything is compiled.
 pub(crate) struct Setup {
@@ -28,6 +28,7 @@ pub(crate) struct Setup {
     compile: CompileOptions,
     micro_batches: usize,
     frozen: Vec<String>,
+    seed: u64,
 }
 
 impl Setup {
@@ -40,10 +41,10 @@ impl Setup {
             );
             return Err(CliError::Usage(message));
         };
-        let options = plan_options(&train.options)?;
+        let options = plan_options(&train.options, global)?;
         let model = Model::open(&name, options.seed.unwrap_or(0))?;
         let task = options.task_of(&model);
-        let mut recipe = train.flags.recipe();
+        let mut recipe = train.flags.recipe_storing(options.first_moment());
         recipe.loss = options.loss.map_or(recipe.loss, AnswerLoss::from);
         recipe.check()?;
         check_output(train, &model)?;
@@ -53,7 +54,7 @@ impl Setup {
             dropout: !train.no_dropout,
             ..model_options(&options, &model, &samples, &recipe)?
         };
-        let compile = options.compile_options(built)?;
+        let compile = options.compile_options(built, &model.config)?;
         compile.resolved_stages()?;
         let micro_batches = options.usage()?.micro_batches;
         batches.steps(micro_batches * compile.replicas)?;
@@ -63,6 +64,7 @@ impl Setup {
             precision: compile.precision,
             micro_batches,
             frozen: train.flags.freeze.clone(),
+            seed: options.seed.unwrap_or(0),
             model,
             recipe,
             compile,
@@ -81,12 +83,16 @@ impl Setup {
         let (weights, report) = source.weights_of(&built.expected)?;
         report.notes.iter().for_each(|note| global.note(note));
         let options = self.trainable_options(global);
-        let (learner, graph) = trainable(&self.model, &options, weights.as_ref())?;
+        let loaded = trainable(&self.model, &options, weights.as_ref());
+        let (learner, graph) = loaded.map_err(|error| match error {
+            Error::Compile(error) => explained(error, &self.model, &options.with_update()),
+            other => other.into(),
+        })?;
         let evaluation = self.evaluation(train, &graph, global)?;
         let batches = self.batches(&train.batches)?;
         let record = self.record(&batches);
         let feeds = batches.feeds(graph, self.micro_batches * self.compile.replicas)?;
-        let seed = train.options.seed.unwrap_or(0);
+        let seed = self.seed;
         let feeds = Box::new(feeds.seeded(seed));
         let (expected, dtype) = (built.expected, self.stored());
         let saving = Saving {
@@ -184,7 +190,7 @@ fn resumed(train: &Train, global: &Global) -> Result<Option<PathBuf>> {
 }
 
 /// The plan options, without those that `train` decides.
-fn plan_options(given: &PlanOptions) -> Result<PlanOptions> {
+fn plan_options(given: &PlanOptions, global: &Global) -> Result<PlanOptions> {
     if given.mode == Some(Mode::Inference) {
         return Err(CliError::option("--mode", "train trains; leave it out"));
     }
@@ -192,6 +198,7 @@ fn plan_options(given: &PlanOptions) -> Result<PlanOptions> {
         mode: Some(Mode::Training),
         ..given.clone()
     };
+    let options = options.resolved(global)?;
     options.usage()?;
     Ok(options)
 }

@@ -7,11 +7,12 @@ use lxpod_backends::{
     Trainable,
 };
 use lxpod_ir::{Extents, Shape, Spaces, Tensor};
+use lxpod_passes::HISTOGRAM;
 use lxpod_passes::schedule::Phase;
 
 use super::{Setup, Tensors};
 use crate::error::Result;
-use crate::train::{Decay, Feeds, Histogram, Learner, Recipe};
+use crate::train::{Decay, Feeds, HISTOGRAM_EDGE, Learner, Recipe};
 
 /// How the parameter is made of the checkpoint.
 pub(super) const BINDING: &str = "concat(a, scale(0.5, b))";
@@ -35,11 +36,7 @@ impl Linear {
         let weights = tensors.0["a"].1.iter().copied();
         let weights = weights.chain(tensors.0["b"].1.iter().map(|value| value * 0.5));
         let mut update = vec!["grad_norm".to_owned(), "factor".to_owned()];
-        update.extend(
-            setup
-                .histogram
-                .then(|| format!("{}{BINDING}", Histogram::PREFIX)),
-        );
+        update.extend(setup.histogram.then(|| format!("{HISTOGRAM}{BINDING}")));
         assert_eq!(setup.recipe.decay, Decay::Weights);
         Learner {
             executable: Box::new(Linear {
@@ -166,8 +163,9 @@ impl Trainable for Linear {
             .into();
         if self.histogram {
             let mean: Vec<f32> = sum.iter().map(|g| g / feeds.len() as f32).collect();
-            let Histogram { lower, upper } = Histogram::of(&mean);
-            update.push(Tensor::real([2], vec![lower as f32, upper as f32]));
+            let upper = mean.iter().filter(|g| g.abs() >= HISTOGRAM_EDGE).count();
+            let counts = [mean.len() - upper, upper].map(|count| count as f32);
+            update.push(Tensor::real([2], counts.to_vec()));
         }
         Ok(())
     }

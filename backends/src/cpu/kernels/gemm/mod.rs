@@ -1,13 +1,16 @@
 //! Matrix products in tiles: a few rows of a left side times panels of 16 columns.
 //!
-//! Every element of a product is one chain of `fma`, in ascending order of the summed index, from +0. How rows are
+//! Every element of a product of floats is one chain of `fma`, in ascending order of the summed index, from +0. How rows are
 //! grouped in tiles and panels in calls does not enter it; a chain may be cut and resumed, since it is kept in f32.
+//! Products in fixed point are sums of integers ([`CHUNK`] inputs at a time), which have no order.
 
+mod fixed;
 mod lhs;
 mod tile;
 
+pub(super) use fixed::quantise;
 pub(super) use lhs::{pack_columns, widen};
-pub(super) use tile::{BLOCK, Feed, Tile, group, multiply};
+pub(super) use tile::{BLOCK, Feed, Fixed, Packing, Tile, multiply};
 
 /// A split of rows into as few tiles as possible, their sizes as equal as possible, larger ones first.
 #[derive(Clone, Copy)]

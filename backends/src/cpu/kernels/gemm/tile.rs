@@ -1,7 +1,12 @@
 //! The tile: the loop in which nearly all time is spent.
 
+use std::marker::PhantomData;
+
 use super::super::pack::PANEL;
-use super::super::simd::{LANES, Simd, Weights};
+use super::super::simd::{Body, Floats, Half, Simd, Single, Tiled, has_tile, pair_step, step};
+use super::super::view::Row;
+use super::fixed::{CHUNK, quantise};
+use super::widen;
 
 /// Cache lines to ask for while computing: the weights needed next. They are a few at a time end to end, and such runs a
 /// step apart.
@@ -13,16 +18,13 @@ pub(in super::super) struct Feed {
     gap: usize,
     /// Lines left of this run, and in all.
     left: [usize; 2],
-    per_block: usize,
+    /// Lines to ask for in all, in how many blocks, and the lines due by now times the blocks.
+    lines: usize,
+    blocks: usize,
+    due: usize,
 }
 
 impl Feed {
-    /// Spreads `bytes` bytes from `next` on over `blocks` blocks of [`BLOCK`] steps.
-    #[inline(always)]
-    pub(in super::super) fn new(next: *const u8, bytes: usize, blocks: usize) -> Self {
-        Self::runs(next, 1, (bytes, LINE_BYTES), blocks)
-    }
-
     /// Spreads `count` runs of (bytes, bytes from one run to the next) over `blocks` blocks of [`BLOCK`] steps.
     #[inline(always)]
     pub(in super::super) fn runs(
@@ -37,30 +39,54 @@ impl Feed {
             run,
             gap: step.wrapping_sub(run * LINE_BYTES),
             left: [run, count * run],
-            per_block: (count * run).div_ceil(blocks.max(1)),
+            lines: count * run,
+            blocks: blocks.max(1),
+            due: 0,
         }
     }
 
     /// Nothing to ask for.
     #[inline(always)]
     pub(in super::super) fn none() -> Self {
-        Self::new(std::ptr::null(), 0, 1)
+        Self::runs(std::ptr::null(), 0, (0, 0), 1)
     }
 
     /// Asks for the lines of one block.
     #[inline(always)]
     pub(in super::super) fn advance<S: Simd>(&mut self, s: S) {
-        let now = self.per_block.min(self.left[1]);
-        for _ in 0..now {
+        self.due += self.lines;
+        while self.due >= self.blocks && self.left[1] > 0 {
+            self.due -= self.blocks;
             s.prefetch(self.next);
-            self.next = self.next.wrapping_add(LINE_BYTES);
-            self.left[0] -= 1;
-            if self.left[0] == 0 {
-                self.left[0] = self.run;
-                self.next = self.next.wrapping_add(self.gap);
+            self.skip(1);
+        }
+    }
+
+    /// The lines of one block, to be asked for one by one between its steps: where [`BLOCK`] lines begin, twice; `idle` where
+    /// there are none. If runs are not so many lines each, those that begin a few past their end.
+    #[inline(always)]
+    fn block(&mut self, idle: *const u8) -> [*const u8; 2] {
+        self.due += self.lines;
+        let mut starts = [idle; 2];
+        for start in &mut starts {
+            if self.due >= BLOCK * self.blocks && self.left[1] > 0 {
+                self.due -= BLOCK * self.blocks;
+                *start = self.next;
+                self.skip(BLOCK.min(self.left[0]));
             }
         }
-        self.left[1] -= now;
+        starts
+    }
+
+    /// Goes on by some lines of this run.
+    #[inline(always)]
+    fn skip(&mut self, lines: usize) {
+        self.next = self.next.wrapping_add(lines * LINE_BYTES);
+        self.left = [self.left[0] - lines, self.left[1] - lines];
+        if self.left[0] == 0 {
+            self.left[0] = self.run;
+            self.next = self.next.wrapping_add(self.gap);
+        }
     }
 }
 
@@ -76,15 +102,15 @@ const AHEAD: usize = 2048;
 /// What [`multiply`] works on.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Tile {
-    /// The left side, row by row.
+    /// The left side, row by row: in each place an f32, or a pair of i16.
     pub(in super::super) a: *const f32,
-    /// Values from one of its rows to the next.
+    /// Places from one of its rows to the next.
     pub(in super::super) a_row: usize,
     /// The first panel.
     pub(in super::super) w: *const u8,
     /// Bytes from one panel to the next.
     pub(in super::super) w_panel: usize,
-    /// Number of products in each sum.
+    /// Steps of the summed index: one for each place of a row.
     pub(in super::super) depth: usize,
     /// The result: 16 columns per panel, panel after panel.
     pub(in super::super) c: *mut f32,
@@ -104,145 +130,272 @@ impl Tile {
             ..self
         }
     }
-}
 
-/// How many panels a tile of `rows` rows takes at once, so that it has enough independent sums to hide
-/// the latency of `fma`, and enough streams to keep the memory busy.
-#[inline(always)]
-pub(in super::super) const fn group(rows: usize) -> usize {
-    match rows {
-        0 | 1 => 4,
-        2 => 2,
-        _ => 1,
+    /// The tile `steps` steps further on, whose sums have been begun.
+    #[inline(always)]
+    fn later(self, steps: usize, step_bytes: usize) -> Self {
+        Tile {
+            a: self.a.wrapping_add(steps),
+            w: self.w.wrapping_add(steps * step_bytes),
+            depth: self.depth - steps,
+            fresh: false,
+            ..self
+        }
+    }
+
+    /// The sums of row `r` in panel `p`.
+    #[inline(always)]
+    fn sums(self, p: usize, r: usize) -> *mut f32 {
+        self.c.wrapping_add(r * self.c_row + p * PANEL)
     }
 }
 
-/// `c = a · w` (or `c += a · w`) for `rows` ≤ [`Simd::MAX_ROWS`] rows and `panels` panels.
+/// How a weight is packed: what a place of the left side holds, and how a tile multiplies.
+pub(in super::super) trait Packing {
+    /// Inputs in one place of the left side.
+    const INPUTS: usize;
+    /// Bytes of one step of a panel.
+    const STEP: usize;
+    /// Steps multiplied at a time where several tiles of rows pass the same panels, so that a share of the panels and of a
+    /// tile's rows stays in the first-level cache.
+    fn share<S: Tiled>() -> usize;
+    /// Whether sums are still to be multiplied by the scales of their row and column.
+    const SCALED: bool;
+
+    /// Packs the first `n` inputs of a row; returns the scale of the row.
+    ///
+    /// # Safety
+    /// The row has them; `to` is valid for writing them, rounded up to eight.
+    unsafe fn pack<S: Tiled>(s: S, row: Row, n: usize, to: *mut f32) -> f32;
+
+    /// [`multiply`] for R rows and P panels, all R·P sums of 16 columns in registers.
+    ///
+    /// # Safety
+    /// As [`multiply`].
+    unsafe fn tile<S: Tiled, const R: usize, const P: usize>(s: S, t: Tile, feed: &mut Feed);
+}
+
+/// Weights in fixed point; see `fixed`.
+pub(in super::super) struct Fixed;
+
+macro_rules! floats {
+    ($($name:ident)+) => {$(
+        impl Packing for $name {
+            const INPUTS: usize = 1;
+            const STEP: usize = PANEL * <$name as Floats>::SIZE;
+            const SCALED: bool = false;
+
+            #[inline(always)]
+            fn share<S: Tiled>() -> usize {
+                if S::MAX_ROWS > 6 { 128 } else { 768 }
+            }
+
+            #[inline(always)]
+            unsafe fn pack<S: Tiled>(s: S, row: Row, n: usize, to: *mut f32) -> f32 {
+                // SAFETY: the caller's contract.
+                unsafe { widen(s, row, n, to) };
+                1.0
+            }
+
+            #[inline(always)]
+            unsafe fn tile<S: Tiled, const R: usize, const P: usize>(s: S, t: Tile, feed: &mut Feed) {
+                // SAFETY: the caller's contract.
+                unsafe { float_tile::<S, $name, R, P>(s, t, feed) }
+            }
+        }
+    )+};
+}
+floats!(Half Single);
+
+impl Packing for Fixed {
+    const INPUTS: usize = 2;
+    const STEP: usize = PANEL * 2 * size_of::<i16>();
+    const SCALED: bool = true;
+
+    /// A multiple of the steps after which sums go to memory anyway.
+    #[inline(always)]
+    fn share<S: Tiled>() -> usize {
+        CHUNK / Self::INPUTS
+    }
+
+    #[inline(always)]
+    unsafe fn pack<S: Tiled>(s: S, row: Row, n: usize, to: *mut f32) -> f32 {
+        // SAFETY: the caller's contract.
+        unsafe { quantise(s, row, n, to) }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<S: Tiled, const R: usize, const P: usize>(s: S, t: Tile, feed: &mut Feed) {
+        let mut t = t;
+        loop {
+            let steps = t.depth.min(CHUNK / Self::INPUTS);
+            // SAFETY: the caller's contract; these are some of `depth` steps.
+            unsafe {
+                let sums = pair_sums::<S, R, P>(s, Tile { depth: steps, ..t }, feed);
+                for (p, sums) in sums.into_iter().enumerate() {
+                    for (r, sums) in sums.into_iter().enumerate() {
+                        let (c, sums) = (t.sums(p, r), s.to_columns(sums));
+                        let sums = if t.fresh {
+                            sums
+                        } else {
+                            s.add_columns(s.load_columns(c), sums)
+                        };
+                        s.store_columns(c, sums);
+                    }
+                }
+            }
+            t = t.later(steps, Self::STEP);
+            if t.depth == 0 {
+                break;
+            }
+        }
+    }
+}
+
+/// [`Packing::tile`] of R rows and P panels.
+struct Few<'a, W, const R: usize, const P: usize>(Tile, &'a mut Feed, PhantomData<W>);
+
+impl<'a, W, const R: usize, const P: usize> Few<'a, W, R, P> {
+    #[inline(always)]
+    fn new(t: Tile, feed: &'a mut Feed) -> Self {
+        Few(t, feed, PhantomData)
+    }
+}
+
+impl<W: Packing, const R: usize, const P: usize> Body for Few<'_, W, R, P> {
+    #[inline(always)]
+    unsafe fn run<S: Tiled>(self, s: S) {
+        // SAFETY: the caller's contract, which is that of a tile.
+        unsafe { W::tile::<S, R, P>(s, self.0, self.1) }
+    }
+}
+
+/// `c = a · w` (or `c += a · w`) for `rows` ≤ [`Tiled::MAX_ROWS`] rows and `panels` panels.
 ///
 /// # Safety
 /// `t.a` is valid for reading the rows, `t.w` the panels, `t.c` for reading and writing the results.
 #[inline(always)]
-pub(in super::super) unsafe fn multiply<S: Simd, W: Weights>(
+pub(in super::super) unsafe fn multiply<S: Tiled, W: Packing>(
     s: S,
     t: Tile,
     rows: usize,
     panels: usize,
     feed: &mut Feed,
 ) {
+    /// The tile of so many rows and panels, where the instruction set has it.
+    macro_rules! tile {
+        ($t:expr, $count:expr, $($rows:literal x $panels:literal),+) => {
+            match (rows, $count) {
+                $(($rows, $panels) if const { has_tile::<S>($rows, $panels) } => {
+                    s.apart(Few::<W, $rows, $panels>::new($t, feed))
+                })+
+                (rows, count) => unreachable!("a tile of {rows} rows and {count} panels"),
+            }
+        };
+    }
+    let group = S::panels(rows);
     let mut p = 0;
     while p < panels {
-        let at_once = if panels - p >= group(rows) {
-            group(rows)
-        } else {
-            1
-        };
+        let count = if panels - p >= group { group } else { 1 };
         let t = t.skip(p);
         // SAFETY: the caller's contract.
         unsafe {
-            match (rows, at_once) {
-                (1, 4) => tile::<S, W, 1, 4>(s, t, feed),
-                (2, 2) => tile::<S, W, 2, 2>(s, t, feed),
-                (1, _) => tile::<S, W, 1, 1>(s, t, feed),
-                (2, _) => tile::<S, W, 2, 1>(s, t, feed),
-                (3, _) => tile::<S, W, 3, 1>(s, t, feed),
-                (4, _) if S::MAX_ROWS >= 4 => tile::<S, W, 4, 1>(s, t, feed),
-                (5, _) if S::MAX_ROWS >= 5 => tile::<S, W, 5, 1>(s, t, feed),
-                (6, _) if S::MAX_ROWS >= 6 => tile::<S, W, 6, 1>(s, t, feed),
-                _ => unreachable!("a tile of {rows} rows"),
-            }
+            tile!(
+                t, count, 1 x 8, 1 x 4, 1 x 1, 2 x 4, 2 x 2, 2 x 1, 3 x 4, 3 x 1, 4 x 2, 4 x 1, 5 x 2, 5 x 1,
+                6 x 2, 6 x 1, 7 x 2, 7 x 1, 8 x 2, 8 x 1, 9 x 2, 9 x 1, 10 x 2, 10 x 1, 11 x 2, 11 x 1, 12 x 2,
+                12 x 1
+            );
         }
-        p += at_once;
+        p += count;
     }
 }
 
-/// [`multiply`] for R rows and P panels, all 2·R·P sums in registers.
+/// [`Packing::tile`] of floats.
 ///
 /// # Safety
 /// As [`multiply`].
 #[inline(always)]
-unsafe fn tile<S: Simd, W: Weights, const R: usize, const P: usize>(
+unsafe fn float_tile<S: Tiled, W: Floats, const R: usize, const P: usize>(
     s: S,
     t: Tile,
     feed: &mut Feed,
 ) {
-    let mut acc = [[[s.splat(0.0); 2]; R]; P];
+    let mut acc = [[s.columns([s.splat(0.0); 2]); R]; P];
     if !t.fresh {
         for (p, acc) in acc.iter_mut().enumerate() {
             for (r, acc) in acc.iter_mut().enumerate() {
-                let c = t.c.wrapping_add(r * t.c_row + p * PANEL);
                 // SAFETY: the caller's contract for `c`.
-                *acc = unsafe { [s.load_f32(c), s.load_f32(c.add(LANES))] };
+                *acc = unsafe { s.load_columns(t.sums(p, r)) };
             }
         }
     }
+    let size = PANEL * W::SIZE;
     let (mut a, mut w) = (t.a, t.w);
-    let mut left = t.depth;
-    while left > 0 {
-        let steps = left.min(BLOCK);
-        if P > 1 {
-            ahead::<S, W, P>(s, w, t.w_panel);
-        } else {
-            feed.advance(s);
-        }
+    for _ in 0..t.depth / BLOCK {
+        let next = ask::<S, R, P>(s, (w, t.w_panel), size, feed);
         // SAFETY: the caller's contract; these are some of `depth` steps.
-        unsafe {
-            if P == 1 && steps == BLOCK {
-                s.eight_steps::<R, W>(&mut acc[0], a, t.a_row, w);
-            } else {
-                for i in 0..steps {
-                    let w = w.wrapping_add(i * PANEL * W::SIZE);
-                    accumulate::<S, W, R, P>(s, &mut acc, (a.add(i), t.a_row), (w, t.w_panel));
-                }
-            }
-        }
-        a = a.wrapping_add(steps);
-        w = w.wrapping_add(steps * PANEL * W::SIZE);
-        left -= steps;
+        unsafe { s.eight_steps::<R, P, W>(&mut acc, (a, t.a_row), (w, t.w_panel), next) };
+        (a, w) = (a.wrapping_add(BLOCK), w.wrapping_add(BLOCK * size));
     }
-    for (p, acc) in acc.iter().enumerate() {
-        for (r, [low, high]) in acc.iter().enumerate() {
-            let c = t.c.wrapping_add(r * t.c_row + p * PANEL);
+    for _ in 0..t.depth % BLOCK {
+        // SAFETY: the caller's contract; this is one of `depth` steps.
+        unsafe { step::<S, W, R, P>(s, &mut acc, (a, t.a_row), (w, t.w_panel)) };
+        (a, w) = (a.wrapping_add(1), w.wrapping_add(size));
+    }
+    for (p, acc) in acc.into_iter().enumerate() {
+        for (r, acc) in acc.into_iter().enumerate() {
             // SAFETY: the caller's contract for `c`.
-            unsafe {
-                s.store_f32(c, *low);
-                s.store_f32(c.add(LANES), *high);
-            }
+            unsafe { s.store_columns(t.sums(p, r), acc) };
         }
     }
 }
 
-/// Asks for the values of P panels that the block of steps [`AHEAD`] bytes after `w` needs.
-#[inline(always)]
-fn ahead<S: Simd, W: Weights, const P: usize>(s: S, w: *const u8, panel: usize) {
-    for p in 0..P {
-        for line in 0..BLOCK * PANEL * W::SIZE / LINE_BYTES {
-            s.prefetch(w.wrapping_add(p * panel + AHEAD + line * LINE_BYTES));
-        }
-    }
-}
-
-/// One step of the summed index: `acc[p][r] += a[r] · w[p]`. Both sides are (address, distance to the next row or panel).
+/// The sums of at most [`CHUNK`] inputs in fixed point.
 ///
 /// # Safety
-/// The R left values and P panels' 16 values may be read.
+/// As [`multiply`].
 #[inline(always)]
-unsafe fn accumulate<S: Simd, W: Weights, const R: usize, const P: usize>(
+unsafe fn pair_sums<S: Tiled, const R: usize, const P: usize>(
     s: S,
-    acc: &mut [[[S::V; 2]; R]; P],
-    (a, row): (*const f32, usize),
+    t: Tile,
+    feed: &mut Feed,
+) -> [[S::N; R]; P] {
+    let mut acc = [[s.zero_sums(); R]; P];
+    let (mut a, mut w) = (t.a, t.w);
+    for _ in 0..t.depth / BLOCK {
+        let next = ask::<S, R, P>(s, (w, t.w_panel), Fixed::STEP, feed);
+        // SAFETY: the caller's contract; these are some of `depth` steps.
+        unsafe { s.eight_pairs::<R, P>(&mut acc, (a, t.a_row), (w, t.w_panel), next) };
+        (a, w) = (a.wrapping_add(BLOCK), w.wrapping_add(BLOCK * Fixed::STEP));
+    }
+    for _ in 0..t.depth % BLOCK {
+        // SAFETY: the caller's contract; this is one of `depth` steps.
+        unsafe { pair_step::<S, R, P>(s, &mut acc, (a, t.a_row), (w, t.w_panel)) };
+        (a, w) = (a.wrapping_add(1), w.wrapping_add(Fixed::STEP));
+    }
+    acc
+}
+
+/// Asks for what comes next: where rows are few, the steps [`AHEAD`] bytes after those at `w` in each of P panels, for one
+/// tile passes them and the memory's rate decides; else what `feed` has, or, where the tile asks for it, says where that is.
+#[inline(always)]
+fn ask<S: Tiled, const R: usize, const P: usize>(
+    s: S,
     (w, panel): (*const u8, usize),
-) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        for (p, acc) in acc.iter_mut().enumerate() {
-            let w = w.add(p * panel);
-            let low = W::load(s, w);
-            let high = W::load(s, w.add(LANES * W::SIZE));
-            for (r, sums) in acc.iter_mut().enumerate() {
-                let x = s.splat(*a.add(r * row));
-                sums[0] = s.fma(x, low, sums[0]);
-                sums[1] = s.fma(x, high, sums[1]);
+    step: usize,
+    feed: &mut Feed,
+) -> [*const u8; 2] {
+    if S::asks(P) {
+        return feed.block(w);
+    }
+    if P == 1 || R > 3 {
+        feed.advance(s);
+    } else {
+        for p in 0..P {
+            for line in 0..BLOCK * step / LINE_BYTES {
+                s.prefetch(w.wrapping_add(p * panel + AHEAD + line * LINE_BYTES));
             }
         }
     }
+    [w; 2]
 }

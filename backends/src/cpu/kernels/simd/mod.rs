@@ -5,13 +5,15 @@
 //! becomes one instruction there. A body must not hide vector operations in closures that are not inlined.
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
+mod avx;
 mod portable;
+mod tiled;
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use avx2::Avx2;
+pub(super) use avx::{Avx, Ymm, Zmm};
 use lxpod_ir::random_bits::RowState;
 pub(super) use portable::Portable;
+pub(super) use tiled::{Body, Floats, Half, MOST_PANELS, Single, Tiled, has_tile, pair_step, step};
 
 /// Lanes of a vector.
 pub(super) const LANES: usize = 8;
@@ -24,9 +26,6 @@ pub(super) trait Simd: Copy {
     type V: Copy;
     /// Eight u32 lanes.
     type W: Copy;
-
-    /// The most rows a matrix tile of 16 columns may have without spilling accumulators.
-    const MAX_ROWS: usize;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::V;
@@ -112,97 +111,10 @@ pub(super) trait Simd: Copy {
     fn to_bf16(self, v: Self::V) -> [u16; LANES] {
         self.unpack(v).map(|x| half::bf16::from_f32(x).to_bits())
     }
-    /// Eight steps of a matrix tile: `acc[r] += a[r · row + i] · w[i]` for i in 0..8, in that order, each product and sum
-    /// one [`Simd::fma`]. w\[i\] are 16 values, of the type W, all end to end.
-    ///
-    /// # Safety
-    /// R ≤ [`Simd::MAX_ROWS`]; the eight values of each row and the 128 weights may be read.
-    #[inline(always)]
-    unsafe fn eight_steps<const R: usize, W: Weights>(
-        self,
-        acc: &mut [[Self::V; 2]; R],
-        a: *const f32,
-        row: usize,
-        w: *const u8,
-    ) {
-        for i in 0..8 {
-            for half in 0..2 {
-                let at = 2 * LANES * i + LANES * half;
-                // SAFETY: the caller's contract.
-                let w = unsafe { W::load(self, w.add(at * W::SIZE)) };
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    // SAFETY: the caller's contract.
-                    let x = self.splat(unsafe { *a.add(r * row + i) });
-                    acc[half] = self.fma(x, w, acc[half]);
-                }
-            }
-        }
-    }
-    /// [`Simd::eight_steps`] with weights whose rows are `w.1` bytes apart; writes them to `copy` as f32, end to end.
-    ///
-    /// # Safety
-    /// As there; the 128 values of the copy may be written, and nothing else that is read lies there.
-    #[inline(always)]
-    unsafe fn eight_packing_steps<const R: usize, W: Weights>(
-        self,
-        acc: &mut [[Self::V; 2]; R],
-        a: *const f32,
-        row: usize,
-        w: (*const u8, usize),
-        copy: *mut f32,
-    ) {
-        for i in 0..8 {
-            for half in 0..2 {
-                let (w, at) = (w.0.wrapping_add(i * w.1), LANES * half);
-                // SAFETY: the caller's contract.
-                unsafe {
-                    let w = W::load(self, w.add(at * W::SIZE));
-                    self.store_f32(copy.add(2 * LANES * i + at), w);
-                }
-            }
-        }
-        // SAFETY: the caller's contract; the copy was just written.
-        unsafe { self.eight_steps::<R, Single>(acc, a, row, copy.cast()) }
-    }
+    /// Eight integers, rounded to nearest even, those out of range to the nearest in range. Not for NaN.
+    fn to_i16(self, v: Self::V) -> [i16; LANES];
     /// Asks for the cache line at `p`; any address is allowed.
     fn prefetch(self, p: *const u8);
-}
-
-/// How weights are stored.
-pub(super) trait Weights {
-    /// Bytes of one value.
-    const SIZE: usize;
-
-    /// Eight values, widened.
-    ///
-    /// # Safety
-    /// `p` is valid for reading eight values.
-    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::V;
-}
-
-/// Weights of f16.
-pub(super) struct Half;
-/// Weights of f32.
-pub(super) struct Single;
-
-impl Weights for Half {
-    const SIZE: usize = 2;
-
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::V {
-        // SAFETY: the caller's contract.
-        unsafe { s.load_f16(p.cast()) }
-    }
-}
-
-impl Weights for Single {
-    const SIZE: usize = 4;
-
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::V {
-        // SAFETY: the caller's contract.
-        unsafe { s.load_f32(p.cast()) }
-    }
 }
 
 /// The sum of the lanes, in one fixed order: pairs four apart, then two apart, then neighbours.

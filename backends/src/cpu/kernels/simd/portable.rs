@@ -2,6 +2,7 @@
 
 use lxpod_ir::random_bits::RowState;
 
+use super::tiled::{FEW_PANELS, Tiled};
 use super::{LANES, Simd};
 
 /// Proof of nothing: every CPU runs it. Multiplies and adds round separately.
@@ -32,8 +33,6 @@ fn widen_f16(h: u16) -> f32 {
 impl Simd for Portable {
     type V = [f32; LANES];
     type W = [u32; LANES];
-
-    const MAX_ROWS: usize = 3;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -163,7 +162,63 @@ impl Simd for Portable {
         v.map(|x| half::f16::from_f32_const(x).to_bits())
     }
     #[inline(always)]
+    fn to_i16(self, v: Self::V) -> [i16; LANES] {
+        // Adding 1.5 · 2^23 rounds to an integer and leaves it in the last bits.
+        const LAST_BITS: f32 = 12_582_912.0;
+        v.map(|x| (x.clamp(-32768.0, 32767.0) + LAST_BITS).to_bits() as i16)
+    }
+    #[inline(always)]
     fn prefetch(self, _: *const u8) {}
+}
+
+impl Tiled for Portable {
+    type C = [[f32; LANES]; 2];
+    type N = [i32; 2 * LANES];
+    type P = [[i16; 2]; 2 * LANES];
+
+    const MAX_ROWS: usize = 3;
+    const PANELS: [usize; 4] = FEW_PANELS;
+
+    #[inline(always)]
+    fn columns(self, halves: [Self::V; 2]) -> Self::C {
+        halves
+    }
+    #[inline(always)]
+    fn halves(self, c: Self::C) -> [Self::V; 2] {
+        c
+    }
+    #[inline(always)]
+    fn fma_columns(self, x: f32, w: Self::C, sums: Self::C) -> Self::C {
+        let x = self.splat(x);
+        [self.fma(x, w[0], sums[0]), self.fma(x, w[1], sums[1])]
+    }
+    #[inline(always)]
+    fn zero_sums(self) -> Self::N {
+        [0; 2 * LANES]
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(self, p: *const u8) -> Self::P {
+        // SAFETY: the caller's contract; the read is unaligned.
+        unsafe { p.cast::<Self::P>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn add_pairs(self, x: *const f32, w: Self::P, mut sums: Self::N) -> Self::N {
+        // SAFETY: the caller's contract; the read is unaligned.
+        let [a, b] = unsafe { x.cast::<[i16; 2]>().read_unaligned() }.map(i32::from);
+        for (sum, w) in sums.iter_mut().zip(w) {
+            let [c, d] = w.map(i32::from);
+            *sum = sum.wrapping_add((a * c).wrapping_add(b * d));
+        }
+        sums
+    }
+    #[inline(always)]
+    fn to_columns(self, sums: Self::N) -> Self::C {
+        let mut columns = [[0.0; LANES]; 2];
+        for (to, from) in columns.as_flattened_mut().iter_mut().zip(sums) {
+            *to = from as f32;
+        }
+        columns
+    }
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@
 //! The variant that packs its weights on the way stores them with instructions for which the other units are idle.
 
 use std::arch::asm;
-use std::arch::x86_64::__m256;
+use std::arch::x86_64::{__m256, __m256i};
 
-use super::super::{Half, Weights};
+use super::super::tiled::{Floats, Half};
 
 /// One row of one step: `acc[r] += a[r][i] · w[i]`.
 macro_rules! row {
@@ -29,25 +29,50 @@ macro_rules! row {
     };
 }
 
-/// The rows of one step.
+/// One row of one step of pairs: `acc[r] += a[r][i] · w[i]`.
+macro_rules! pair_row {
+    ($i:literal, $address:literal, $low:literal, $high:literal) => {
+        concat!(
+            "vpbroadcastd {x}, dword ptr [",
+            $address,
+            " + 4*",
+            $i,
+            "]\n",
+            "vpmaddwd {y}, {x}, {w0}\n",
+            "vpmaddwd {x}, {x}, {w1}\n",
+            "vpaddd {",
+            $low,
+            "}, {",
+            $low,
+            "}, {y}\n",
+            "vpaddd {",
+            $high,
+            "}, {",
+            $high,
+            "}, {x}\n",
+        )
+    };
+}
+
+/// The rows of one step, each by the macro `$row`.
 macro_rules! rows {
-    (1, $i:literal) => {
-        row!($i, "{a}", "l0", "h0")
+    ($row:ident, 1, $i:literal) => {
+        $row!($i, "{a}", "l0", "h0")
     };
-    (2, $i:literal) => {
-        concat!(rows!(1, $i), row!($i, "{a} + {r}", "l1", "h1"))
+    ($row:ident, 2, $i:literal) => {
+        concat!(rows!($row, 1, $i), $row!($i, "{a} + {r}", "l1", "h1"))
     };
-    (3, $i:literal) => {
-        concat!(rows!(2, $i), row!($i, "{a} + 2*{r}", "l2", "h2"))
+    ($row:ident, 3, $i:literal) => {
+        concat!(rows!($row, 2, $i), $row!($i, "{a} + 2*{r}", "l2", "h2"))
     };
-    (4, $i:literal) => {
-        concat!(rows!(3, $i), row!($i, "{b}", "l3", "h3"))
+    ($row:ident, 4, $i:literal) => {
+        concat!(rows!($row, 3, $i), $row!($i, "{b}", "l3", "h3"))
     };
-    (5, $i:literal) => {
-        concat!(rows!(4, $i), row!($i, "{b} + {r}", "l4", "h4"))
+    ($row:ident, 5, $i:literal) => {
+        concat!(rows!($row, 4, $i), $row!($i, "{b} + {r}", "l4", "h4"))
     };
-    (6, $i:literal) => {
-        concat!(rows!(5, $i), row!($i, "{b} + 2*{r}", "l5", "h5"))
+    ($row:ident, 6, $i:literal) => {
+        concat!(rows!($row, 5, $i), $row!($i, "{b} + 2*{r}", "l5", "h5"))
     };
 }
 
@@ -106,31 +131,32 @@ macro_rules! packed {
     };
 }
 
-/// A function of eight steps for some rows and a type of weights.
+/// A function of eight steps for some rows, each by the macro `$row`, and a type of weights.
 macro_rules! steps {
-    ($name:ident, $dtype:tt, $rows:tt, $($r:literal $low:ident $high:ident),+) => {
+    ($name:ident, $row:ident, $dtype:tt, $sum:ty, $rows:tt, $($r:literal $low:ident $high:ident),+) => {
         /// # Safety
         /// The CPU has the features; the rows' eight values and the 128 weights may be read.
         #[inline]
         #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn $name(acc: &mut [[__m256; 2]; $rows], a: *const f32, row: usize, w: *const u8) {
+        unsafe fn $name(acc: &mut [[$sum; 2]; $rows], a: *const f32, row: usize, w: *const u8) {
             // SAFETY: only memory that the caller vouches for is read, none is written; rows beyond the last are not addressed.
             unsafe {
                 asm!(
-                    weights!($dtype, 0), rows!($rows, 0),
-                    weights!($dtype, 1), rows!($rows, 1),
-                    weights!($dtype, 2), rows!($rows, 2),
-                    weights!($dtype, 3), rows!($rows, 3),
-                    weights!($dtype, 4), rows!($rows, 4),
-                    weights!($dtype, 5), rows!($rows, 5),
-                    weights!($dtype, 6), rows!($rows, 6),
-                    weights!($dtype, 7), rows!($rows, 7),
-                    "/* {b} {r} */",
+                    weights!($dtype, 0), rows!($row, $rows, 0),
+                    weights!($dtype, 1), rows!($row, $rows, 1),
+                    weights!($dtype, 2), rows!($row, $rows, 2),
+                    weights!($dtype, 3), rows!($row, $rows, 3),
+                    weights!($dtype, 4), rows!($row, $rows, 4),
+                    weights!($dtype, 5), rows!($row, $rows, 5),
+                    weights!($dtype, 6), rows!($row, $rows, 6),
+                    weights!($dtype, 7), rows!($row, $rows, 7),
+                    "/* {b} {r} {y} */",
                     a = in(reg) a,
                     b = in(reg) a.wrapping_add(3 * row),
                     r = in(reg) row * size_of::<f32>(),
                     w = in(reg) w,
                     x = out(ymm_reg) _,
+                    y = out(ymm_reg) _,
                     w0 = out(ymm_reg) _,
                     w1 = out(ymm_reg) _,
                     $($low = inout(ymm_reg) acc[$r][0], $high = inout(ymm_reg) acc[$r][1],)+
@@ -152,14 +178,14 @@ macro_rules! packing {
             // SAFETY: only memory that the caller vouches for is read and written; rows beyond the last are not addressed.
             unsafe {
                 asm!(
-                    packed!($dtype, 0), rows!($rows, 0),
-                    packed!($dtype, 1), rows!($rows, 1),
-                    packed!($dtype, 2), rows!($rows, 2),
-                    packed!($dtype, 3), rows!($rows, 3),
-                    packed!($dtype, 4), rows!($rows, 4),
-                    packed!($dtype, 5), rows!($rows, 5),
-                    packed!($dtype, 6), rows!($rows, 6),
-                    packed!($dtype, 7), rows!($rows, 7),
+                    packed!($dtype, 0), rows!(row, $rows, 0),
+                    packed!($dtype, 1), rows!(row, $rows, 1),
+                    packed!($dtype, 2), rows!(row, $rows, 2),
+                    packed!($dtype, 3), rows!(row, $rows, 3),
+                    packed!($dtype, 4), rows!(row, $rows, 4),
+                    packed!($dtype, 5), rows!(row, $rows, 5),
+                    packed!($dtype, 6), rows!(row, $rows, 6),
+                    packed!($dtype, 7), rows!(row, $rows, 7),
                     "/* {b} {r} */",
                     a = in(reg) a,
                     b = in(reg) a.wrapping_add(3 * row),
@@ -183,27 +209,21 @@ type Strided = (*const u8, usize);
 
 /// The functions for one type of weights.
 macro_rules! table {
-    ($module:ident, $dtype:tt) => {
+    ($module:ident, $row:ident, $dtype:tt, $sum:ty) => {
         mod $module {
             use super::*;
-            steps!(one, $dtype, 1, 0 l0 h0);
-            steps!(two, $dtype, 2, 0 l0 h0, 1 l1 h1);
-            steps!(three, $dtype, 3, 0 l0 h0, 1 l1 h1, 2 l2 h2);
-            steps!(four, $dtype, 4, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3);
-            steps!(five, $dtype, 5, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4);
-            steps!(six, $dtype, 6, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5);
-            packing!(pack_one, $dtype, 1, 0 l0 h0);
-            packing!(pack_two, $dtype, 2, 0 l0 h0, 1 l1 h1);
-            packing!(pack_three, $dtype, 3, 0 l0 h0, 1 l1 h1, 2 l2 h2);
-            packing!(pack_four, $dtype, 4, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3);
-            packing!(pack_five, $dtype, 5, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4);
-            packing!(pack_six, $dtype, 6, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5);
+            steps!(one, $row, $dtype, $sum, 1, 0 l0 h0);
+            steps!(two, $row, $dtype, $sum, 2, 0 l0 h0, 1 l1 h1);
+            steps!(three, $row, $dtype, $sum, 3, 0 l0 h0, 1 l1 h1, 2 l2 h2);
+            steps!(four, $row, $dtype, $sum, 4, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3);
+            steps!(five, $row, $dtype, $sum, 5, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4);
+            steps!(six, $row, $dtype, $sum, 6, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5);
 
             /// # Safety
             /// As the functions it chooses from.
             #[inline(always)]
             pub(super) unsafe fn steps<const R: usize>(
-                acc: &mut [[__m256; 2]; R],
+                acc: &mut [[$sum; 2]; R],
                 a: *const f32,
                 row: usize,
                 w: *const u8,
@@ -222,6 +242,25 @@ macro_rules! table {
                     }
                 }
             }
+        }
+    };
+}
+
+table!(half, row, f16, __m256);
+table!(single, row, f32, __m256);
+table!(pairs, pair_row, f32, __m256i);
+
+/// The packing functions for one type of weights.
+macro_rules! packing_table {
+    ($module:ident, $dtype:tt) => {
+        mod $module {
+            use super::*;
+            packing!(pack_one, $dtype, 1, 0 l0 h0);
+            packing!(pack_two, $dtype, 2, 0 l0 h0, 1 l1 h1);
+            packing!(pack_three, $dtype, 3, 0 l0 h0, 1 l1 h1, 2 l2 h2);
+            packing!(pack_four, $dtype, 4, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3);
+            packing!(pack_five, $dtype, 5, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4);
+            packing!(pack_six, $dtype, 6, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5);
 
             /// # Safety
             /// As the functions it chooses from.
@@ -251,15 +290,15 @@ macro_rules! table {
     };
 }
 
-table!(half, f16);
-table!(single, f32);
+packing_table!(packing_half, f16);
+packing_table!(packing_single, f32);
 
-/// See `Simd::eight_steps`.
+/// See `Tiled::eight_steps`.
 ///
 /// # Safety
 /// The CPU has the features; the rows' eight values and the 128 weights may be read.
 #[inline(always)]
-pub(super) unsafe fn eight<const R: usize, W: Weights>(
+pub(super) unsafe fn eight<const R: usize, W: Floats>(
     acc: &mut [[__m256; 2]; R],
     a: *const f32,
     row: usize,
@@ -275,12 +314,12 @@ pub(super) unsafe fn eight<const R: usize, W: Weights>(
     }
 }
 
-/// See `Simd::eight_packing_steps`.
+/// See `Tiled::eight_packing_steps`.
 ///
 /// # Safety
 /// The CPU has the features; the rows' eight values and the eight rows of weights may be read, and the copy be written.
 #[inline(always)]
-pub(super) unsafe fn eight_packing<const R: usize, W: Weights>(
+pub(super) unsafe fn eight_packing<const R: usize, W: Floats>(
     acc: &mut [[__m256; 2]; R],
     a: *const f32,
     row: usize,
@@ -290,9 +329,24 @@ pub(super) unsafe fn eight_packing<const R: usize, W: Weights>(
     // SAFETY: the caller's contract.
     unsafe {
         if W::SIZE == Half::SIZE {
-            half::packing(acc, a, row, w, copy);
+            packing_half::packing(acc, a, row, w, copy);
         } else {
-            single::packing(acc, a, row, w, copy);
+            packing_single::packing(acc, a, row, w, copy);
         }
     }
+}
+
+/// See `Tiled::eight_pairs`.
+///
+/// # Safety
+/// The CPU has the features; the rows' eight pairs and the 128 pairs of weights may be read.
+#[inline(always)]
+pub(super) unsafe fn eight_pairs<const R: usize>(
+    acc: &mut [[__m256i; 2]; R],
+    a: *const f32,
+    row: usize,
+    w: *const u8,
+) {
+    // SAFETY: the caller's contract.
+    unsafe { pairs::steps(acc, a, row, w) }
 }

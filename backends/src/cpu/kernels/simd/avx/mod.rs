@@ -1,48 +1,72 @@
-//! AVX2 with FMA and F16C.
+//! AVX2 with FMA and F16C: eight lanes. Matrix tiles are in registers of 256 bits, or of 512 where AVX-512 is.
 
-mod steps;
+mod ymm;
+mod ymm_steps;
+mod zmm;
+mod zmm_steps;
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
 use lxpod_ir::random_bits::{MULTIPLIERS, RowState};
 
-use super::{LANES, Simd, Weights};
+use super::{LANES, Simd};
 
-/// Proof that this CPU has AVX2, FMA and F16C.
+/// Registers of 256 bits.
 #[derive(Clone, Copy)]
-pub(in super::super::super) struct Avx2(());
+pub(in super::super::super) struct Ymm;
+/// Registers of 512 bits.
+#[derive(Clone, Copy)]
+pub(in super::super::super) struct Zmm;
 
-impl Avx2 {
+/// Proof that this CPU has AVX2, FMA and F16C, and what tiles of registers R need.
+#[derive(Clone, Copy)]
+pub(in super::super::super) struct Avx<R>(PhantomData<R>);
+
+impl<R> Avx<R> {
+    /// The token, without a check.
+    ///
+    /// # Safety
+    /// `detected` of this type returned true in this process.
+    #[inline(always)]
+    pub(in super::super::super) unsafe fn assume() -> Self {
+        Avx(PhantomData)
+    }
+}
+
+impl Avx<Ymm> {
     /// Whether this CPU has all three features.
     pub(in super::super::super) fn detected() -> bool {
         is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c")
     }
+}
 
-    /// The token, without a check.
-    ///
-    /// # Safety
-    /// [`Avx2::detected`] returned true in this process.
-    #[inline(always)]
-    pub(in super::super::super) unsafe fn assume() -> Self {
-        Avx2(())
+impl Avx<Zmm> {
+    /// Whether this CPU has those, AVX-512 with registers of all lengths, and its products of 16-bit integers.
+    pub(in super::super::super) fn detected() -> bool {
+        Avx::<Ymm>::detected()
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
     }
 }
 
 /// Calls a vector intrinsic.
 macro_rules! vector {
     ($call:expr) => {
-        // SAFETY: an `Avx2` token exists only where the CPU has the features the intrinsic needs.
+        // SAFETY: a token exists only where the CPU has the features the intrinsic needs.
         unsafe { $call }
     };
 }
+use vector;
 
-impl Simd for Avx2 {
+impl<R: Copy> Simd for Avx<R> {
     type V = __m256;
     type W = __m256i;
-
-    const MAX_ROWS: usize = 6;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -222,27 +246,17 @@ impl Simd for Avx2 {
         bits
     }
     #[inline(always)]
-    unsafe fn eight_steps<const R: usize, W: Weights>(
-        self,
-        acc: &mut [[__m256; 2]; R],
-        a: *const f32,
-        row: usize,
-        w: *const u8,
-    ) {
-        // SAFETY: the caller's contract, and the token for the features.
-        unsafe { steps::eight::<R, W>(acc, a, row, w) }
-    }
-    #[inline(always)]
-    unsafe fn eight_packing_steps<const R: usize, W: Weights>(
-        self,
-        acc: &mut [[__m256; 2]; R],
-        a: *const f32,
-        row: usize,
-        w: (*const u8, usize),
-        copy: *mut f32,
-    ) {
-        // SAFETY: the caller's contract, and the token for the features.
-        unsafe { steps::eight_packing::<R, W>(acc, a, row, w, copy) }
+    fn to_i16(self, v: __m256) -> [i16; LANES] {
+        let mut words = [0; LANES];
+        vector!({
+            let wide = _mm256_cvtps_epi32(v);
+            let (low, high) = (
+                _mm256_castsi256_si128(wide),
+                _mm256_extracti128_si256::<1>(wide),
+            );
+            _mm_storeu_si128(words.as_mut_ptr().cast(), _mm_packs_epi32(low, high));
+        });
+        words
     }
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
