@@ -14,7 +14,9 @@ use thiserror::Error;
 
 use crate::cost;
 use crate::manager::{Manager, PassError, PassReport};
-use crate::partition::{Partition, PinnedStages, Pipeline, Split, partition, place_update};
+use crate::partition::{
+    Among, Partition, PinnedStages, Pipeline, Split, partition_among, place_update,
+};
 use crate::pass::{MICRO_BATCH, PIPELINE, Pass, Recompute, TRAINING};
 use crate::plan::{Plan, PlanError, Provenance, Work, lower};
 use crate::recompute;
@@ -127,7 +129,8 @@ fn compile_with(
     };
     let mut passes = Vec::new();
     let mut model = Optimised::new(config, &told, &mut passes, &mut *observe)?;
-    let update = model.complete(&told, &mut passes, &mut *observe)?;
+    model.complete(&told, &mut passes, &mut *observe)?;
+    let update = model.update(&told)?;
     let provenance = {
         let config = config.to_json();
         Provenance {
@@ -193,8 +196,7 @@ impl Optimised {
         })
     }
 
-    /// Decides what is computed again, sums gradients over micro-batches, and returns the graph of the update, if
-    /// there is one.
+    /// Decides what is computed again, and sums gradients over micro-batches.
     ///
     /// # Errors
     /// See [`CompileError`].
@@ -203,16 +205,24 @@ impl Optimised {
         options: &CompileOptions,
         passes: &mut Vec<PassReport>,
         observe: Observer<'_>,
-    ) -> Result<Option<Graph>, CompileError> {
-        let Some(training) = &options.training else {
-            return Ok(None);
-        };
-        let list: &[&Pass] = match training.update {
-            Some(_) => MICRO_BATCH,
-            None => &[&recompute::PASS],
-        };
-        let report = manager(options, observe).run(list, &mut self.graph)?;
-        passes.extend(report.passes);
+    ) -> Result<(), CompileError> {
+        if let Some(training) = &options.training {
+            let list: &[&Pass] = match training.update {
+                Some(_) => MICRO_BATCH,
+                None => &[&recompute::PASS],
+            };
+            let report = manager(options, observe).run(list, &mut self.graph)?;
+            passes.extend(report.passes);
+        }
+        Ok(())
+    }
+
+    /// The graph of the update, if there is one, of a completed model. It depends on the checkpoint's tensors and the
+    /// optimiser, and on nothing of the micro-batch.
+    ///
+    /// # Errors
+    /// See [`update_graph`].
+    pub(crate) fn update(&self, options: &CompileOptions) -> Result<Option<Graph>, CompileError> {
         let update = options.update().map(|update| {
             update_graph(&self.graph, &self.expected, &update).map_err(PlanError::Unsupported)
         });
@@ -259,61 +269,111 @@ pub fn plan_graph(
 }
 
 /// [`plan_graph`], with the split.
-pub(crate) fn split_graph(
-    (mut graph, mut update): (Graph, Option<Graph>),
+fn split_graph(
+    graphs: (Graph, Option<Graph>),
     provenance: Provenance,
     placement: Placement<'_>,
     passes: &mut Vec<PassReport>,
     observe: Observer<'_>,
 ) -> Result<(Plan, Split), CompileError> {
-    let Placement {
-        target,
-        replicas,
-        schedule,
-        accumulation,
-        pinned,
-    } = placement;
-    let cost = cost::model(target);
-    let (partition, split) = timed(passes, "partition", &mut graph, |graph| {
-        let pipeline = Pipeline {
-            target,
-            cost: cost.as_ref(),
-            schedule: &schedule,
-            accumulation,
-            states: &state_bytes(update.as_ref()),
-            pinned,
-        };
-        let found = partition(graph, &pipeline).map_err(PlanError::from)?;
-        *graph = checked(graph)?;
-        if let Some(update) = &mut update {
-            place_update(update, graph);
-            *update = checked(update)?;
-        }
-        Ok::<(Partition, Split), CompileError>(found)
-    })?;
-    observe("partition", &graph);
-    let tiles = timed(passes, "memory", &mut graph, |graph| {
-        let work = Work {
+    let placed = Placed::new(graphs, placement, Among::Either, passes)?;
+    observe("partition", &placed.graph);
+    let split = placed.split.clone();
+    Ok((placed.lower(provenance, placement, passes)?, split))
+}
+
+/// Graphs split over the stages.
+pub(crate) struct Placed {
+    graph: Graph,
+    update: Option<Graph>,
+    partition: Partition,
+    /// The split.
+    pub(crate) split: Split,
+}
+
+impl Placed {
+    /// Splits the graphs of a micro-batch and of the update.
+    ///
+    /// # Errors
+    /// No split fits the target's memory, or the placement by hand is none of this graph.
+    pub(crate) fn new(
+        (mut graph, mut update): (Graph, Option<Graph>),
+        placement: Placement<'_>,
+        among: Among,
+        passes: &mut Vec<PassReport>,
+    ) -> Result<Self, CompileError> {
+        let cost = cost::model(placement.target);
+        let (partition, split) = timed(passes, "partition", &mut graph, |graph| {
+            let pipeline = Pipeline {
+                target: placement.target,
+                cost: cost.as_ref(),
+                schedule: &placement.schedule,
+                accumulation: placement.accumulation,
+                states: &state_bytes(update.as_ref()),
+                pinned: placement.pinned,
+            };
+            let found = partition_among(graph, &pipeline, among).map_err(PlanError::from)?;
+            *graph = checked(graph)?;
+            if let Some(update) = &mut update {
+                place_update(update, graph);
+                *update = checked(update)?;
+            }
+            Ok::<(Partition, Split), CompileError>(found)
+        })?;
+        Ok(Placed {
             graph,
-            update: update.as_ref(),
-            schedule: &schedule,
+            update,
+            partition,
+            split,
+        })
+    }
+
+    /// Lays out every byte. The placement is that of the split, but for the memory of its target.
+    ///
+    /// # Errors
+    /// A tile's memory is too small, or the graphs hold what plans cannot express.
+    pub(crate) fn lower(
+        self,
+        provenance: Provenance,
+        placement: Placement<'_>,
+        passes: &mut Vec<PassReport>,
+    ) -> Result<Plan, CompileError> {
+        let Placed {
+            mut graph,
+            update,
+            partition,
+            ..
+        } = self;
+        let Placement {
+            target,
+            replicas,
+            schedule,
+            accumulation,
+            ..
+        } = placement;
+        let tiles = timed(passes, "memory", &mut graph, |graph| {
+            let work = Work {
+                graph,
+                update: update.as_ref(),
+                schedule: &schedule,
+                accumulation,
+            };
+            lower(work, target, cost::model(target).as_ref())
+        })?;
+        let mut plan = Plan {
+            provenance,
+            target: target.clone(),
+            replicas,
+            graph,
+            update,
+            partition,
+            tiles,
+            schedule,
             accumulation,
         };
-        lower(work, target, cost.as_ref())
-    })?;
-    let mut plan = Plan {
-        provenance,
-        target: target.clone(),
-        replicas,
-        graph,
-        update,
-        partition,
-        tiles,
-        schedule,
-        accumulation,
-    };
-    plan.partition = attained(&plan);
-    Ok((plan, split))
+        plan.partition = attained(&plan);
+        Ok(plan)
+    }
 }
 
 /// How good the split is as it was placed: if a stage has more to do than the search reckoned with, the plan

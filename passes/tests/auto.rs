@@ -71,7 +71,7 @@ fn searched(base: &CompileOptions, fixed: &Fixed) -> Search {
 
 #[test]
 fn what_is_found_is_what_compiling_everything_finds() {
-    for (training, room) in [(true, 150_000), (false, 1 << 30)] {
+    for (training, room) in [(true, 150_000), (true, 30_000), (false, 1 << 30)] {
         let base = base(training, room);
         let rule = if training {
             Rule::OneFOneB
@@ -89,7 +89,9 @@ fn what_is_found_is_what_compiling_everything_finds() {
         assert_eq!(found.best.verdict, Verdict::Compiled);
         found.front.iter().for_each(|one| check(&base, one));
         let mut fastest = u64::MAX;
-        for (replicas, stages) in [(1, 4), (2, 2), (1, 2), (4, 1), (2, 1), (1, 1)] {
+        let pipelines = [(1, 4), (2, 2), (1, 2), (4, 1), (2, 1), (1, 1)];
+        let shared = [false, true].map(|shared| pipelines.map(|one| (one, shared)));
+        for ((replicas, stages), shared) in shared.into_iter().flatten() {
             for micro_batch in [1, 2, 4] {
                 let one = Candidate {
                     replicas,
@@ -99,6 +101,7 @@ fn what_is_found_is_what_compiling_everything_finds() {
                     accumulation: 4 / micro_batch / replicas,
                     recompute: Recompute::None,
                     schedule: rule,
+                    replicated_tensor_sharding: shared && training,
                 };
                 let fits = one.global_batch() == 4;
                 if let Some(plan) = fits.then(|| plan(&base, &one)).flatten() {

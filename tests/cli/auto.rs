@@ -50,6 +50,28 @@ fn what_is_given_is_kept_and_the_result_depends_on_no_thread() {
 }
 
 #[test]
+fn sharing_out_states_is_searched_unless_it_is_given() {
+    let options = [
+        "--global-batch",
+        "16",
+        "--target",
+        "pod4",
+        "--replicas",
+        "2",
+    ];
+    let found = searched(&options);
+    let rivals = found["auto"]["rivals"].as_array().expect("rivals");
+    let option = |rival: &&Value| rival["option"] == "replicated_tensor_sharding";
+    let best = &found["auto"]["best"]["replicated_tensor_sharding"];
+    assert!(best.is_boolean() && rivals.iter().any(|rival| option(&rival)));
+    let given = searched(&[&options[..], &["--replicated-tensor-sharding"]].concat());
+    assert_eq!(given["replicated_tensor_sharding"], true);
+    let front = given["auto"]["front"].as_array().expect("a front");
+    let shared = |one: &Value| one["replicated_tensor_sharding"] == true;
+    assert!(front.iter().all(shared));
+}
+
+#[test]
 fn people_see_the_front_and_why_the_others_lost() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("found.plan");
@@ -99,6 +121,9 @@ fn what_does_not_go_together_is_refused() {
     ];
     lxpod(seven).fails(2, &["--auto", "a global batch of 7"]);
     lxpod(["compile", TINY, "--auto", "--stages", "17"]).fails(2, &["--stages"]);
+    lxpod(["compile", TINY, "--auto", "--place", "graphcore"]).fails(2, &["--auto", "--place"]);
+    let sweep = ["simulate", TINY, "--auto", "--sweep", "stages=1,2"];
+    lxpod(sweep).fails(2, &["--sweep", "--auto"]);
     let run = [
         "run",
         TINY,

@@ -7,15 +7,24 @@ use lxpod_ir::Target;
 
 use super::space::Candidate;
 
-/// What every placement of the graphs of one micro-batch size and one mode of recomputation comes to at least.
+/// What every placement of a micro-batch's graph and of an update comes to at least.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Needs {
-    /// Of a micro-batch's graph.
+    /// Of a micro-batch's graph, without what the update keeps.
     pub(super) floor: Floor,
-    /// Cycles of the update, of all tiles together.
-    pub(super) update: u64,
-    /// Bytes of the sums of gradients.
-    pub(super) accumulators: u64,
+    /// Of the update.
+    pub(super) update: UpdateNeeds,
+}
+
+/// What an update comes to on all tiles of a replica together.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct UpdateNeeds {
+    /// Cycles of its operators.
+    pub(super) cycles: u64,
+    /// Bytes that go around the ring of replicas.
+    pub(super) ring: u64,
+    /// Bytes that stay: states of the optimiser, sums of gradients.
+    pub(super) resident: u64,
 }
 
 impl Needs {
@@ -42,32 +51,31 @@ impl Needs {
             Rule::GPipe => cycles + (micro_batches - 1) * slowest,
             _ => micro_batches * slowest,
         };
-        let sums = self.accumulators / tiles;
-        let sums = ring_cycles(target, 2 * sums, found.replicas);
-        filled.max(busy) + self.update / tiles + sums
+        // A message of all tiles' bytes takes no longer than one of each; their shares of a byte are rounded down.
+        let ring = self.update.ring.saturating_sub(tiles);
+        let sums = ring_cycles(target, ring, found.replicas);
+        filled.max(busy) + (self.update.cycles + sums) / tiles
     }
 
-    /// A lower bound of the bytes of the fullest tile: the least room in which what stays and what is kept for the
-    /// backward half find a place, even if both could be cut anywhere.
+    /// The least memory that tiles must have for a split: that in which what stays and what is kept for the backward
+    /// half find a place, even if both could be cut anywhere. `kept` are the micro-batches that a stage keeps values
+    /// of, by the number of stages behind it; each of a tile's `chunks` stages has an equal share of its memory.
     ///
-    /// A tile with b tiles behind it holds c_b micro-batches' worth of what it keeps; so what stays does least harm
-    /// where c_b is largest, and the others keep what they have room for over c_b.
-    pub(super) fn bytes(&self, target: &Target, found: &Candidate) -> u64 {
-        let Floor {
-            resident, stash, ..
-        } = self.floor;
-        let copies = (0..found.stages).rev().map(|behind| copies(found, behind));
-        let copies: Vec<u64> = copies.collect();
+    /// What stays does least harm where most is kept; so the others keep what they have room for.
+    pub(super) fn bytes(&self, target: &Target, kept: &[u64], chunks: usize) -> u64 {
+        let stash = self.floor.stash;
+        let resident = self.floor.resident + self.update.resident;
         let has_place = |room: u64| {
-            let (mut resident, mut kept) = (resident, 0);
-            for &copies in &copies {
+            let (mut resident, mut held) = (resident, 0);
+            for &copies in kept.iter().rev() {
                 let stays = resident.min(room);
                 resident -= stays;
-                kept += (room - stays).div_ceil(copies);
+                held += (room - stays).div_ceil(copies);
             }
-            resident == 0 && kept >= stash
+            resident == 0 && held >= stash
         };
-        let (mut low, mut high) = (0, resident + stash * copies[0]);
+        let most = kept.last().copied().unwrap_or(1);
+        let (mut low, mut high) = (0, resident + stash * most);
         while low < high {
             let middle = low + (high - low) / 2;
             if has_place(middle) {
@@ -76,20 +84,8 @@ impl Needs {
                 low = middle + 1;
             }
         }
-        low + target.tile.code + target.tile.reserved
+        low * chunks as u64 + target.tile.code + target.tile.reserved
     }
-}
-
-/// Micro-batches whose values a tile with so many tiles behind it keeps, at least: the closed forms of the rules.
-fn copies(found: &Candidate, behind: usize) -> u64 {
-    let most = found.accumulation;
-    let kept = match found.schedule {
-        Rule::GPipe => most,
-        Rule::OneFOneB => most.min(behind + 1),
-        Rule::PopArt => most.min(2 * behind + 1),
-        Rule::Interleaved => 1,
-    };
-    kept as u64
 }
 
 /// W / (1 - (1 - 1/m)^p), rounded down.
@@ -114,29 +110,6 @@ mod tests {
     }
 
     #[test]
-    fn a_tile_keeps_no_fewer_micro_batches_than_the_bound_reckons_with() {
-        for schedule in Rule::ALL {
-            let found = Candidate {
-                replicas: 1,
-                stages: 4,
-                chunks: 1,
-                micro_batch: 1,
-                accumulation: 12,
-                recompute: crate::Recompute::None,
-                schedule,
-            };
-            let order = found.order(true);
-            for stage in 0..4 {
-                let (from, to) = ((stage, Phase::Forward), (stage, Phase::Backward));
-                let kept = order.depth(from, to, 12) as u64;
-                let bound = copies(&found, 3 - stage);
-                assert!(bound <= kept, "{schedule}, {stage}");
-                assert!(schedule == Rule::Interleaved || bound == kept);
-            }
-        }
-    }
-
-    #[test]
     fn no_cut_of_what_stays_and_is_kept_needs_less_room_than_the_bound() {
         let mut target = Target::named("pod16").unwrap();
         (target.tile.code, target.tile.reserved) = (0, 0);
@@ -146,18 +119,9 @@ mod tests {
             let parts: Vec<[u64; 2]> = (0..tiles)
                 .map(|_| [0, 1].map(|_| next(&mut state) % 50))
                 .collect();
-            let found = Candidate {
-                replicas: 1,
-                stages: tiles,
-                chunks: 1,
-                micro_batch: 1,
-                accumulation: 3,
-                recompute: crate::Recompute::None,
-                schedule: Rule::OneFOneB,
-            };
-            let of = |(tile, [stays, kept]): (usize, &[u64; 2])| {
-                stays + kept * copies(&found, tiles - 1 - tile)
-            };
+            let kept: Vec<u64> = (1..=tiles as u64).map(|behind| behind.min(3)).collect();
+            let of =
+                |(tile, [stays, stash]): (usize, &[u64; 2])| stays + stash * kept[tiles - 1 - tile];
             let fullest = parts.iter().enumerate().map(of).max().unwrap();
             let floor = Floor {
                 resident: parts.iter().map(|[stays, _]| stays).sum(),
@@ -168,7 +132,7 @@ mod tests {
                 floor,
                 ..Needs::default()
             };
-            let bound = needs.bytes(&target, &found);
+            let bound = needs.bytes(&target, &kept, 1);
             assert!(bound <= fullest, "{parts:?}: {bound} > {fullest}");
             assert!(tiles > 1 || bound == fullest);
         }
@@ -209,6 +173,7 @@ mod tests {
                 accumulation,
                 recompute: crate::Recompute::None,
                 schedule: rule,
+                replicated_tensor_sharding: false,
             };
             let cycles = |stage: usize, phase: Phase| stages[stage][phase as usize];
             let played = schedule.play(accumulation, cycles).makespan;

@@ -1,26 +1,21 @@
-//! What candidates share: graphs by micro-batch and recomputation, splits by stages.
+//! What candidates share: graphs by micro-batch and recomputation, updates by shares, splits by stages.
 
 use lxpod_ir::front::LxmertConfig;
 use lxpod_ir::{Graph, Target};
 
-use super::bound::Needs;
-use super::space::Candidate;
-use crate::compile::{
-    CompileError, CompileOptions, Optimised, Placement, split_graph, state_bytes,
-};
+use super::bound::UpdateNeeds;
+use crate::compile::{CompileError, CompileOptions, Optimised, Placed, Placement, state_bytes};
 use crate::cost;
-use crate::partition::{Pipeline, Split, floor};
+use crate::partition::{Among, Floor, Pipeline, Split, floor, refuted};
 use crate::pass::Recompute;
-use crate::plan::{Plan, Programs, Provenance};
-use crate::schedule::{Rule, Schedule};
+use crate::plan::{Plan, PlanError, Provenance, ring_bytes};
+use crate::schedule::Schedule;
 
-/// The graphs of one micro-batch size and one mode of recomputation.
+/// The graph of one micro-batch size and one mode of recomputation.
 pub(super) struct Graphs {
-    training: bool,
-    graph: Graph,
-    update: Option<Graph>,
-    /// What every placement of them comes to at least.
-    pub(super) needs: Needs,
+    model: Optimised,
+    /// What every placement of it comes to at least.
+    pub(super) floor: Floor,
 }
 
 impl Graphs {
@@ -45,87 +40,119 @@ impl Graphs {
             if let Some(training) = &mut options.training {
                 training.recompute = recompute;
             }
-            let update = model.complete(&options, passes, &mut *ignore)?;
-            let needs = needs(&model.graph, update.as_ref(), &base.target);
-            all.push(Graphs {
-                training: options.training.is_some(),
-                graph: model.graph,
-                update,
-                needs,
-            });
+            model.complete(&options, passes, &mut *ignore)?;
+            let floor = floor_of(&model.graph, &base.target);
+            all.push(Graphs { model, floor });
         }
         Ok(all)
     }
 }
 
-/// What every placement of a pair of graphs comes to at least.
-fn needs(graph: &Graph, update: Option<&Graph>, target: &Target) -> Needs {
+/// What every placement of a graph comes to at least, without what an update keeps.
+fn floor_of(graph: &Graph, target: &Target) -> Floor {
     let cost = cost::model(target);
-    let states = state_bytes(update);
-    let schedule = Schedule::inference(1);
     let pipeline = Pipeline {
         target,
         cost: cost.as_ref(),
-        schedule: &schedule,
+        schedule: &Schedule::inference(1),
         accumulation: 1,
-        states: &states,
+        states: &Default::default(),
         pinned: None,
     };
-    let floor = floor(graph, &pipeline);
-    let work = update.map(|update| update.nodes().map(|id| cost.node(update, id).total()));
-    Needs {
-        floor,
-        update: work.into_iter().flatten().sum(),
-        accumulators: update.map_or(0, accumulator_bytes),
-    }
+    floor(graph, &pipeline)
 }
 
-/// Bytes of the sums of gradients that an update reads.
-fn accumulator_bytes(update: &Graph) -> u64 {
-    let nodes = update.nodes().map(|id| update.node(id));
-    let sums = nodes.filter(|node| match &node.op {
-        lxpod_ir::ops::Op::State(state) => state.name.starts_with(crate::accumulate::ACCUMULATOR),
-        _ => false,
-    });
-    sums.map(|node| node.types[0].bytes() as u64).sum()
+/// The update of a replica whose states are shared out among so many, if there is one.
+pub(super) struct Update {
+    graph: Option<Graph>,
+    /// What every placement of it comes to.
+    pub(super) needs: UpdateNeeds,
 }
 
-/// The candidates that differ in replicas, accumulation and the order of programs alone: where memory allows it,
-/// they have one split and the same programs.
-pub(super) struct Class {
-    split: Split,
-    plan: Plan,
-}
-
-impl Class {
-    /// Splits and lowers the graphs, as if tiles had room for anything.
+impl Update {
+    /// The update of a model that is trained as `base` says.
     ///
     /// # Errors
     /// See [`CompileError`].
-    pub(super) fn new(
+    pub(super) fn of(
         graphs: &Graphs,
-        target: &Target,
-        (tiles, chunks): (usize, usize),
+        base: &CompileOptions,
+        shards: usize,
     ) -> Result<Self, CompileError> {
-        let schedule = Schedule {
-            rule: if chunks > 1 {
-                Rule::Interleaved
-            } else {
-                Rule::GPipe
-            },
-            tiles,
-            chunks,
-            training: graphs.training,
-        };
-        let placement = Placement {
-            target: &roomy(target),
-            replicas: 1,
-            schedule,
-            accumulation: tiles,
+        let mut options = base.clone();
+        options.replicas = shards;
+        if let Some(training) = &mut options.training {
+            training.replicated_tensor_sharding = true;
+        }
+        let graph = graphs.model.update(&options)?;
+        let cost = cost::model(&base.target);
+        let needs = graph.as_ref().map_or_else(UpdateNeeds::default, |update| {
+            let work = update.nodes().map(|id| cost.node(update, id).total());
+            UpdateNeeds {
+                cycles: work.sum(),
+                ring: ring_bytes(update, |_| true),
+                resident: state_bytes(Some(update)).values().sum(),
+            }
+        });
+        Ok(Update { graph, needs })
+    }
+}
+
+/// What is to be split: a micro-batch's graph and an update over the stages of a schedule.
+#[derive(Clone, Copy)]
+pub(super) struct Task<'a> {
+    pub(super) graphs: &'a Graphs,
+    pub(super) update: &'a Update,
+    pub(super) target: &'a Target,
+    pub(super) schedule: Schedule,
+    pub(super) accumulation: usize,
+    /// Replicas that share out the optimiser's states.
+    pub(super) shards: usize,
+}
+
+impl Task<'_> {
+    /// If no split has a slowest stage of at most `cycles`: the least that one might have, `u64::MAX` if none fits the
+    /// memory, where that `is_limited`.
+    ///
+    /// # Errors
+    /// See [`CompileError`].
+    pub(super) fn refuted(
+        &self,
+        cycles: u64,
+        is_limited: bool,
+    ) -> Result<Option<u64>, CompileError> {
+        let cost = cost::model(self.target);
+        let pipeline = Pipeline {
+            target: self.target,
+            cost: cost.as_ref(),
+            schedule: &self.schedule,
+            accumulation: self.accumulation,
+            states: &state_bytes(self.update.graph.as_ref()),
             pinned: None,
         };
-        let pair = (graphs.graph.clone(), graphs.update.clone());
-        let passes = &mut Vec::new();
+        let found = refuted(&self.graphs.model.graph, &pipeline, cycles, is_limited);
+        Ok(found.map_err(PlanError::from)?)
+    }
+
+    /// Whether a split fits the memory under the task's schedule, by the reckoning of the search for splits.
+    pub(super) fn is_kept_by(&self, split: &Split) -> bool {
+        split.keeps_memory(self.target, &self.schedule, self.accumulation)
+    }
+
+    /// The best split.
+    ///
+    /// # Errors
+    /// See [`CompileError`].
+    pub(super) fn placed(&self, among: Among) -> Result<Placed, CompileError> {
+        let graphs = (self.graphs.model.graph.clone(), self.update.graph.clone());
+        Placed::new(graphs, self.placement(self.target), among, &mut Vec::new())
+    }
+
+    /// The plan of a split, made as if tiles had room for anything.
+    ///
+    /// # Errors
+    /// See [`CompileError`].
+    pub(super) fn plan(&self, placed: Placed) -> Result<Plan, CompileError> {
         let nobody = Provenance {
             version: String::new(),
             model: String::new(),
@@ -134,24 +161,18 @@ impl Class {
             options: serde_json::Value::Null,
             expected: Vec::new(),
         };
-        let (plan, split) = split_graph(pair, nobody, placement, passes, &mut |_, _| {})?;
-        Ok(Class { split, plan })
+        let roomy = roomy(self.target);
+        placed.lower(nobody, self.placement(&roomy), &mut Vec::new())
     }
 
-    /// A lower bound of the cycles of the slowest stage of every split.
-    pub(super) fn slowest(&self) -> u64 {
-        self.plan.partition.lower_bound_cycles
-    }
-
-    /// Its programs.
-    pub(super) fn programs(&self) -> Programs<'_> {
-        Programs::new(&self.plan)
-    }
-
-    /// Whether a compilation of the candidate finds this split.
-    pub(super) fn is_split_of(&self, target: &Target, found: &Candidate) -> bool {
-        let order = found.order(self.plan.schedule.training);
-        self.split.keeps_memory(target, &order, found.accumulation)
+    fn placement<'t>(&self, target: &'t Target) -> Placement<'t> {
+        Placement {
+            target,
+            replicas: self.shards,
+            schedule: self.schedule,
+            accumulation: self.accumulation,
+            pinned: None,
+        }
     }
 }
 

@@ -18,16 +18,19 @@ pub enum Choice {
     Recompute,
     /// The order of programs.
     Schedule,
+    /// Whether replicas share out the optimiser's states.
+    ReplicatedTensorSharding,
 }
 
 impl Choice {
     /// Every option.
-    const ALL: [Choice; 5] = [
+    const ALL: [Choice; 6] = [
         Choice::Stages,
         Choice::Replicas,
         Choice::MicroBatch,
         Choice::Recompute,
         Choice::Schedule,
+        Choice::ReplicatedTensorSharding,
     ];
 
     /// What a candidate has chosen.
@@ -39,6 +42,10 @@ impl Choice {
             Choice::MicroBatch => found.micro_batch.to_string(),
             Choice::Recompute => found.recompute.name().to_owned(),
             Choice::Schedule => found.schedule.name().to_owned(),
+            Choice::ReplicatedTensorSharding => {
+                let shared = found.replicated_tensor_sharding;
+                if shared { "on" } else { "off" }.to_owned()
+            }
         }
     }
 }
@@ -156,6 +163,7 @@ mod tests {
             accumulation: 1,
             recompute: Recompute::None,
             schedule: Rule::GPipe,
+            replicated_tensor_sharding: false,
         };
         Assessed {
             candidate,

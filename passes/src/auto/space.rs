@@ -31,6 +31,8 @@ pub struct Fixed {
     pub rule: Option<Rule>,
     /// Stages of a tile, where the rule interleaves.
     pub chunks: Option<usize>,
+    /// Whether replicas share out the optimiser's states.
+    pub replicated_tensor_sharding: Option<bool>,
 }
 
 /// One combination of the options that are searched.
@@ -51,6 +53,8 @@ pub struct Candidate {
     pub recompute: Recompute,
     /// The order of programs.
     pub schedule: Rule,
+    /// Whether replicas share out the optimiser's states.
+    pub replicated_tensor_sharding: bool,
 }
 
 fn by_name<S: serde::Serializer>(recompute: &Recompute, to: S) -> Result<S::Ok, S::Error> {
@@ -61,6 +65,15 @@ impl Candidate {
     /// Samples of a step.
     pub fn global_batch(&self) -> usize {
         self.replicas * self.micro_batch * self.accumulation
+    }
+
+    /// Replicas that share out the optimiser's states; 1 if each has all of them.
+    pub(super) fn shards(&self) -> usize {
+        if self.replicated_tensor_sharding {
+            self.replicas
+        } else {
+            1
+        }
     }
 
     /// The order of programs.
@@ -84,6 +97,7 @@ impl Candidate {
             chunks: self.chunks,
             accumulation: self.accumulation,
             recompute: self.recompute,
+            replicated_tensor_sharding: self.replicated_tensor_sharding,
             ..training.clone()
         });
         options
@@ -138,6 +152,7 @@ impl Fixed {
                         accumulation,
                         recompute: Recompute::None,
                         schedule: Rule::GPipe,
+                        replicated_tensor_sharding: false,
                     };
                     self.add_orders(base, training, to);
                 }
@@ -151,6 +166,11 @@ impl Fixed {
             return;
         }
         let all = vec![Recompute::None, Recompute::Layer];
+        let whole_or_shared = match base.replicas {
+            1 => vec![false],
+            _ => vec![false, true],
+        };
+        let sharding = one_or(self.replicated_tensor_sharding, whole_or_shared);
         let interleaved = TrainingOptions::default().chunks;
         for schedule in one_or(self.rule, Rule::ALL.to_vec()) {
             let chunks = match schedule {
@@ -165,11 +185,13 @@ impl Fixed {
             if placed.order(true).check(base.accumulation).is_err() {
                 continue;
             }
-            let modes = one_or(self.recompute, all.clone());
-            to.extend(modes.into_iter().map(|recompute| Candidate {
-                recompute,
-                ..placed
-            }));
+            for recompute in one_or(self.recompute, all.clone()) {
+                to.extend(sharding.iter().map(|&shared| Candidate {
+                    recompute,
+                    replicated_tensor_sharding: shared,
+                    ..placed
+                }));
+            }
         }
     }
 }

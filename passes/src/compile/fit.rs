@@ -52,9 +52,9 @@ pub(super) fn compile_to_fit(
 fn layer_chain(config: &LxmertConfig, options: &CompileOptions) -> Result<Chain, CompileError> {
     let ignore = &mut |_: &'static str, _: &Graph| {};
     let model = Optimised::new(config, options, &mut Vec::new(), &mut *ignore)?;
-    let update = model
-        .clone()
-        .complete(options, &mut Vec::new(), &mut *ignore)?;
+    let mut completed = model.clone();
+    completed.complete(options, &mut Vec::new(), &mut *ignore)?;
+    let update = completed.update(options)?;
     let (schedule, accumulation) = options.schedule()?;
     let states = state_bytes(update.as_ref());
     let cost = cost::model(&options.target);

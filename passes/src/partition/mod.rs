@@ -30,7 +30,8 @@ use crate::cost::CostModel;
 use crate::phase::phases;
 use crate::schedule::{Phase, Schedule};
 use crate::solve::partition::{
-    Item, Joint, Limits, PartitionError, Problem, Shared, Solution, Value as Moved, evaluate, solve,
+    Item, Joint, Limits, PartitionError, Problem, Shared, Solution, Value as Moved, evaluate,
+    refute, solve,
 };
 pub use pinned::{Operator, PinnedStages};
 pub use place::place_update;
@@ -78,11 +79,31 @@ pub fn partition(
     graph: &mut Graph,
     pipeline: &Pipeline<'_>,
 ) -> Result<(Partition, Split), PartitionError> {
+    partition_among(graph, pipeline, Among::Either)
+}
+
+/// Which splits are searched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Among {
+    /// All, as if memory had no end.
+    All,
+    /// Those that fit.
+    Fitting,
+    /// All, and if the best of them does not fit, those that do.
+    Either,
+}
+
+/// [`partition`] among some splits.
+pub(crate) fn partition_among(
+    graph: &mut Graph,
+    pipeline: &Pipeline<'_>,
+    among: Among,
+) -> Result<(Partition, Split), PartitionError> {
     let atoms = Atoms::of(graph);
     let problem = problem(graph, &atoms, pipeline);
     let operators = atoms.operators(graph);
     let solution = match pipeline.pinned {
-        None => best(&problem)?,
+        None => best(&problem, among)?,
         Some(pinned) => judged(&problem, pinned::assign(pinned, &problem, &operators)?),
     };
     let stage = |atom: &Option<usize>| atom.map(|atom| solution.device_of[atom] as u32);
@@ -105,17 +126,45 @@ pub fn partition(
 }
 
 /// The best split. That without a limit on memory is found sooner, and where it keeps the limit, none is better.
-fn best(problem: &Problem) -> Result<Solution, PartitionError> {
+fn best(problem: &Problem, among: Among) -> Result<Solution, PartitionError> {
+    if among == Among::Fitting {
+        return solve(problem, &Limits::default());
+    }
     let free = Problem {
         memory_limit: None,
         ..problem.clone()
     };
     let solution = solve(&free, &Limits::default())?;
     match problem.memory_limit {
-        Some(limit) if solution.memory.iter().any(|&bytes| bytes > limit) => {
+        Some(limit)
+            if among == Among::Either && solution.memory.iter().any(|&bytes| bytes > limit) =>
+        {
             solve(problem, &Limits::default())
         }
         _ => Ok(solution),
+    }
+}
+
+/// If no split has a slowest stage of at most `cycles`: the least that one might have, `u64::MAX` if none fits the
+/// memory, where that `is_limited`.
+///
+/// # Errors
+/// The graph makes no problem that can be solved.
+pub(crate) fn refuted(
+    graph: &Graph,
+    pipeline: &Pipeline<'_>,
+    cycles: u64,
+    is_limited: bool,
+) -> Result<Option<u64>, PartitionError> {
+    let problem = problem(graph, &Atoms::of(graph), pipeline);
+    let free = Problem {
+        memory_limit: None,
+        ..problem.clone()
+    };
+    // The test without a limit takes less.
+    match refute(&free, cycles, &Limits::default())? {
+        None if is_limited => refute(&problem, cycles, &Limits::default()),
+        found => Ok(found),
     }
 }
 

@@ -18,7 +18,7 @@ use lxpod_ir::ops::Op;
 use lxpod_ir::{Graph, NodeId, SpaceId, Target, Value, sharding};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use collective::ring_cycles;
+pub(crate) use collective::{ring_bytes, ring_cycles};
 pub use file::PlanError;
 pub use lower::{Work, lower};
 pub use reorder::Programs;

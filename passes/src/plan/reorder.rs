@@ -7,7 +7,7 @@
 use lxpod_ir::Value;
 
 use super::values::Values;
-use super::{Category, Plan};
+use super::{Category, Plan, ring_cycles};
 use crate::schedule::{Phase, Schedule};
 
 /// A plan's programs and what they take.
@@ -15,8 +15,8 @@ pub struct Programs<'a> {
     plan: &'a Plan,
     /// By stage: cycles forward and backward.
     stages: Vec<[u64; 2]>,
-    /// By tile: cycles of the update, sums over replicas left out.
-    update: Vec<u64>,
+    /// By tile: cycles of the update, and the bytes that go around the ring of replicas before it.
+    update: Vec<[u64; 2]>,
 }
 
 impl<'a> Programs<'a> {
@@ -24,23 +24,25 @@ impl<'a> Programs<'a> {
     pub fn new(plan: &'a Plan) -> Self {
         let phases = [Phase::Forward, Phase::Backward];
         let stage = |stage| phases.map(|phase| plan.stage_cycles(stage, phase).total());
-        let update = |tile| plan.update_cycles(tile).total();
+        let update = |tile| [plan.update_cycles(tile).total(), plan.ring_bytes(tile)];
         Programs {
             plan,
             stages: (0..plan.stages()).map(stage).collect(),
-            update: (0..plan.tiles.len()).map(update).collect(),
+            update: match plan.update {
+                Some(_) => (0..plan.tiles.len()).map(update).collect(),
+                None => Vec::new(),
+            },
         }
     }
 
     /// Cycles of a step of that many micro-batches a replica, from an empty pipeline to an empty one and through
-    /// the update, as the simulator plays it. The schedule must have as many stages as the plan.
+    /// the update, as the simulator plays it. The schedule must have as many stages as the plan, and of states that
+    /// replicas share out there are as many replicas as shares.
     pub fn step_cycles(&self, schedule: &Schedule, micro_batches: usize, replicas: usize) -> u64 {
         let cycles = |stage: usize, phase: Phase| self.stages[stage][phase as usize];
-        let tile = |(tile, update): (usize, &u64)| match self.plan.update {
-            Some(_) => update + self.plan.collective_cycles(tile, replicas),
-            None => 0,
-        };
-        let update = self.update.iter().enumerate().map(tile).max();
+        let tile =
+            |[cycles, ring]: &[u64; 2]| cycles + ring_cycles(&self.plan.target, *ring, replicas);
+        let update = self.update.iter().map(tile).max();
         schedule.play(micro_batches, cycles).makespan + update.unwrap_or(0)
     }
 

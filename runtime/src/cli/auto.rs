@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Instant;
 
-use lxpod_passes::auto::{Assessed, Choice, Fixed, Rival, Search, Verdict, search};
+use lxpod_passes::auto::{Assessed, Candidate, Choice, Fixed, Rival, Search, Verdict, search};
 use lxpod_passes::{CompileOptions, TrainingOptions};
 use lxpod_runtime::Model;
 use serde_json::{Value, json};
@@ -57,6 +57,11 @@ pub(crate) fn resolve(options: &PlanOptions, model: &Model, global: &Global) -> 
         stages: None,
         ..options.clone()
     };
+    if options.place.is_some() || options.layers_are_given() {
+        let message =
+            "searches for the stages; leave out --place, or layers_per_ipu of --ipu-config";
+        return Err(CliError::option("--auto", message));
+    }
     let base = given.compile_options(given.model_options(model)?, &model.config)?;
     check_tiles(options, &base)?;
     let started = Instant::now();
@@ -106,6 +111,7 @@ fn fixed(options: &PlanOptions, training: Option<&TrainingOptions>) -> Fixed {
             .map(|training| training.recompute),
         rule: training.and(options.schedule),
         chunks: options.chunks,
+        replicated_tensor_sharding: options.replicated_tensor_sharding.then_some(true),
     }
 }
 
@@ -202,6 +208,7 @@ impl Found {
             "accumulation",
             "recompute",
             "schedule",
+            "states",
         ]);
         let all = &search.front;
         let is_long = all.len() > MOST_ROWS;
@@ -223,6 +230,7 @@ impl Found {
                 found.accumulation.to_string(),
                 found.recompute.name().to_owned(),
                 found.schedule.name().to_owned(),
+                states(found).to_owned(),
             ]);
         }
         let mut text = table.render();
@@ -253,6 +261,7 @@ impl Found {
                 Choice::MicroBatch => "micro-batch",
                 Choice::Recompute => "recompute",
                 Choice::Schedule => "schedule",
+                Choice::ReplicatedTensorSharding => "sharing out states",
             };
             let rate = format!("{:.1}", self.rate(one));
             table.row([
@@ -274,11 +283,14 @@ impl Found {
         let best = &self.search.best;
         let slower = percent(1.0 - self.rate(one) / self.rate(best));
         match one.verdict {
-            Verdict::OutOfMemory => format!(
-                "the fullest tile needs {} of {}",
-                bytes(one.tile_bytes),
-                bytes(self.capacity)
-            ),
+            Verdict::OutOfMemory => {
+                let [needed, held] = [one.tile_bytes, self.capacity].map(bytes);
+                if needed == held {
+                    format!("no split fits: the fullest tile needs more than {held}")
+                } else {
+                    format!("the fullest tile needs at least {needed} of {held}")
+                }
+            }
             Verdict::Bounded if self.rate(one) > self.rate(best) => {
                 "not compiled: too many were".to_owned()
             }
@@ -293,12 +305,26 @@ impl Found {
 fn described(one: &Assessed) -> String {
     let found = &one.candidate;
     format!(
-        "{} x {}, micro-batch {}, accumulation {}, recompute {}, {}",
+        "{} x {}, micro-batch {}, accumulation {}, recompute {}, {}{}",
         plural(found.replicas, "replica"),
         plural(found.stages, "stage"),
         found.micro_batch,
         found.accumulation,
         found.recompute.name(),
         found.schedule.name(),
+        if found.replicated_tensor_sharding {
+            ", states shared out"
+        } else {
+            ""
+        },
     )
+}
+
+/// Where a replica's states of the optimiser are.
+fn states(found: &Candidate) -> &'static str {
+    if found.replicated_tensor_sharding {
+        "shared out"
+    } else {
+        "whole"
+    }
 }

@@ -41,8 +41,8 @@ pub(crate) struct PlanOptions {
     #[arg(long, value_name = "S", value_parser = positive)]
     pub(crate) stages: Option<usize>,
 
-    /// Search the pod for the fastest plan that fits: replicas, stages, micro-batch, accumulation, recomputation and
-    /// schedule, as far as they are not given
+    /// Search the pod for the fastest plan that fits: replicas, stages, micro-batch, accumulation, recomputation,
+    /// schedule and sharing out of states, as far as they are not given
     #[arg(long)]
     pub(crate) auto: bool,
 
