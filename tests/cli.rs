@@ -1,5 +1,7 @@
 //! The command line: what each command prints and writes, and how it fails.
 
+#[path = "cli/auto.rs"]
+mod auto;
 #[path = "cli/bench.rs"]
 mod bench;
 #[path = "cli/compare.rs"]

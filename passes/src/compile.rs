@@ -1,234 +1,29 @@
 //! From a configuration to a plan: front end, passes, partition, schedule, memory.
 
+mod fit;
+mod options;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use lxpod_ir::front::{FrontError, Losses, LxmertConfig, ModelOptions, build};
+use lxpod_ir::front::{FrontError, LxmertConfig, build};
 use lxpod_ir::ops::Op;
-use lxpod_ir::{DType, Graph, LOSS, Target, sharding, verify};
+use lxpod_ir::{Graph, LOSS, Target, sharding, verify};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::cost;
 use crate::manager::{Manager, PassError, PassReport};
-use crate::partition::{Partition, PinnedStages, Pipeline, Split, partition, place_update};
-use crate::pass::{
-    LossScale, MICRO_BATCH, Mode, Options, PIPELINE, Pass, Precision, Recompute, TRAINING,
+use crate::partition::{
+    Among, Partition, PinnedStages, Pipeline, Split, partition_among, place_update,
 };
+use crate::pass::{MICRO_BATCH, PIPELINE, Pass, Recompute, TRAINING};
 use crate::plan::{Plan, PlanError, Provenance, Work, lower};
 use crate::recompute;
-use crate::schedule::{Phase, Rule, Schedule};
+use crate::schedule::{Phase, Schedule};
 use crate::solve::partition::PartitionError;
-use crate::update::{Optimizer, UpdateOptions, update_graph};
-
-/// What to compile for.
-#[derive(Clone, Debug)]
-pub struct CompileOptions {
-    /// What to build of the model.
-    pub model: ModelOptions,
-    /// The machine.
-    pub target: Target,
-    /// Copies of the pipeline.
-    pub replicas: usize,
-    /// Stages of the pipeline; as many as the replica has tiles if not given.
-    pub stages: Option<usize>,
-    /// How values are stored.
-    pub precision: Precision,
-    /// What a training step is; none for inference.
-    pub training: Option<TrainingOptions>,
-    /// A placement by hand; without one the best is searched for.
-    pub pinned: Option<PinnedStages>,
-}
-
-/// A training step.
-#[derive(Clone, Debug)]
-pub struct TrainingOptions {
-    /// The order of programs.
-    pub rule: Rule,
-    /// Stages of a tile, where the rule interleaves.
-    pub chunks: usize,
-    /// Micro-batches of each replica that are summed before an update.
-    pub accumulation: usize,
-    /// Which values are computed again for the backward half.
-    pub recompute: Recompute,
-    /// How sums of gradients are stored: f32 or f16.
-    pub accumulator: DType,
-    /// Whether replicas share out the optimiser's states instead of each keeping all of them.
-    pub replicated_tensor_sharding: bool,
-    /// The optimiser. Without one the plan has no update: the outputs of each micro-batch are its
-    /// gradients, `grad:B` for each parameter B.
-    pub update: Option<UpdateOptions>,
-}
-
-impl Default for TrainingOptions {
-    /// gpipe over one micro-batch; AdamW without decay, everything in f32.
-    fn default() -> Self {
-        TrainingOptions {
-            rule: Rule::GPipe,
-            chunks: 2,
-            accumulation: 1,
-            recompute: Recompute::None,
-            accumulator: DType::F32,
-            replicated_tensor_sharding: false,
-            update: Some(UpdateOptions {
-                optimizer: Optimizer::Adam {
-                    betas: [0.9, 0.999],
-                    eps: 1e-8,
-                },
-                decay: 0.0,
-                decay_everything: false,
-                max_norm: None,
-                moments: [DType::F32; 2],
-                masters: true,
-                stochastic: false,
-                frozen: Vec::new(),
-                histogram_edge: None,
-                shards: 1,
-            }),
-        }
-    }
-}
-
-impl CompileOptions {
-    /// One replica over all tiles of `target`, mixed precision.
-    pub fn new(model: ModelOptions, target: Target) -> Self {
-        CompileOptions {
-            model,
-            target,
-            replicas: 1,
-            stages: None,
-            precision: Precision::Mixed,
-            training: None,
-            pinned: None,
-        }
-    }
-
-    /// The number of stages.
-    ///
-    /// # Errors
-    /// The target has too few tiles.
-    pub fn resolved_stages(&self) -> Result<usize, CompileError> {
-        let tiles = self.target.tiles;
-        let problem = |flag, message| Err(CompileError::Option { flag, message });
-        if self.replicas == 0 || self.replicas > tiles {
-            let message = format!(
-                "{} replicas on {tiles} tiles; use 1 to {tiles}",
-                self.replicas
-            );
-            return problem("--replicas", message);
-        }
-        let most = tiles / self.replicas;
-        match self.stages {
-            None => Ok(most),
-            Some(stages) if (1..=most).contains(&stages) => Ok(stages),
-            Some(stages) => {
-                let message =
-                    format!("{stages} stages a replica on {tiles} tiles; use 1 to {most}");
-                problem("--stages", message)
-            }
-        }
-    }
-
-    /// The order of programs, and the micro-batches of a step.
-    ///
-    /// # Errors
-    /// The target has too few tiles, or the rule cannot order that many micro-batches.
-    pub fn schedule(&self) -> Result<(Schedule, usize), CompileError> {
-        let tiles = self.resolved_stages()?;
-        let Some(training) = &self.training else {
-            return Ok((Schedule::inference(tiles), 1));
-        };
-        let interleaved = training.rule == Rule::Interleaved;
-        let schedule = Schedule {
-            rule: training.rule,
-            tiles,
-            chunks: if interleaved {
-                training.chunks.max(1)
-            } else {
-                1
-            },
-            training: true,
-        };
-        let problem = |message| CompileError::Option {
-            flag: "--schedule",
-            message,
-        };
-        let micro_batches = training.accumulation.max(1);
-        schedule.check(micro_batches).map_err(problem)?;
-        Ok((schedule, micro_batches))
-    }
-
-    /// What the update is, for so many replicas.
-    fn update(&self) -> Option<UpdateOptions> {
-        let training = self.training.as_ref()?;
-        let shards = match training.replicated_tensor_sharding {
-            true => self.replicas,
-            false => 1,
-        };
-        let update = training.update.as_ref()?;
-        Some(UpdateOptions {
-            shards,
-            ..update.clone()
-        })
-    }
-
-    /// What passes are told.
-    fn passes(&self) -> Options {
-        let mixed = self.precision == Precision::Mixed;
-        let training = self.training.as_ref();
-        Options {
-            mode: training.map_or(Mode::Inference, |_| Mode::Training),
-            precision: self.precision,
-            loss_scale: if mixed {
-                LossScale::Input
-            } else {
-                LossScale::One
-            },
-            recompute: training.map_or(Recompute::None, |training| training.recompute),
-            accumulator: training.map_or(DType::F32, |training| training.accumulator),
-        }
-    }
-
-    /// The options as a plan records them.
-    fn record(&self, stages: usize) -> serde_json::Value {
-        let ModelOptions {
-            task,
-            micro_batch,
-            seq_len,
-            boxes,
-            hidden_states,
-            attentions,
-            losses,
-            dropout,
-        } = &self.model;
-        let training = self.training.as_ref();
-        let mut record = serde_json::json!({
-            "mode": if training.is_some() { "training" } else { "inference" },
-            "task": task.name(),
-            "micro_batch": micro_batch,
-            "seq_len": seq_len,
-            "boxes": boxes,
-            "hidden_states": hidden_states,
-            "attentions": attentions,
-            "losses": losses != &Losses::None,
-            "dropout": dropout,
-            "replicas": self.replicas,
-            "stages": stages,
-            "precision": self.precision.name(),
-        });
-        if let Some(pinned) = &self.pinned {
-            record["placement"] = serde_json::json!(pinned.stages);
-        }
-        if let Some(training) = training {
-            record["schedule"] = training.rule.name().into();
-            record["gradient_accumulation"] = training.accumulation.into();
-            record["recompute"] = training.recompute.name().into();
-            record["replicated_tensor_sharding"] = training.replicated_tensor_sharding.into();
-            record["gradients"] = training.update.is_none().into();
-        }
-        record
-    }
-}
+use crate::update::update_graph;
+pub use options::{CompileOptions, TrainingOptions};
 
 /// Why a plan could not be compiled.
 #[derive(Debug, Error)]
@@ -253,8 +48,19 @@ pub enum CompileError {
 }
 
 impl CompileError {
-    /// Whether less to keep could help.
-    fn is_out_of_memory(&self) -> bool {
+    /// Bytes that the fullest tile would need at least, code and reserve included, if too few are what is wrong.
+    pub fn bytes_needed(&self, target: &Target) -> Option<u64> {
+        match self {
+            CompileError::Plan(PlanError::OutOfMemory { total, .. }) => Some(*total),
+            CompileError::Plan(PlanError::Partition(PartitionError::Memory { needed, .. })) => {
+                Some(needed.saturating_add(target.tile.code + target.tile.reserved))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether tiles have too little memory.
+    pub fn is_out_of_memory(&self) -> bool {
         matches!(
             self,
             CompileError::Plan(
@@ -280,9 +86,6 @@ pub type Observer<'a> = &'a mut dyn FnMut(&'static str, &Graph);
 
 /// Compiles a plan. `name` is recorded as the model's name; `observe` sees the graph after each pass.
 ///
-/// Where recomputation is automatic, a step that does not fit the tiles' memory is compiled again, and keeps
-/// no more of any layer than its border.
-///
 /// # Errors
 /// See [`CompileError`].
 pub fn compile(
@@ -291,60 +94,43 @@ pub fn compile(
     options: &CompileOptions,
     observe: Observer<'_>,
 ) -> Result<(Plan, CompileReport), CompileError> {
-    let compiled = compile_as_told(config, name, options, &mut *observe);
-    let automatic = |training: &&TrainingOptions| matches!(training.recompute, Recompute::Auto { bytes } if bytes > 0);
-    match (&compiled, options.training.as_ref().filter(automatic)) {
-        (Err(error), Some(training)) if error.is_out_of_memory() => {
-            let recompute = Recompute::Auto { bytes: 0 };
-            let training = Some(TrainingOptions {
-                recompute,
-                ..training.clone()
-            });
-            let options = CompileOptions {
-                training,
-                ..options.clone()
-            };
-            compile_as_told(config, name, &options, observe)
-        }
-        _ => compiled,
-    }
+    let start = Instant::now();
+    let told = options.training.as_ref().map(|training| training.recompute);
+    let (plan, split, passes) = match told {
+        Some(Recompute::Auto) => fit::compile_to_fit(config, name, options, observe)?,
+        told => compile_with(config, name, options, told.unwrap_or_default(), observe)?,
+    };
+    let report = CompileReport {
+        passes,
+        split,
+        duration: start.elapsed(),
+    };
+    Ok((plan, report))
 }
 
-/// [`compile`], once.
-fn compile_as_told(
+/// A plan, the split into its stages, and what was done for it.
+type Compiled = Result<(Plan, Split, Vec<PassReport>), CompileError>;
+
+/// A plan that computes that much again.
+fn compile_with(
     config: &LxmertConfig,
     name: &str,
     options: &CompileOptions,
+    recompute: Recompute,
     observe: Observer<'_>,
-) -> Result<(Plan, CompileReport), CompileError> {
-    let start = Instant::now();
+) -> Compiled {
     let (schedule, accumulation) = options.schedule()?;
-    let built = build(config, &options.model)?;
-    let mut graph = built.graph;
-    if options.training.is_some() && !graph.outputs().iter().any(|output| output.name == LOSS) {
-        return Err(CompileError::Option {
-            flag: "--mode",
-            message: "training needs a loss; name one with --loss, or a task that has one"
-                .to_owned(),
-        });
-    }
-    observe("build", &graph);
-    let mut manager = Manager::new(options.passes());
-    manager = manager
-        .print_after("all", &mut *observe)
-        .expect("`all` is no pass's name");
-    let (pipeline, more) = match &options.training {
-        Some(training) if training.update.is_some() => (TRAINING, MICRO_BATCH),
-        Some(_) => (TRAINING, &[&recompute::PASS] as &[&Pass]),
-        None => (PIPELINE, &[] as &[&Pass]),
+    let told = CompileOptions {
+        training: options.training.clone().map(|training| TrainingOptions {
+            recompute,
+            ..training
+        }),
+        ..options.clone()
     };
-    let mut passes = manager.run(pipeline, &mut graph)?.passes;
-    passes.extend(manager.run(more, &mut graph)?.passes);
-    drop(manager);
-    let update = options.update().map(|update| {
-        update_graph(&graph, &built.expected, &update).map_err(PlanError::Unsupported)
-    });
-    let update = update.transpose()?;
+    let mut passes = Vec::new();
+    let mut model = Optimised::new(config, &told, &mut passes, &mut *observe)?;
+    model.complete(&told, &mut passes, &mut *observe)?;
+    let update = model.update(&told)?;
     let provenance = {
         let config = config.to_json();
         Provenance {
@@ -353,7 +139,7 @@ fn compile_as_told(
             config_hash: config_hash(&config),
             config,
             options: options.record(schedule.tiles),
-            expected: built.expected,
+            expected: model.expected,
         }
     };
     let placement = Placement {
@@ -363,15 +149,92 @@ fn compile_as_told(
         accumulation,
         pinned: options.pinned.as_ref(),
     };
-    let (plan, split) = split_graph((graph, update), provenance, placement, &mut passes, observe)?;
-    Ok((
-        plan,
-        CompileReport {
-            passes,
-            split,
-            duration: start.elapsed(),
-        },
-    ))
+    let graphs = (model.graph, update);
+    let (plan, split) = split_graph(graphs, provenance, placement, &mut passes, observe)?;
+    Ok((plan, split, passes))
+}
+
+/// A model after the graph passes that no choice of recomputation, schedule or placement changes.
+#[derive(Clone)]
+pub(crate) struct Optimised {
+    /// The graph of a micro-batch.
+    pub(crate) graph: Graph,
+    /// The tensors a checkpoint must hold.
+    pub(crate) expected: Vec<(String, Vec<usize>)>,
+}
+
+impl Optimised {
+    /// Builds the graph of `options.model`, and differentiates it if it is to be trained.
+    ///
+    /// # Errors
+    /// See [`CompileError`].
+    pub(crate) fn new(
+        config: &LxmertConfig,
+        options: &CompileOptions,
+        passes: &mut Vec<PassReport>,
+        observe: Observer<'_>,
+    ) -> Result<Self, CompileError> {
+        let built = build(config, &options.model)?;
+        let mut graph = built.graph;
+        let has_loss = graph.outputs().iter().any(|output| output.name == LOSS);
+        if options.training.is_some() && !has_loss {
+            return Err(CompileError::Option {
+                flag: "--mode",
+                message: "training needs a loss; name one with --loss, or a task that has one"
+                    .to_owned(),
+            });
+        }
+        observe("build", &graph);
+        let list = match options.training {
+            Some(_) => TRAINING,
+            None => PIPELINE,
+        };
+        passes.extend(manager(options, observe).run(list, &mut graph)?.passes);
+        Ok(Optimised {
+            graph,
+            expected: built.expected,
+        })
+    }
+
+    /// Decides what is computed again, and sums gradients over micro-batches.
+    ///
+    /// # Errors
+    /// See [`CompileError`].
+    pub(crate) fn complete(
+        &mut self,
+        options: &CompileOptions,
+        passes: &mut Vec<PassReport>,
+        observe: Observer<'_>,
+    ) -> Result<(), CompileError> {
+        if let Some(training) = &options.training {
+            let list: &[&Pass] = match training.update {
+                Some(_) => MICRO_BATCH,
+                None => &[&recompute::PASS],
+            };
+            let report = manager(options, observe).run(list, &mut self.graph)?;
+            passes.extend(report.passes);
+        }
+        Ok(())
+    }
+
+    /// The graph of the update, if there is one, of a completed model. It depends on the checkpoint's tensors and the
+    /// optimiser, and on nothing of the micro-batch.
+    ///
+    /// # Errors
+    /// See [`update_graph`].
+    pub(crate) fn update(&self, options: &CompileOptions) -> Result<Option<Graph>, CompileError> {
+        let update = options.update().map(|update| {
+            update_graph(&self.graph, &self.expected, &update).map_err(PlanError::Unsupported)
+        });
+        Ok(update.transpose()?)
+    }
+}
+
+/// Runs passes as `options` say, and shows the graph after each.
+fn manager<'a>(options: &CompileOptions, observe: Observer<'a>) -> Manager<'a> {
+    let manager = Manager::new(options.passes());
+    let shown = manager.print_after("all", observe);
+    shown.expect("`all` is no pass's name")
 }
 
 /// Where the work of a plan goes.
@@ -407,60 +270,110 @@ pub fn plan_graph(
 
 /// [`plan_graph`], with the split.
 fn split_graph(
-    (mut graph, mut update): (Graph, Option<Graph>),
+    graphs: (Graph, Option<Graph>),
     provenance: Provenance,
     placement: Placement<'_>,
     passes: &mut Vec<PassReport>,
     observe: Observer<'_>,
 ) -> Result<(Plan, Split), CompileError> {
-    let Placement {
-        target,
-        replicas,
-        schedule,
-        accumulation,
-        pinned,
-    } = placement;
-    let cost = cost::model(target);
-    let (partition, split) = timed(passes, "partition", &mut graph, |graph| {
-        let pipeline = Pipeline {
-            target,
-            cost: cost.as_ref(),
-            schedule: &schedule,
-            accumulation,
-            states: &state_bytes(update.as_ref()),
-            pinned,
-        };
-        let found = partition(graph, &pipeline).map_err(PlanError::from)?;
-        *graph = checked(graph)?;
-        if let Some(update) = &mut update {
-            place_update(update, graph);
-            *update = checked(update)?;
-        }
-        Ok::<(Partition, Split), CompileError>(found)
-    })?;
-    observe("partition", &graph);
-    let tiles = timed(passes, "memory", &mut graph, |graph| {
-        let work = Work {
+    let placed = Placed::new(graphs, placement, Among::Either, passes)?;
+    observe("partition", &placed.graph);
+    let split = placed.split.clone();
+    Ok((placed.lower(provenance, placement, passes)?, split))
+}
+
+/// Graphs split over the stages.
+pub(crate) struct Placed {
+    graph: Graph,
+    update: Option<Graph>,
+    partition: Partition,
+    /// The split.
+    pub(crate) split: Split,
+}
+
+impl Placed {
+    /// Splits the graphs of a micro-batch and of the update.
+    ///
+    /// # Errors
+    /// No split fits the target's memory, or the placement by hand is none of this graph.
+    pub(crate) fn new(
+        (mut graph, mut update): (Graph, Option<Graph>),
+        placement: Placement<'_>,
+        among: Among,
+        passes: &mut Vec<PassReport>,
+    ) -> Result<Self, CompileError> {
+        let cost = cost::model(placement.target);
+        let (partition, split) = timed(passes, "partition", &mut graph, |graph| {
+            let pipeline = Pipeline {
+                target: placement.target,
+                cost: cost.as_ref(),
+                schedule: &placement.schedule,
+                accumulation: placement.accumulation,
+                states: &state_bytes(update.as_ref()),
+                pinned: placement.pinned,
+            };
+            let found = partition_among(graph, &pipeline, among).map_err(PlanError::from)?;
+            *graph = checked(graph)?;
+            if let Some(update) = &mut update {
+                place_update(update, graph);
+                *update = checked(update)?;
+            }
+            Ok::<(Partition, Split), CompileError>(found)
+        })?;
+        Ok(Placed {
             graph,
-            update: update.as_ref(),
-            schedule: &schedule,
+            update,
+            partition,
+            split,
+        })
+    }
+
+    /// Lays out every byte. The placement is that of the split, but for the memory of its target.
+    ///
+    /// # Errors
+    /// A tile's memory is too small, or the graphs hold what plans cannot express.
+    pub(crate) fn lower(
+        self,
+        provenance: Provenance,
+        placement: Placement<'_>,
+        passes: &mut Vec<PassReport>,
+    ) -> Result<Plan, CompileError> {
+        let Placed {
+            mut graph,
+            update,
+            partition,
+            ..
+        } = self;
+        let Placement {
+            target,
+            replicas,
+            schedule,
+            accumulation,
+            ..
+        } = placement;
+        let tiles = timed(passes, "memory", &mut graph, |graph| {
+            let work = Work {
+                graph,
+                update: update.as_ref(),
+                schedule: &schedule,
+                accumulation,
+            };
+            lower(work, target, cost::model(target).as_ref())
+        })?;
+        let mut plan = Plan {
+            provenance,
+            target: target.clone(),
+            replicas,
+            graph,
+            update,
+            partition,
+            tiles,
+            schedule,
             accumulation,
         };
-        lower(work, target, cost.as_ref())
-    })?;
-    let mut plan = Plan {
-        provenance,
-        target: target.clone(),
-        replicas,
-        graph,
-        update,
-        partition,
-        tiles,
-        schedule,
-        accumulation,
-    };
-    plan.partition = attained(&plan);
-    Ok((plan, split))
+        plan.partition = attained(&plan);
+        Ok(plan)
+    }
 }
 
 /// How good the split is as it was placed: if a stage has more to do than the search reckoned with, the plan
@@ -491,7 +404,7 @@ fn checked(graph: &Graph) -> Result<Graph, PassError> {
 }
 
 /// Bytes of the states beside each parameter, by binding.
-fn state_bytes(update: Option<&Graph>) -> BTreeMap<String, u64> {
+pub(crate) fn state_bytes(update: Option<&Graph>) -> BTreeMap<String, u64> {
     let mut bytes = BTreeMap::new();
     let nodes = update.map(|graph| graph.nodes().map(move |id| (graph, id)));
     for (graph, id) in nodes.into_iter().flatten() {

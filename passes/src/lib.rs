@@ -34,6 +34,7 @@
 #![forbid(unsafe_code)]
 
 pub mod accumulate;
+pub mod auto;
 pub mod autodiff;
 pub mod canonicalise;
 mod compile;

@@ -59,11 +59,14 @@ pub enum Recompute {
     None,
     /// All but what passes from layer to layer.
     Layer,
-    /// As much as it takes for what one micro-batch keeps to fit in so many bytes.
-    Auto {
-        /// The bytes, at full capacity.
-        bytes: u64,
+    /// The same of some layers.
+    Layers {
+        /// A bit for each of [`recompute::chain`]'s layers.
+        chosen: u64,
     },
+    /// Of as few layers as it takes for the plan to fit its tiles; [`compile`](crate::compile) chooses them. To passes
+    /// it means nothing.
+    Auto,
 }
 
 impl Recompute {
@@ -72,7 +75,8 @@ impl Recompute {
         match self {
             Recompute::None => "none",
             Recompute::Layer => "layer",
-            Recompute::Auto { .. } => "auto",
+            Recompute::Layers { .. } => "layers",
+            Recompute::Auto => "auto",
         }
     }
 }

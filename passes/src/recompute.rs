@@ -4,8 +4,8 @@
 //! its second word where there is no number. A forward value is at a border if another layer reads it
 //! in the forward half. In each chosen layer, the backward half reads borders only: what else it reads
 //! is computed from them again, by copies of forward nodes that name their originals. Under
-//! `layer` all layers are chosen; under `auto` those that save most bytes for each operation, until what is
-//! kept for one micro-batch fits a budget.
+//! `layer` all layers are chosen; under `auto` those that [`chain`](crate::solve::chain) finds to slow the pipeline
+//! least while it fits.
 //!
 //! *Why it helps.* The values kept for the backward half are what fills a tile in a deep pipeline: one
 //! set for each micro-batch under way. Of a layer's dozen, one or two stay.
@@ -22,15 +22,18 @@
 //!                                                        %6 = activate_grad %4, %5 : f32[text:160,8]
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use fixedbitset::FixedBitSet;
+use lxpod_ir::ops::Op;
 use lxpod_ir::{Graph, NodeId, Patch, User, Value, Wire};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::cost::CostModel;
 use crate::pass::{Found, Options, Pass, Recompute, Run};
 use crate::phase::phases;
 use crate::schedule::Phase;
+use crate::solve::chain::{self, MOST_LAYERS};
 
 /// See the module.
 pub const PASS: Pass = Pass {
@@ -40,14 +43,47 @@ pub const PASS: Pass = Pass {
 };
 
 fn run(graph: &Graph, options: &Options) -> Found {
-    if options.recompute == Recompute::None {
-        return Ok(None);
-    }
     let mut split = Split::new(graph);
-    if let Recompute::Auto { bytes } = options.recompute {
-        split.choose(bytes);
+    match options.recompute {
+        Recompute::None | Recompute::Auto => return Ok(None),
+        Recompute::Layer => {}
+        Recompute::Layers { chosen } => split.choose(chosen),
     }
     split.patch()
+}
+
+/// The layers of a graph without copies, in the order of their first forward nodes, as links of a chain: what each
+/// takes, and keeps. `states` are the bytes beside each parameter, by binding. Where there are more than
+/// [`MOST_LAYERS`] layers, the last link is all the rest.
+pub fn chain(
+    graph: &Graph,
+    cost: &dyn CostModel,
+    states: &BTreeMap<String, u64>,
+) -> Vec<chain::Layer> {
+    let mut split = Split::new(graph);
+    let mut links = vec![chain::Layer::default(); split.links()];
+    for &id in &split.order {
+        links[split.link(id)].cycles += cost.node(graph, id).total();
+        if let Op::Param(param) = &graph.node(id).op {
+            let bytes = graph.ty(graph.value(id)).bytes() as u64;
+            let beside = states.get(&param.value.to_string()).copied();
+            let users = graph.users(graph.value(id)).into_iter();
+            let first = users.map(|user| split.link(user.node)).min();
+            links[first.unwrap_or(0)].resident += bytes + beside.unwrap_or(0);
+        }
+    }
+    for index in split.copied().ones() {
+        let id = graph.at(index).expect("copies are of nodes");
+        links[split.link(id)].again += cost.node(graph, id).total();
+    }
+    for value in split.kept() {
+        links[split.link(value.node)].border += graph.ty(value).bytes() as u64;
+    }
+    split.chosen.clear();
+    for value in split.kept() {
+        links[split.link(value.node)].kept += graph.ty(value).bytes() as u64;
+    }
+    links
 }
 
 /// The layer of a scope; see the module.
@@ -71,16 +107,10 @@ struct Split<'a> {
     phases: Vec<Phase>,
     /// The layer of each node, by index.
     layers: Vec<&'a str>,
+    /// The number of each layer that has forward nodes, in order of the first.
+    numbers: FxHashMap<&'a str, usize>,
     /// The layers of which only borders are kept.
     chosen: FxHashSet<&'a str>,
-}
-
-/// What choosing a layer changes for one micro-batch.
-struct Trade {
-    /// Bytes that are not kept.
-    bytes: u64,
-    /// Operations done again.
-    flops: u64,
 }
 
 impl<'a> Split<'a> {
@@ -89,13 +119,34 @@ impl<'a> Split<'a> {
         for id in graph.nodes() {
             layers[id.index()] = layer(&graph.node(id).scope);
         }
+        let (order, phases) = (graph.topo(), phases(graph));
+        let mut numbers = FxHashMap::default();
+        let works =
+            |id: &&NodeId| phases[id.index()] == Phase::Forward && !graph.node(**id).op.is_leaf();
+        for &id in order.iter().filter(works) {
+            let next = numbers.len();
+            numbers.entry(layers[id.index()]).or_insert(next);
+        }
         Split {
             graph,
-            order: graph.topo(),
-            phases: phases(graph),
+            order,
+            phases,
+            numbers,
             chosen: layers.iter().copied().collect(),
             layers,
         }
+    }
+
+    /// Links of the chain of layers.
+    fn links(&self) -> usize {
+        self.numbers.len().clamp(1, MOST_LAYERS)
+    }
+
+    /// The link of a node: that of its layer; the last for what is in no layer that works forward.
+    fn link(&self, id: NodeId) -> usize {
+        let last = self.links() - 1;
+        let number = self.numbers.get(self.layer(id));
+        number.map_or(last, |&number| number.min(last))
     }
 
     fn layer(&self, id: NodeId) -> &'a str {
@@ -130,9 +181,8 @@ impl<'a> Split<'a> {
         copied
     }
 
-    /// The bytes of what the forward half leaves for the backward half; a view leaves what it names
-    /// part of.
-    fn kept_bytes(&self) -> u64 {
+    /// What the forward half leaves for the backward half; a view leaves what it names part of.
+    fn kept(&self) -> FxHashSet<Value> {
         let (graph, copied) = (self.graph, self.copied());
         let reads = |id: &&NodeId| !self.is_forward(**id) || copied.contains(id.index());
         let mut kept: FxHashSet<Value> = FxHashSet::default();
@@ -149,40 +199,16 @@ impl<'a> Split<'a> {
                 }
             }
         }
-        kept.iter()
-            .map(|&value| graph.ty(value).bytes() as u64)
-            .sum()
+        kept
     }
 
-    /// What choosing this layer alone changes, where nothing chosen keeps so many bytes.
-    fn trade(&mut self, layer: &'a str, without: u64) -> Trade {
-        self.chosen = FxHashSet::from_iter([layer]);
-        let copied = self.copied();
-        let copied = copied.ones().filter_map(|index| self.graph.at(index));
-        Trade {
-            bytes: without.saturating_sub(self.kept_bytes()),
-            flops: copied.map(|id| self.graph.cost(id).flops).sum(),
-        }
-    }
-
-    /// Leaves as few layers chosen as it takes to keep at most so many bytes, those first that save
-    /// most for each operation.
-    fn choose(&mut self, budget: u64) {
-        let layers: BTreeSet<&str> = self.chosen.drain().collect();
-        let without = self.kept_bytes();
-        let trades = layers
-            .into_iter()
-            .map(|layer| (layer, self.trade(layer, without)));
-        let mut trades: Vec<(&str, Trade)> = trades.filter(|(_, trade)| trade.bytes > 0).collect();
-        let worth = |a: &Trade, b: &Trade| u128::from(a.bytes) * u128::from(b.flops);
-        trades.sort_by(|(_, a), (_, b)| worth(b, a).cmp(&worth(a, b)));
-        self.chosen.clear();
-        for (layer, _) in trades {
-            if self.kept_bytes() <= budget {
-                break;
-            }
-            self.chosen.insert(layer);
-        }
+    /// Chooses the layers whose bits are set.
+    fn choose(&mut self, bits: u64) {
+        let last = self.links() - 1;
+        let is_set = |number: usize| bits >> number.min(last) & 1 == 1;
+        let chosen = self.numbers.iter();
+        let chosen = chosen.filter(|&(_, &number)| is_set(number));
+        self.chosen = chosen.map(|(&layer, _)| layer).collect();
     }
 
     fn patch(&self) -> Found {

@@ -91,17 +91,39 @@ fn recomputation_changes_no_bit_and_keeps_borders() {
 }
 
 #[test]
-fn a_budget_chooses_the_layers_that_save_most() {
+fn layers_are_chosen_by_their_bits_and_named_by_the_chain() {
+    let graph = layers();
+    let target = lxpod_ir::Target::named("pod16").unwrap();
+    let cost = lxpod_passes::cost::model(&target);
+    let states = std::collections::BTreeMap::from([("a".to_owned(), 1000)]);
+    let chain = lxpod_passes::recompute::chain(&graph, cost.as_ref(), &states);
+    let world = World::new(&graph, 3);
+    let plain = world.run(&graph);
     // 8 rows of 4 for each of two values of the first layer, 8 rows of 3 for each of the second's
-    let all = 2 * 8 * 4 * 4 + 2 * 8 * 3 * 4;
-    let under = |bytes: u64| again(&recomputed(Recompute::Auto { bytes }));
-    assert!(under(all).is_empty());
-    // an activation costs more for each byte than a small linear
+    let (wide, narrow) = (8 * 4 * 4, 8 * 3 * 4);
+    assert_eq!(chain[0].resident, 4 * 4 * 4 + 1000);
+    let bytes = |layer: &lxpod_passes::solve::chain::Layer| (layer.kept, layer.border);
+    assert_eq!(bytes(&chain[0]), (2 * wide, wide));
+    assert_eq!(bytes(&chain[1]), (2 * narrow, 0));
+    assert!(
+        chain[..2]
+            .iter()
+            .all(|layer| 0 < layer.again && layer.again < layer.cycles)
+    );
     let first = ["m.layer.0.dense"];
-    assert_eq!(under(all - 1), first);
-    assert_eq!(under(all - 8 * 4 * 4), first);
-    assert_eq!(under(all - 8 * 4 * 4 - 1).len(), 3);
-    assert!(again(&recomputed(Recompute::None)).is_empty());
+    let second = ["m.layer.1", "m.layer.1.dense"];
+    for (chosen, scopes) in [(0, &[][..]), (1, &first[..]), (2, &second[..])] {
+        let after = recomputed(Recompute::Layers { chosen });
+        assert_eq!(again(&after), scopes);
+        support::same_bits(&plain, &world.run(&after), "some layers");
+    }
+    assert_eq!(
+        again(&recomputed(Recompute::Layers { chosen: u64::MAX })).len(),
+        3
+    );
+    for none in [Recompute::None, Recompute::Auto] {
+        assert!(again(&recomputed(none)).is_empty());
+    }
 }
 
 #[test]

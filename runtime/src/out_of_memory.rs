@@ -7,9 +7,8 @@ use std::cmp::Ordering;
 
 use lxpod_backends::sim::Simulation;
 use lxpod_ir::Value;
-use lxpod_passes::plan::{Buffer, Category, Plan, PlanError};
+use lxpod_passes::plan::{Buffer, Category, Plan};
 use lxpod_passes::schedule::Rule;
-use lxpod_passes::solve::partition::PartitionError;
 use lxpod_passes::{CompileError, CompileOptions, Precision, Recompute, compile};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -77,22 +76,6 @@ pub struct Change {
     pub fullest: u64,
 }
 
-/// Whether that is why a plan could not be compiled.
-pub fn is_out_of_memory(error: &CompileError) -> bool {
-    missing(error).is_some()
-}
-
-/// Bytes that a tile would need at least, code and reserved memory included or not.
-fn missing(error: &CompileError) -> Option<u64> {
-    match error {
-        CompileError::Plan(PlanError::OutOfMemory { total, .. }) => Some(*total),
-        CompileError::Plan(PlanError::Partition(PartitionError::Memory { needed, .. })) => {
-            Some(*needed)
-        }
-        _ => None,
-    }
-}
-
 /// Explains why a plan does not fit; none if it does, or if tiles of any size would be too small.
 pub fn explain(model: &Model, options: &CompileOptions) -> Option<OutOfMemory> {
     let plan = on_larger_tiles(model, options)?;
@@ -128,12 +111,8 @@ fn on_larger_tiles(model: &Model, options: &CompileOptions) -> Option<Plan> {
             Ok(plan) => return Some(plan),
             Err(error) => error,
         };
+        let needed = error.bytes_needed(&larger.target)?;
         let tile = &mut larger.target.tile;
-        let found = missing(&error)?;
-        let needed = match error {
-            CompileError::Plan(PlanError::OutOfMemory { .. }) => found,
-            _ => found.saturating_add(tile.code + tile.reserved),
-        };
         let least = tile.core_memory + tile.core_memory / 64 + 1;
         tile.core_memory = needed.div_ceil(tile.cores).max(least);
         larger.target.check().ok()?;

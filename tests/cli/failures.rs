@@ -41,13 +41,12 @@ fn wrong_arguments_are_the_users() {
 
 #[test]
 fn what_is_not_there_yet_says_so() {
-    let options: [&[&str]; 6] = [
+    let options: [&[&str]; 5] = [
         &["--recompute", "layer"],
         &["--recompute", "auto"],
         &["--schedule", "interleaved"],
         &["--schedule", "popart"],
         &["--chunks", "2"],
-        &["--auto"],
     ];
     for option in options {
         lxpod(["compile", TINY].iter().chain(option)).fails(3, &["not supported", option[0]]);

@@ -20,9 +20,6 @@
 mod timeline;
 mod trace;
 
-use lxpod_ir::ops::{Op, SumSquares};
-use lxpod_ir::{NodeId, Value, sharding};
-use lxpod_passes::accumulate::ACCUMULATOR;
 use lxpod_passes::plan::{Plan, StageCycles};
 use lxpod_passes::schedule::{Phase, Schedule, Timed, Timeline};
 use serde::Serialize;
@@ -74,7 +71,7 @@ impl Work {
         let stage = |stage| phases.map(|phase| plan.stage_cycles(stage, phase));
         let update = |tile| match plan.update {
             Some(_) => UpdateCycles {
-                collectives: collective_cycles(plan, tile),
+                collectives: plan.collective_cycles(tile, plan.replicas),
                 weight_update: plan.update_cycles(tile).total(),
             },
             None => UpdateCycles::default(),
@@ -83,70 +80,6 @@ impl Work {
             stages: (0..plan.stages()).map(stage).collect(),
             update: (0..plan.tiles.len()).map(update).collect(),
         }
-    }
-}
-
-/// Cycles in which a tile sums its accumulators over the replicas: rings in which each replica sends and receives
-/// (R - 1) / R of what is scattered, as much of what is gathered, and both of what all need the sum of
-/// (Patarasuk and Yuan, JPDC 2009). Of what replicas share out, gradients are scattered and parameters gathered, and so are
-/// the sums over blocks.
-fn collective_cycles(plan: &Plan, tile: usize) -> u64 {
-    let replicas = plan.replicas as u64;
-    let shared = Shared::of(plan, tile);
-    let whole = plan.tiles[tile].memory.accumulators - shared.gradients;
-    let bytes = 2 * whole + shared.gradients + shared.parameters + shared.sums;
-    let moved = (replicas - 1) * bytes / replicas;
-    if moved == 0 {
-        0
-    } else {
-        2 * plan.target.link_cycles(moved)
-    }
-}
-
-/// Bytes of what replicas share out on a tile.
-#[derive(Default)]
-struct Shared {
-    gradients: u64,
-    parameters: u64,
-    /// The sums of blocks that all replicas need.
-    sums: u64,
-}
-
-impl Shared {
-    fn of(plan: &Plan, tile: usize) -> Self {
-        let mut shared = Shared::default();
-        let Some(update) = &plan.update else {
-            return shared;
-        };
-        let here = |id: NodeId| {
-            let stage = match &update.node(id).op {
-                Op::Transfer(transfer) => Some(transfer.to),
-                _ => update.node(id).stage,
-            };
-            stage.is_some_and(|stage| plan.schedule.tile_of(stage as usize) == tile)
-        };
-        let bytes = |value: Value| update.ty(value).bytes() as u64;
-        for id in update.nodes().filter(|&id| here(id)) {
-            match &update.node(id).op {
-                Op::State(state) if state.name.starts_with(ACCUMULATOR) && state.shards > 1 => {
-                    shared.gradients += bytes(update.value(id));
-                }
-                _ if sharding::combines_replicas(update, id) => {
-                    let elements = update.input_types(id)[0].shape.elements();
-                    shared.sums += (elements.div_ceil(SumSquares::BLOCK) * size_of::<f64>()) as u64;
-                }
-                _ => {}
-            }
-        }
-        for output in update.outputs() {
-            let gathered = output.stored_param().is_some()
-                && sharding::shards(update, output.value) > 1
-                && here(output.value.node);
-            if gathered {
-                shared.parameters += bytes(output.value);
-            }
-        }
-        shared
     }
 }
 

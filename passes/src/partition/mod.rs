@@ -30,7 +30,8 @@ use crate::cost::CostModel;
 use crate::phase::phases;
 use crate::schedule::{Phase, Schedule};
 use crate::solve::partition::{
-    Item, Joint, Limits, PartitionError, Problem, Shared, Solution, Value as Moved, evaluate, solve,
+    Item, Joint, Limits, PartitionError, Problem, Shared, Solution, Value as Moved, evaluate,
+    refute, solve,
 };
 pub use pinned::{Operator, PinnedStages};
 pub use place::place_update;
@@ -78,11 +79,31 @@ pub fn partition(
     graph: &mut Graph,
     pipeline: &Pipeline<'_>,
 ) -> Result<(Partition, Split), PartitionError> {
+    partition_among(graph, pipeline, Among::Either)
+}
+
+/// Which splits are searched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Among {
+    /// All, as if memory had no end.
+    All,
+    /// Those that fit.
+    Fitting,
+    /// All, and if the best of them does not fit, those that do.
+    Either,
+}
+
+/// [`partition`] among some splits.
+pub(crate) fn partition_among(
+    graph: &mut Graph,
+    pipeline: &Pipeline<'_>,
+    among: Among,
+) -> Result<(Partition, Split), PartitionError> {
     let atoms = Atoms::of(graph);
     let problem = problem(graph, &atoms, pipeline);
     let operators = atoms.operators(graph);
     let solution = match pipeline.pinned {
-        None => solve(&problem, &Limits::default())?,
+        None => best(&problem, among)?,
         Some(pinned) => judged(&problem, pinned::assign(pinned, &problem, &operators)?),
     };
     let stage = |atom: &Option<usize>| atom.map(|atom| solution.device_of[atom] as u32);
@@ -104,6 +125,49 @@ pub fn partition(
     Ok((partition, split))
 }
 
+/// The best split. That without a limit on memory is found sooner, and where it keeps the limit, none is better.
+fn best(problem: &Problem, among: Among) -> Result<Solution, PartitionError> {
+    if among == Among::Fitting {
+        return solve(problem, &Limits::default());
+    }
+    let free = Problem {
+        memory_limit: None,
+        ..problem.clone()
+    };
+    let solution = solve(&free, &Limits::default())?;
+    match problem.memory_limit {
+        Some(limit)
+            if among == Among::Either && solution.memory.iter().any(|&bytes| bytes > limit) =>
+        {
+            solve(problem, &Limits::default())
+        }
+        _ => Ok(solution),
+    }
+}
+
+/// If no split has a slowest stage of at most `cycles`: the least that one might have, `u64::MAX` if none fits the
+/// memory, where that `is_limited`.
+///
+/// # Errors
+/// The graph makes no problem that can be solved.
+pub(crate) fn refuted(
+    graph: &Graph,
+    pipeline: &Pipeline<'_>,
+    cycles: u64,
+    is_limited: bool,
+) -> Result<Option<u64>, PartitionError> {
+    let problem = problem(graph, &Atoms::of(graph), pipeline);
+    let free = Problem {
+        memory_limit: None,
+        ..problem.clone()
+    };
+    // The test without a limit takes less.
+    match refute(&free, cycles, &Limits::default())? {
+        None if is_limited => refute(&problem, cycles, &Limits::default()),
+        found => Ok(found),
+    }
+}
+
 /// How good stages are that were not searched for, beside what no split can do better than.
 fn judged(problem: &Problem, stage_of: Vec<usize>) -> Solution {
     let found = evaluate(problem, &stage_of);
@@ -120,6 +184,40 @@ fn judged(problem: &Problem, stage_of: Vec<usize>) -> Solution {
         loads: found.loads,
         memory: found.memory,
     }
+}
+
+/// What no split of a graph does without.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Floor {
+    /// Cycles of all stages together for one micro-batch, without what moves between them.
+    pub(crate) cycles: u64,
+    /// Cycles of the largest atom.
+    pub(crate) largest: u64,
+    /// Bytes of all stages together that stay: parameters and states.
+    pub(crate) resident: u64,
+    /// Bytes of all stages together that are kept of one micro-batch.
+    pub(crate) stash: u64,
+}
+
+/// What every split of a graph comes to at least.
+pub(crate) fn floor(graph: &Graph, pipeline: &Pipeline<'_>) -> Floor {
+    let problem = problem(graph, &Atoms::of(graph), pipeline);
+    let items = || problem.items.iter().map(|item| item.cycles);
+    let outside = problem
+        .values
+        .iter()
+        .filter(|value| value.producer.is_none());
+    Floor {
+        cycles: items().sum::<u64>() + outside.map(|value| value.cost).sum::<u64>(),
+        largest: items().max().unwrap_or(0),
+        resident: problem.shared.iter().map(|block| block.bytes).sum(),
+        stash: problem.values.iter().map(|value| value.stash).sum(),
+    }
+}
+
+/// What the tiles of a target hold for each stage, code and reserve left out.
+pub(crate) fn memory_limit(target: &Target, schedule: &Schedule) -> u64 {
+    (target.capacity() - target.tile.code - target.tile.reserved) / schedule.chunks as u64
 }
 
 /// Which nodes are placed together.
@@ -305,7 +403,6 @@ fn problem(graph: &Graph, atoms: &Atoms, pipeline: &Pipeline<'_>) -> Problem {
         accumulation,
         ..
     } = *pipeline;
-    let chunks = schedule.chunks as u64;
     let readers = atoms.readers(graph);
     // What is computed again for other atoms alone.
     let is_joint = |atom: usize, id: NodeId| {
@@ -337,7 +434,7 @@ fn problem(graph: &Graph, atoms: &Atoms, pipeline: &Pipeline<'_>) -> Problem {
         joint: Vec::new(),
         devices: schedule.stages(),
         hosts: 0,
-        memory_limit: Some((target.capacity() - target.tile.code - target.tile.reserved) / chunks),
+        memory_limit: Some(memory_limit(target, schedule)),
         in_flight: in_flight(schedule, accumulation),
     };
     for id in graph.nodes().filter(|id| !atoms.again.contains(id.index())) {
@@ -357,7 +454,7 @@ fn problem(graph: &Graph, atoms: &Atoms, pipeline: &Pipeline<'_>) -> Problem {
 }
 
 /// Micro-batches whose values a stage keeps, by the number of stages after it.
-fn in_flight(schedule: &Schedule, accumulation: usize) -> Vec<u64> {
+pub(crate) fn in_flight(schedule: &Schedule, accumulation: usize) -> Vec<u64> {
     let kept = |stage| {
         let (from, to) = ((stage, Phase::Forward), (stage, Phase::Backward));
         schedule.depth(from, to, accumulation) as u64

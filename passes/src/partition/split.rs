@@ -1,8 +1,11 @@
 //! A split that can be questioned: what its stages do, and what its next best neighbours would.
 
+use lxpod_ir::Target;
 use serde::Serialize;
 
 use super::pinned::Operator;
+use super::{in_flight, memory_limit};
+use crate::schedule::Schedule;
 use crate::solve::partition::{Problem, evaluate};
 
 /// The problem that a plan's stages solve, and the stages.
@@ -72,6 +75,23 @@ impl Split {
         pairs.sort_unstable();
         pairs.dedup();
         pairs
+    }
+
+    /// Whether the search would keep this split for that schedule on that target: by its own reckoning of memory,
+    /// which is a lower bound. The schedule must have as many stages.
+    pub(crate) fn keeps_memory(
+        &self,
+        target: &Target,
+        schedule: &Schedule,
+        accumulation: usize,
+    ) -> bool {
+        let problem = Problem {
+            in_flight: in_flight(schedule, accumulation),
+            ..self.problem.clone()
+        };
+        let limit = memory_limit(target, schedule);
+        let memory = evaluate(&problem, &self.stage_of).memory;
+        memory.iter().all(|&bytes| bytes <= limit)
     }
 
     /// Cycles of each stage.

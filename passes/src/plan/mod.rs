@@ -6,18 +6,22 @@
 //! and nothing is unrolled over micro-batches. After the last micro-batch of a training step come the
 //! programs of the update, which have a graph of their own.
 
+mod collective;
 mod file;
 mod layout;
 mod lower;
 mod order;
+mod reorder;
 mod values;
 
 use lxpod_ir::ops::Op;
 use lxpod_ir::{Graph, NodeId, SpaceId, Target, Value, sharding};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use collective::{ring_bytes, ring_cycles};
 pub use file::PlanError;
 pub use lower::{Work, lower};
+pub use reorder::Programs;
 
 use crate::cost::Cycles;
 use crate::partition::Partition;

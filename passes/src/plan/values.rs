@@ -10,7 +10,7 @@ use super::Category;
 use super::lower::home;
 use crate::accumulate::ACCUMULATOR;
 use crate::phase::phases;
-use crate::schedule::{Phase, Schedule};
+use crate::schedule::{Phase, Schedule, Slot, depth};
 
 /// One program by what it does: the stage and the phase.
 pub(super) type Role = (usize, Phase);
@@ -23,8 +23,8 @@ pub(super) struct Values<'a> {
     pub update: bool,
     /// The order of the programs.
     pub schedule: &'a Schedule,
-    /// Micro-batches to count slots for.
-    pub micro_batches: usize,
+    /// The schedule over as many micro-batches as slots are counted for.
+    played: Vec<Slot>,
     phases: Vec<Phase>,
     rounds: Vec<usize>,
     depths: RefCell<FxHashMap<(Role, Role), usize>>,
@@ -41,15 +41,16 @@ impl<'a> Values<'a> {
     ) -> Self {
         // An inference plan takes any number of micro-batches; beyond a full pipeline nothing changes.
         let steady = 2 * schedule.stages();
+        let micro_batches = if schedule.training {
+            accumulation
+        } else {
+            steady
+        };
         Values {
             graph,
             update: false,
             schedule,
-            micro_batches: if schedule.training {
-                accumulation
-            } else {
-                steady
-            },
+            played: schedule.slots(micro_batches),
             phases: phases(graph),
             rounds: vec![0; graph.bound()],
             depths: RefCell::default(),
@@ -72,7 +73,7 @@ impl<'a> Values<'a> {
             graph,
             update: true,
             schedule,
-            micro_batches: 1,
+            played: Vec::new(),
             phases: vec![Phase::Update; graph.bound()],
             rounds,
             depths: RefCell::default(),
@@ -126,13 +127,13 @@ impl<'a> Values<'a> {
         let Some(writer) = writer.filter(|_| !self.update) else {
             return (1, false);
         };
-        let depth = |&reader: &Role| {
+        let slots = |&reader: &Role| {
             let mut depths = self.depths.borrow_mut();
             let known = depths.entry((writer, reader));
-            *known.or_insert_with(|| self.schedule.depth(writer, reader, self.micro_batches))
+            *known.or_insert_with(|| depth(&self.played, writer, reader))
         };
         let others = readers.iter().filter(|&&reader| reader != writer);
-        let deepest = others.map(depth).max();
+        let deepest = others.map(slots).max();
         (deepest.unwrap_or(1).max(1) as u32, deepest.is_some())
     }
 

@@ -275,25 +275,29 @@ impl Schedule {
         }
     }
 
-    /// The most micro-batches of a value that are alive at once when the slots are played in order:
-    /// from the slot of program `from`, which writes it (on the reader's tile, if that is another),
-    /// to the end of the slot of program `to`, the last that reads it. A value read by the update is
-    /// alive to the end. Places of that number suffice: micro-batch i uses place i mod depth, since
-    /// programs take micro-batches in ascending order.
+    /// [`depth`] in this schedule's order of so many micro-batches.
     pub fn depth(&self, from: (usize, Phase), to: (usize, Phase), micro_batches: usize) -> usize {
-        let (mut alive, mut most) = (0, 1);
-        for slot in self.slots(micro_batches) {
-            let program = (slot.stage, slot.phase);
-            if program == from {
-                alive += 1;
-                most = alive.max(most);
-            }
-            if program == to {
-                alive -= 1;
-            }
-        }
-        most
+        depth(&self.slots(micro_batches), from, to)
     }
+}
+
+/// The most micro-batches of a value that are alive at once when slots are played in order: from the slot of
+/// program `from`, which writes it (on the reader's tile, if that is another), to the end of the slot of program
+/// `to`, the last that reads it. A value read by the update is alive to the end. Places of that number suffice:
+/// micro-batch i uses place i mod depth, since programs take micro-batches in ascending order.
+pub fn depth(slots: &[Slot], from: (usize, Phase), to: (usize, Phase)) -> usize {
+    let (mut alive, mut most) = (0, 1);
+    for slot in slots {
+        let program = (slot.stage, slot.phase);
+        if program == from {
+            alive += 1;
+            most = alive.max(most);
+        }
+        if program == to {
+            alive -= 1;
+        }
+    }
+    most
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The two solvers behind partitioning and memory planning, free of the IR.
+//! The solvers behind partitioning and memory planning, free of the IR.
 //!
 //! Everything here is a pure function of integers: the same input gives the same output on every machine and
 //! for every thread count. Work is bounded by counts of ideals, steps and nodes; by time only where a caller asks for it.
@@ -6,10 +6,12 @@
 //! - [`lattice`]: the ideals (down-sets) of a DAG, shared by the solvers below;
 //! - [`partition`]: the exact split of a DAG into pipeline stages with the smallest bottleneck;
 //! - [`order`]: the execution order with the smallest peak of live bytes;
+//! - [`chain`]: which layers of a chain to compute again, so that it fits a pipeline;
 //! - [`offsets`]: byte offsets for buffers whose lifetimes are fixed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub mod chain;
 pub mod lattice;
 pub mod offsets;
 pub mod order;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use lxpod_ir::Graph;
 
+use super::auto::Found;
 use super::emit::{self, Emit};
 use super::error::{CliError, Result};
 use super::options::PlanOptions;
@@ -17,6 +18,7 @@ use super::{Global, files, output};
 #[command(after_help = "Examples:\n  \
     lxpod compile lxmert-base -o lxmert.plan\n  \
     lxpod compile path/to/checkpoint --stages 4 --replicas 4 --micro-batch 8 --json\n  \
+    lxpod compile lxmert-base --mode training --seq-len 512 --auto --global-batch 64 -o lxmert.plan\n  \
     lxpod compile lxmert-base --precision fp32 --emit graph.dot")]
 pub(crate) struct Compile {
     /// A folder with config.json, a name in the Hugging Face cache, or lxmert-base
@@ -42,7 +44,7 @@ pub(crate) struct Compile {
 impl Compile {
     pub(crate) fn run(mut self, global: &Global) -> Result<()> {
         self.options = self.options.resolved(global)?;
-        let used = self.options.usage()?;
+        self.options.usage()?;
         if let Some(emit) = &self.emit {
             emit.check(global.json)?;
         }
@@ -68,14 +70,21 @@ impl Compile {
         if let Some(path) = &self.output {
             files::write(path, &plan.to_bytes()?)?;
         }
-        let report = Report::new(plan, used, planned.seconds()).beside(planned.rival());
+        let found = planned.found();
+        let report = Report::new(plan, planned.used, planned.seconds()).beside(planned.rival());
         if let Some(emit) = &self.emit {
             emit.write(&plan.graph)?;
         }
         match &self.emit {
-            _ if global.json => output::json(&report.document()),
+            _ if global.json => {
+                let mut document = report.document();
+                if let Some(found) = found {
+                    document["auto"] = found.document();
+                }
+                output::json(&document)
+            }
             Some(emit) if emit.is_stdout() => Ok(()),
-            _ => output::print(&report.text()),
+            _ => output::print(&(found.map_or_else(String::new, Found::text) + &report.text())),
         }
     }
 

@@ -237,15 +237,16 @@ fn tiles(report: &Report<'_>) -> String {
                     <th>cycles</th><th>busy</th><th>total</th><th>capacity</th></tr>"
         .to_owned();
     for (stage, label) in report.labels().iter().enumerate() {
-        let memory = &report.plan().tiles[stage].memory;
+        let tile = report.plan().schedule.tile_of(stage);
+        let memory = &report.plan().tiles[tile].memory;
         let parameters: u64 = report.stage_parameters(stage);
         let _ = write!(
             text,
             "<tr><td>{stage}</td><td class=\"left\">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
             escaped(label),
             count(parameters),
-            grouped(report.plan().tile_cycles(stage).total()),
-            percent(report.simulation().utilisation(stage)),
+            grouped(report.simulation().stage_cycles(stage)),
+            percent(report.simulation().utilisation(tile)),
             bytes(memory.total),
             bytes(memory.capacity),
         );

@@ -3,6 +3,7 @@
 //! Results go to standard output, everything else to standard error. With `--json` standard output
 //! holds one JSON document and nothing else.
 
+mod auto;
 mod bench;
 mod compare;
 mod compile;

@@ -13,7 +13,7 @@ use lxpod_passes::{CompileOptions, Precision, TrainingOptions};
 use lxpod_runtime::{Error, Model, Samples};
 
 use super::error::{CliError, Result};
-use super::files;
+use super::{auto, files};
 use sources::{Configured, setting};
 
 /// The most micro-batches of one step that are simulated.
@@ -41,9 +41,14 @@ pub(crate) struct PlanOptions {
     #[arg(long, value_name = "S", value_parser = positive)]
     pub(crate) stages: Option<usize>,
 
-    /// Choose replicas, stages and micro-batch by prediction
+    /// Search the pod for the fastest plan that fits: replicas, stages, micro-batch, accumulation, recomputation,
+    /// schedule and sharing out of states, as far as they are not given
     #[arg(long)]
     pub(crate) auto: bool,
+
+    /// Samples of one step that --auto is to keep: replicas x micro-batch x accumulation [default: at most 256]
+    #[arg(long, value_name = "N", value_parser = positive, requires = "auto")]
+    pub(crate) global_batch: Option<usize>,
 
     /// Take what is not given here from optimum-graphcore's ipu_config.json
     #[arg(long, value_name = "FILE|DIR")]
@@ -247,6 +252,7 @@ impl PlanOptions {
         built: ModelOptions,
         config: &LxmertConfig,
     ) -> Result<CompileOptions> {
+        auto::refuse(self)?;
         let mut options = CompileOptions::new(built, self.target()?);
         options.replicas = self.replicas.unwrap_or(1);
         options.pinned = self.pinned(config)?;
@@ -273,7 +279,7 @@ impl PlanOptions {
             recompute: match self.recompute.unwrap_or(Recompute::None) {
                 Recompute::None => lxpod_passes::Recompute::None,
                 Recompute::Layer => lxpod_passes::Recompute::Layer,
-                Recompute::Auto => lxpod_passes::Recompute::Auto { bytes: u64::MAX },
+                Recompute::Auto => lxpod_passes::Recompute::Auto,
             },
             ..defaults
         }
@@ -397,10 +403,6 @@ impl PlanOptions {
     fn check_supported(&self) -> Result<()> {
         let training = self.mode == Some(Mode::Training);
         let unsupported = [
-            (
-                self.auto,
-                "--auto; give --replicas, --stages and --micro-batch",
-            ),
             (
                 !training
                     && self

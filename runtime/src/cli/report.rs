@@ -27,7 +27,7 @@ pub(crate) struct Report<'a> {
     rival: Option<&'a Rival>,
 }
 
-/// What a stage's tile holds and does.
+/// What a stage holds and does.
 pub(crate) struct StageSummary {
     /// Steps, sends excluded.
     pub(crate) ops: usize,
@@ -40,10 +40,11 @@ pub(crate) struct StageSummary {
 }
 
 impl StageSummary {
-    fn of(plan: &Plan, tile: usize) -> StageSummary {
+    fn of(plan: &Plan, stage: usize) -> StageSummary {
         let graph = &plan.graph;
-        let steps = plan.tiles[tile].steps();
-        let steps = steps.filter(|(program, _)| program.phase != Phase::Update);
+        let steps = plan.tiles[plan.schedule.tile_of(stage)].steps();
+        let steps =
+            steps.filter(|(program, _)| program.stage == stage && program.phase != Phase::Update);
         let steps: Vec<NodeId> = steps
             .filter(|(_, step)| step.receiver(graph).is_none())
             .map(|(_, step)| step.id(graph))
@@ -58,8 +59,7 @@ impl StageSummary {
         StageSummary {
             ops: steps.len(),
             parameters: plan
-                .stages_of(tile)
-                .flat_map(|stage| plan.stage_nodes(stage))
+                .stage_nodes(stage)
                 .map(|id| parameter_elements(graph, id))
                 .sum(),
             flops: steps.iter().map(|&id| graph.cost(id).flops).sum(),
@@ -162,7 +162,7 @@ impl<'a> Report<'a> {
             "task": self.option("task"),
             "precision": self.option("precision"),
             "replicas": plan.replicas,
-            "stages": plan.stages(),
+            "stages": plan.schedule.tiles,
             "micro_batch": micro_batch(&plan.graph),
             "seq_len": self.option("seq_len"),
             "boxes": self.option("boxes"),
@@ -197,18 +197,18 @@ impl<'a> Report<'a> {
         let per_replica = self.plan.schedule.tiles;
         let entry = |index: usize| {
             let (replica, stage) = (index / stages, index % stages);
-            let summary = &self.stages[stage];
+            let (summary, tile) = (&self.stages[stage], self.plan.schedule.tile_of(stage));
             json!({
-                "tile": replica * per_replica + stage % per_replica,
+                "tile": replica * per_replica + tile,
                 "replica": replica,
                 "stage": stage,
                 "ops": summary.ops,
                 "parameters": summary.parameters,
                 "flops": summary.flops,
-                "cycles": self.plan.tile_cycles(stage).total(),
-                "utilisation": self.simulation.utilisation(stage),
+                "cycles": self.simulation.stage_cycles(stage),
+                "utilisation": self.simulation.utilisation(tile),
                 "scopes": summary.modules,
-                "memory": self.plan.tiles[stage].memory,
+                "memory": self.plan.tiles[tile].memory,
             })
         };
         (0..self.plan.replicas * stages).map(entry).collect()
@@ -319,7 +319,7 @@ impl<'a> Report<'a> {
             .tile_cycles(self.simulation.bottleneck())
             .max(1);
         for (stage, (summary, label)) in self.stages.iter().zip(self.labels()).enumerate() {
-            let cycles = self.plan.tile_cycles(stage).total();
+            let cycles = self.simulation.stage_cycles(stage);
             table.row([
                 stage.to_string(),
                 if summary.ops == 0 {

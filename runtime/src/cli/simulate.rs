@@ -7,6 +7,7 @@ use clap::Args;
 use lxpod_backends::sim::write_trace;
 use lxpod_passes::cost;
 
+use super::auto::Found;
 use super::error::{CliError, Result};
 use super::options::{PlanOptions, positive};
 use super::report::Report;
@@ -51,7 +52,7 @@ pub(crate) struct Simulate {
     /// Simulate every combination of these values of a plan option, or of a field of the target; may be
     /// given several times
     #[arg(long, value_name = "OPTION=V,V|set.FIELD=V,V", value_parser = sweep::axis,
-          conflicts_with_all = ["trace", "report", "explain"])]
+          conflicts_with_all = ["trace", "report", "explain", "auto"])]
     sweep: Vec<Axis>,
 
     /// Write the rows of a sweep as comma-separated values
@@ -68,10 +69,10 @@ impl Simulate {
             return self.run_sweep(global);
         }
         self.options = self.options.resolved(global)?;
-        let used = self.options.usage()?;
+        self.options.usage()?;
         let planned = plan_of(&self.subject, &self.options, global)?;
-        let plan = &planned.plan;
-        let report = Report::new(plan, used, planned.seconds()).beside(planned.rival());
+        let (plan, found) = (&planned.plan, planned.found());
+        let report = Report::new(plan, planned.used, planned.seconds()).beside(planned.rival());
         if let Some(path) = &self.trace {
             write_trace_file(path, &report, self.steps)?;
         }
@@ -81,6 +82,9 @@ impl Simulate {
         let explained = self.explain.then(|| explain(&report));
         if global.json {
             let mut document = report.document();
+            if let Some(found) = found {
+                document["auto"] = found.document();
+            }
             document["steps"] = self.steps.into();
             let total = report.simulation().predict().step_seconds * self.steps as f64;
             document["total_seconds"] = total.into();
@@ -89,7 +93,8 @@ impl Simulate {
             }
             return output::json(&document);
         }
-        let mut text = format!("{}\n{}\n", report.head(), report.tile_table());
+        let mut text = found.map_or_else(String::new, Found::text);
+        text += &format!("{}\n{}\n", report.head(), report.tile_table());
         text += &predicted::text(report.simulation(), plan.target.machine);
         if self.steps > 1 {
             let total = report.simulation().predict().step_seconds * self.steps as f64;

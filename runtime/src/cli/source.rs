@@ -10,9 +10,10 @@ use lxpod_passes::{CompileError, CompileOptions, CompileReport, compile};
 use lxpod_runtime::{Error, Model, out_of_memory};
 
 use super::Global;
+use super::auto::{self, Found};
 use super::error::{CliError, Result};
 use super::files;
-use super::options::PlanOptions;
+use super::options::{PlanOptions, Use};
 use super::output;
 use super::rival::Rival;
 
@@ -115,7 +116,8 @@ pub(crate) fn compile_or_explain(
 
 /// Why a model could not be compiled; a plan that does not fit is explained.
 pub(crate) fn explained(error: CompileError, model: &Model, options: &CompileOptions) -> CliError {
-    let found = out_of_memory::is_out_of_memory(&error)
+    let found = error
+        .is_out_of_memory()
         .then(|| out_of_memory::explain(model, options))
         .flatten();
     match found {
@@ -127,18 +129,22 @@ pub(crate) fn explained(error: CompileError, model: &Model, options: &CompileOpt
 /// A plan, and what compiling it gave beside it.
 pub(crate) struct Planned {
     pub(crate) plan: Plan,
+    /// How it is used.
+    pub(crate) used: Use,
     /// What a plan that was compiled just now has.
     pub(crate) compiled: Option<Compiled>,
 }
 
 /// What compiling gave beside a plan.
 pub(crate) struct Compiled {
-    /// The time it took.
+    /// The time it took, that of the search included.
     pub(crate) seconds: f64,
     /// The split into stages.
     pub(crate) split: Split,
     /// The compiler's own plan, beside a placement by hand.
     pub(crate) rival: Option<Rival>,
+    /// The search that found its options, if there was one.
+    pub(crate) found: Option<Found>,
 }
 
 impl Planned {
@@ -151,6 +157,11 @@ impl Planned {
     pub(crate) fn rival(&self) -> Option<&Rival> {
         self.compiled.as_ref()?.rival.as_ref()
     }
+
+    /// The search that found its options, if there was one.
+    pub(crate) fn found(&self) -> Option<&Found> {
+        self.compiled.as_ref()?.found.as_ref()
+    }
 }
 
 /// Compiles the model of that name.
@@ -161,15 +172,17 @@ pub(crate) fn compiled(
     observe: lxpod_passes::Observer<'_>,
 ) -> Result<Planned> {
     let model = Model::open(name, options.seed.unwrap_or(0))?;
-    let built = options.model_options(&model)?;
-    let resolved = options.compile_options(built, &model.config)?;
-    let (plan, report) = compile_or_explain(&model, &resolved, global, observe)?;
+    let resolved = auto::resolve(options, &model, global)?;
+    let (plan, report) = compile_or_explain(&model, &resolved.options, global, observe)?;
+    let searching = resolved.found.as_ref().map_or(0.0, |found| found.seconds);
     Ok(Planned {
         plan,
+        used: resolved.used,
         compiled: Some(Compiled {
-            seconds: report.duration.as_secs_f64(),
+            seconds: searching + report.duration.as_secs_f64(),
             split: report.split,
-            rival: Rival::of(&model, &resolved, global),
+            rival: Rival::of(&model, &resolved.options, global),
+            found: resolved.found,
         }),
     })
 }
@@ -182,6 +195,7 @@ pub(crate) fn plan_of(argument: &Path, options: &PlanOptions, global: &Global) -
             options.check_settled(&path, &plan)?;
             Ok(Planned {
                 plan,
+                used: options.usage()?,
                 compiled: None,
             })
         }

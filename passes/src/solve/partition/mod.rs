@@ -347,6 +347,27 @@ pub fn solve(problem: &Problem, limits: &Limits<'_>) -> Result<Solution, Partiti
     Ok(finish(problem, best, bound, lattice.len()))
 }
 
+/// One test instead of a search: if no split has a largest load of at most `bound`, the least that one might have,
+/// `u64::MAX` if none fits the memory. None if there is such a split, or the limits end the test.
+///
+/// # Errors
+/// A malformed problem.
+pub fn refute(
+    problem: &Problem,
+    bound: u64,
+    limits: &Limits<'_>,
+) -> Result<Option<u64>, PartitionError> {
+    let (model, dag) = Model::new(problem)?;
+    match Lattice::enumerate(&dag, limits.ideals) {
+        Ok(lattice) => {
+            let mut budget = Budget::new(limits.steps, limits.stop);
+            Ok(Search::new(&model, &lattice).refute(bound, &mut budget))
+        }
+        Err(LatticeError::TooMany { .. }) => Ok(None),
+        Err(other) => Err(other.into()),
+    }
+}
+
 /// Total orders worth cutting: index order, and depth-first from the sources and from the sinks, which keep
 /// branches together.
 fn chain_orders(dag: &Dag) -> Vec<Vec<u32>> {

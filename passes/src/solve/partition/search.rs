@@ -73,6 +73,21 @@ impl<'m> Search<'m> {
         (best, low, Verdict::Exact)
     }
 
+    /// If no split on this lattice keeps `bound`: the least bound that one might keep, `u64::MAX` if memory rules out
+    /// all. None if one keeps it, or the budget runs out.
+    pub(super) fn refute(&mut self, bound: u64, budget: &mut Budget<'_>) -> Option<u64> {
+        let model = self.walker.model;
+        let trivial = model.trivial_bound();
+        if bound < trivial {
+            return Some(trivial);
+        }
+        let limit = model.memory_limit.unwrap_or(u64::MAX);
+        match self.test(bound.min(model.ceiling()), limit, budget) {
+            Test::Infeasible(next) => Some(next),
+            Test::Feasible(_) | Test::Spent => None,
+        }
+    }
+
     /// The smallest memory limit under which a split exists on this lattice.
     ///
     /// If the budget runs out the result is only an upper bound.

@@ -210,6 +210,21 @@ proptest! {
     }
 
     #[test]
+    fn one_test_refutes_exactly_what_no_split_keeps(p in problem(), bound in 0u64..200) {
+        let refuted = refute(&p, bound, &Limits::default()).unwrap();
+        match brute(&p) {
+            None => prop_assert!(refuted.is_some_and(|least| least > bound)),
+            Some((best, _)) if best <= bound => prop_assert_eq!(refuted, None),
+            Some((best, _)) => {
+                prop_assert!(refuted.is_some_and(|least| bound < least && least <= best));
+                prop_assert_eq!(refute(&p, best - 1, &Limits::default()).unwrap(), Some(best));
+            }
+        }
+        let hopeless = refute(&p, u64::MAX, &Limits::default()).unwrap();
+        prop_assert_eq!(hopeless, brute(&p).is_none().then_some(u64::MAX));
+    }
+
+    #[test]
     fn chain_fallback_is_legal_and_bounded(mut p in problem()) {
         p.memory_limit = None;
         let s = solve(&p, &Limits { ideals: 1, ..Limits::default() }).unwrap();

@@ -55,8 +55,9 @@ impl Diff {
         ];
         let plan = |side: Side| {
             let options = side.options.resolved(global)?;
-            let used = options.usage()?;
-            Ok::<_, CliError>((plan_of(&side.subject, &options, global)?.plan, used))
+            options.usage()?;
+            let planned = plan_of(&side.subject, &options, global)?;
+            Ok::<_, CliError>((planned.plan, planned.used))
         };
         let [a, b] = sides.map(plan);
         let ((a, used_a), (b, used_b)) = (a?, b?);

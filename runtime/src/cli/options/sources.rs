@@ -76,6 +76,11 @@ impl PlanOptions {
         Ok(self)
     }
 
+    /// Whether an `ipu_config.json` says which layers go where.
+    pub(crate) fn layers_are_given(&self) -> bool {
+        self.configured.layers.is_some()
+    }
+
     /// How an `ipu_config.json` stores the first moment.
     pub(crate) fn first_moment(&self) -> Option<DType> {
         self.configured.first_moment

@@ -1,0 +1,219 @@
+//! What to compile for, and what follows from it.
+
+use lxpod_ir::front::{Losses, ModelOptions};
+use lxpod_ir::{DType, Target};
+
+use super::CompileError;
+use crate::partition::PinnedStages;
+use crate::pass::{LossScale, Mode, Options, Precision, Recompute};
+use crate::schedule::{Rule, Schedule};
+use crate::update::{Optimizer, UpdateOptions};
+
+/// What to compile for.
+#[derive(Clone, Debug)]
+pub struct CompileOptions {
+    /// What to build of the model.
+    pub model: ModelOptions,
+    /// The machine.
+    pub target: Target,
+    /// Copies of the pipeline.
+    pub replicas: usize,
+    /// Stages of the pipeline; as many as the replica has tiles if not given.
+    pub stages: Option<usize>,
+    /// How values are stored.
+    pub precision: Precision,
+    /// What a training step is; none for inference.
+    pub training: Option<TrainingOptions>,
+    /// A placement by hand; without one the best is searched for.
+    pub pinned: Option<PinnedStages>,
+}
+
+/// A training step.
+#[derive(Clone, Debug)]
+pub struct TrainingOptions {
+    /// The order of programs.
+    pub rule: Rule,
+    /// Stages of a tile, where the rule interleaves.
+    pub chunks: usize,
+    /// Micro-batches of each replica that are summed before an update.
+    pub accumulation: usize,
+    /// Which values are computed again for the backward half.
+    pub recompute: Recompute,
+    /// How sums of gradients are stored: f32 or f16.
+    pub accumulator: DType,
+    /// Whether replicas share out the optimiser's states instead of each keeping all of them.
+    pub replicated_tensor_sharding: bool,
+    /// The optimiser. Without one the plan has no update: the outputs of each micro-batch are its
+    /// gradients, `grad:B` for each parameter B.
+    pub update: Option<UpdateOptions>,
+}
+
+impl Default for TrainingOptions {
+    /// gpipe over one micro-batch; AdamW without decay, everything in f32.
+    fn default() -> Self {
+        TrainingOptions {
+            rule: Rule::GPipe,
+            chunks: 2,
+            accumulation: 1,
+            recompute: Recompute::None,
+            accumulator: DType::F32,
+            replicated_tensor_sharding: false,
+            update: Some(UpdateOptions {
+                optimizer: Optimizer::Adam {
+                    betas: [0.9, 0.999],
+                    eps: 1e-8,
+                },
+                decay: 0.0,
+                decay_everything: false,
+                max_norm: None,
+                moments: [DType::F32; 2],
+                masters: true,
+                stochastic: false,
+                frozen: Vec::new(),
+                histogram_edge: None,
+                shards: 1,
+            }),
+        }
+    }
+}
+
+impl CompileOptions {
+    /// One replica over all tiles of `target`, mixed precision.
+    pub fn new(model: ModelOptions, target: Target) -> Self {
+        CompileOptions {
+            model,
+            target,
+            replicas: 1,
+            stages: None,
+            precision: Precision::Mixed,
+            training: None,
+            pinned: None,
+        }
+    }
+
+    /// The number of stages.
+    ///
+    /// # Errors
+    /// The target has too few tiles.
+    pub fn resolved_stages(&self) -> Result<usize, CompileError> {
+        let tiles = self.target.tiles;
+        let problem = |flag, message| Err(CompileError::Option { flag, message });
+        if self.replicas == 0 || self.replicas > tiles {
+            let message = format!(
+                "{} replicas on {tiles} tiles; use 1 to {tiles}",
+                self.replicas
+            );
+            return problem("--replicas", message);
+        }
+        let most = tiles / self.replicas;
+        match self.stages {
+            None => Ok(most),
+            Some(stages) if (1..=most).contains(&stages) => Ok(stages),
+            Some(stages) => {
+                let message =
+                    format!("{stages} stages a replica on {tiles} tiles; use 1 to {most}");
+                problem("--stages", message)
+            }
+        }
+    }
+
+    /// The order of programs, and the micro-batches of a step.
+    ///
+    /// # Errors
+    /// The target has too few tiles, or the rule cannot order that many micro-batches.
+    pub fn schedule(&self) -> Result<(Schedule, usize), CompileError> {
+        let tiles = self.resolved_stages()?;
+        let Some(training) = &self.training else {
+            return Ok((Schedule::inference(tiles), 1));
+        };
+        let interleaved = training.rule == Rule::Interleaved;
+        let schedule = Schedule {
+            rule: training.rule,
+            tiles,
+            chunks: if interleaved {
+                training.chunks.max(1)
+            } else {
+                1
+            },
+            training: true,
+        };
+        let problem = |message| CompileError::Option {
+            flag: "--schedule",
+            message,
+        };
+        let micro_batches = training.accumulation.max(1);
+        schedule.check(micro_batches).map_err(problem)?;
+        Ok((schedule, micro_batches))
+    }
+
+    /// What the update is, for so many replicas.
+    pub(super) fn update(&self) -> Option<UpdateOptions> {
+        let training = self.training.as_ref()?;
+        let shards = match training.replicated_tensor_sharding {
+            true => self.replicas,
+            false => 1,
+        };
+        let update = training.update.as_ref()?;
+        Some(UpdateOptions {
+            shards,
+            ..update.clone()
+        })
+    }
+
+    /// What passes are told.
+    pub(super) fn passes(&self) -> Options {
+        let mixed = self.precision == Precision::Mixed;
+        let training = self.training.as_ref();
+        Options {
+            mode: training.map_or(Mode::Inference, |_| Mode::Training),
+            precision: self.precision,
+            loss_scale: if mixed {
+                LossScale::Input
+            } else {
+                LossScale::One
+            },
+            recompute: training.map_or(Recompute::None, |training| training.recompute),
+            accumulator: training.map_or(DType::F32, |training| training.accumulator),
+        }
+    }
+
+    /// The options as a plan records them.
+    pub(super) fn record(&self, stages: usize) -> serde_json::Value {
+        let ModelOptions {
+            task,
+            micro_batch,
+            seq_len,
+            boxes,
+            hidden_states,
+            attentions,
+            losses,
+            dropout,
+        } = &self.model;
+        let training = self.training.as_ref();
+        let mut record = serde_json::json!({
+            "mode": if training.is_some() { "training" } else { "inference" },
+            "task": task.name(),
+            "micro_batch": micro_batch,
+            "seq_len": seq_len,
+            "boxes": boxes,
+            "hidden_states": hidden_states,
+            "attentions": attentions,
+            "losses": losses != &Losses::None,
+            "dropout": dropout,
+            "replicas": self.replicas,
+            "stages": stages,
+            "precision": self.precision.name(),
+        });
+        if let Some(pinned) = &self.pinned {
+            record["placement"] = serde_json::json!(pinned.stages);
+        }
+        if let Some(training) = training {
+            record["schedule"] = training.rule.name().into();
+            record["gradient_accumulation"] = training.accumulation.into();
+            record["recompute"] = training.recompute.name().into();
+            record["replicated_tensor_sharding"] = training.replicated_tensor_sharding.into();
+            record["gradients"] = training.update.is_none().into();
+        }
+        record
+    }
+}
