@@ -4,7 +4,7 @@
 //! its second word where there is no number. A forward value is at a border if another layer reads it
 //! in the forward half. In each chosen layer, the backward half reads borders only: what else it reads
 //! is computed from them again, by copies of forward nodes that name their originals. Under
-//! `layer` all layers are chosen; under `auto` those that [`chain`](crate::solve::chain) finds to slow the pipeline
+//! `layer` all layers are chosen; under `auto` those that [`mod@chain`] finds to slow the pipeline
 //! least while it fits.
 //!
 //! *Why it helps.* The values kept for the backward half are what fills a tile in a deep pipeline: one

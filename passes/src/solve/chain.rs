@@ -15,7 +15,7 @@
 //! For every run of consecutive layers, all choices that no other beats in both cycles and kept bytes are listed, layer
 //! by layer. The least load of a device is then one look-up, and splitting the chain dynamic programming over its
 //! ends: once for the largest load, once more for the least recomputation within it. Both are exact, as long as a
-//! run has no more than [`MOST_CHOICES`] choices; beyond, the cheapest of them are left out last.
+//! run has no more than `MOST_CHOICES` choices; beyond, the cheapest of them are left out last.
 
 /// Choices that are kept for one run of layers.
 const MOST_CHOICES: usize = 4096;
