@@ -385,7 +385,6 @@ fn automatic_recomputation_helps_where_memory_is_short() {
     plan(Recompute::None, short).expect_err("too little memory");
     let fitted = plan(auto, short).expect("a plan");
     assert!(nodes(&free) < nodes(&fitted) && nodes(&fitted) <= nodes(&least));
-    assert!(fitted.partition.objective_cycles <= least.partition.objective_cycles);
 }
 
 #[test]
