@@ -385,6 +385,8 @@ fn automatic_recomputation_helps_where_memory_is_short() {
     plan(Recompute::None, short).expect_err("too little memory");
     let fitted = plan(auto, short).expect("a plan");
     assert!(nodes(&free) < nodes(&fitted) && nodes(&fitted) <= nodes(&least));
+    let every = plan(Recompute::Layer, short).expect("a plan");
+    assert!(fitted.partition.objective_cycles <= every.partition.objective_cycles);
 }
 
 #[test]

@@ -20,6 +20,8 @@ const FRONT_CLASSES: usize = 4;
 const MOST_LIMITED: usize = 6;
 /// Candidates that are compiled by themselves, at most.
 const MOST_ALONE: usize = 4;
+/// All three.
+const MOST: [usize; 3] = [MOST_CLASSES, MOST_LIMITED, MOST_ALONE];
 /// Classes that are looked at before their results are: as many as may run at once.
 pub(super) const BATCH: usize = 2;
 
@@ -221,8 +223,21 @@ impl<'a> State<'a> {
     }
 
     /// Looks at candidates until nothing that is left could be faster than the best, then for the front; or until
-    /// as many were as may be.
+    /// as many were as may be. While nothing fits, as many more may be, so that this is said only where it is proven.
     pub(super) fn run(&mut self) -> Result<(), CompileError> {
+        loop {
+            self.look_at_the_best()?;
+            let is_found = self.all.iter().any(|one| one.verdict == Verdict::Compiled);
+            let looked_at = [self.classes_left, self.limited_left, self.alone_left] != MOST;
+            if is_found || !looked_at {
+                return Ok(());
+            }
+            [self.classes_left, self.limited_left, self.alone_left] = MOST;
+        }
+    }
+
+    /// [`State::run`] within the limits once.
+    fn look_at_the_best(&mut self) -> Result<(), CompileError> {
         let any = |_: &Assessed, _: &Assessed| true;
         // The bound of what interleaves knows nothing of how a pipeline fills: something else is there to beat first.
         let is_plain = |one: &Assessed| one.candidate.chunks == 1;
