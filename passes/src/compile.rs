@@ -12,7 +12,7 @@ use lxpod_ir::{Graph, LOSS, Target, sharding, verify};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::cost;
+use crate::cost::{self, CostModel};
 use crate::manager::{Manager, PassError, PassReport};
 use crate::partition::{
     Among, Partition, PinnedStages, Pipeline, Split, partition_among, place_update,
@@ -253,6 +253,24 @@ pub struct Placement<'a> {
     pub pinned: Option<&'a PinnedStages>,
 }
 
+impl Placement<'_> {
+    /// What splits are searched by, given the target's rates and the bytes beside each parameter.
+    pub(crate) fn pipeline<'p>(
+        &'p self,
+        cost: &'p dyn CostModel,
+        states: &'p BTreeMap<String, u64>,
+    ) -> Pipeline<'p> {
+        Pipeline {
+            target: self.target,
+            cost,
+            schedule: &self.schedule,
+            accumulation: self.accumulation,
+            states,
+            pinned: self.pinned,
+        }
+    }
+}
+
 /// Plans verified graphs without transfers, of a micro-batch and of the update: splits them over the
 /// stages and lays out every byte. `passes` gets a report of both; `observe` sees the split graph.
 ///
@@ -304,14 +322,8 @@ impl Placed {
     ) -> Result<Self, CompileError> {
         let cost = cost::model(placement.target);
         let (partition, split) = timed(passes, "partition", &mut graph, |graph| {
-            let pipeline = Pipeline {
-                target: placement.target,
-                cost: cost.as_ref(),
-                schedule: &placement.schedule,
-                accumulation: placement.accumulation,
-                states: &state_bytes(update.as_ref()),
-                pinned: placement.pinned,
-            };
+            let states = state_bytes(update.as_ref());
+            let pipeline = placement.pipeline(cost.as_ref(), &states);
             let found = partition_among(graph, &pipeline, among).map_err(PlanError::from)?;
             *graph = checked(graph)?;
             if let Some(update) = &mut update {

@@ -122,14 +122,9 @@ impl Task<'_> {
         is_limited: bool,
     ) -> Result<Option<u64>, CompileError> {
         let cost = cost::model(self.target);
-        let pipeline = Pipeline {
-            target: self.target,
-            cost: cost.as_ref(),
-            schedule: &self.schedule,
-            accumulation: self.accumulation,
-            states: &state_bytes(self.update.graph.as_ref()),
-            pinned: None,
-        };
+        let states = state_bytes(self.update.graph.as_ref());
+        let placement = self.placement(self.target);
+        let pipeline = placement.pipeline(cost.as_ref(), &states);
         let found = refuted(&self.graphs.model.graph, &pipeline, cycles, is_limited);
         Ok(found.map_err(PlanError::from)?)
     }

@@ -21,7 +21,7 @@ const MOST_LIMITED: usize = 6;
 /// Candidates that are compiled by themselves, at most.
 const MOST_ALONE: usize = 4;
 /// All three.
-const MOST: [usize; 3] = [MOST_CLASSES, MOST_LIMITED, MOST_ALONE];
+const LIMITS: [usize; 3] = [MOST_CLASSES, MOST_LIMITED, MOST_ALONE];
 /// Classes that are looked at before their results are: as many as may run at once.
 pub(super) const BATCH: usize = 2;
 
@@ -228,11 +228,11 @@ impl<'a> State<'a> {
         loop {
             self.look_at_the_best()?;
             let is_found = self.all.iter().any(|one| one.verdict == Verdict::Compiled);
-            let looked_at = [self.classes_left, self.limited_left, self.alone_left] != MOST;
+            let looked_at = [self.classes_left, self.limited_left, self.alone_left] != LIMITS;
             if is_found || !looked_at {
                 return Ok(());
             }
-            [self.classes_left, self.limited_left, self.alone_left] = MOST;
+            [self.classes_left, self.limited_left, self.alone_left] = LIMITS;
         }
     }
 
