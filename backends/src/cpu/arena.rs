@@ -1,28 +1,18 @@
 //! The memory of one tile: one aligned block, offsets from the plan.
 
-use std::cell::UnsafeCell;
+use super::kernels::Zeros;
 
-use bytemuck::Zeroable;
-use bytemuck::allocation::try_zeroed_vec;
-
-use super::kernels::huge_pages;
-
-/// One cache line, aligned like one.
-#[derive(Clone, Copy, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+/// Bytes of a cache line.
+const LINE: u64 = 64;
 
 /// A tile's buffers. Workers read and write disjoint parts of it at the same time; which parts is
 /// the plan's business, and guard mode checks it.
 pub(super) struct Arena {
-    lines: Box<[UnsafeCell<Line>]>,
+    memory: Zeros,
     /// The tile address of the first byte: parameters, which lie below, are packed elsewhere.
     base: u64,
     end: u64,
 }
-
-// SAFETY: the bytes are reached only through `Arena::at`, whose callers promise disjoint access.
-unsafe impl Sync for Arena {}
 
 impl Arena {
     /// The addresses `base..end` of a tile, zeroed, in large pages that come where they are first touched.
@@ -30,25 +20,19 @@ impl Arena {
     /// # Errors
     /// The host does not have that much memory.
     pub(super) fn new(base: u64, end: u64) -> Result<Self, String> {
-        let lines = (end - base).div_ceil(64) as usize;
-        let refused = |()| {
+        let memory = usize::try_from((end - base).div_ceil(LINE)).ok();
+        let memory = memory.and_then(Zeros::new).ok_or_else(|| {
             format!(
                 "{} bytes of memory for the activations of one tile",
                 end - base
             )
-        };
-        let cells: Vec<UnsafeCell<Line>> = try_zeroed_vec(lines).map_err(refused)?;
-        huge_pages(&cells);
-        Ok(Arena {
-            lines: cells.into_boxed_slice(),
-            base,
-            end,
-        })
+        })?;
+        Ok(Arena { memory, base, end })
     }
 
     /// Bytes allocated.
     pub(super) fn bytes(&self) -> u64 {
-        (self.end - self.base).next_multiple_of(64)
+        self.memory.bytes() as u64
     }
 
     /// The tile addresses the arena holds.
@@ -70,8 +54,7 @@ impl Arena {
             self.base,
             self.end
         );
-        let first = self.lines.as_ptr().cast::<u8>().cast_mut();
-        // SAFETY: the offset is in bounds; the cells allow writing through a shared reference.
-        unsafe { first.add((start - self.base) as usize) }
+        // SAFETY: the offset is in bounds.
+        unsafe { self.memory.start().add((start - self.base) as usize) }
     }
 }

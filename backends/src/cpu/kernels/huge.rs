@@ -4,15 +4,18 @@ use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytemuck::zeroed_vec;
+use bytemuck::allocation::try_zeroed_vec;
 
-use super::scratch::{LINE, Line};
+use super::scratch::Line;
 
 /// Bytes of a large page.
 const PAGE: usize = 2 << 20;
 
+/// Cache lines of a large page.
+const PAGE_LINES: usize = PAGE / size_of::<Line>();
+
 /// Cache lines of a region: small against a model, large against a weight.
-const REGION: usize = (32 << 20) / size_of::<Line>();
+const REGION_LINES: usize = (32 << 20) / size_of::<Line>();
 
 /// Asks the system to back memory that was not touched yet with its largest pages; without effect where it cannot.
 #[cfg(target_os = "linux")]
@@ -32,40 +35,84 @@ pub fn huge_pages<T>(memory: &[T]) {
 #[cfg(not(target_os = "linux"))]
 pub fn huge_pages<T>(_: &[T]) {}
 
-/// Memory that several allocations share, so that none ends in a page that is not large.
-struct Region(Vec<UnsafeCell<Line>>);
+/// Zeroed cache lines, in large pages where they fill any. Pages come when they are first touched.
+pub struct Zeros {
+    /// Of words, since memory for values of more alignment is zeroed by writing it: then its pages, small ones, have come
+    /// before the advice.
+    words: Box<[UnsafeCell<u64>]>,
+    /// The first word that is used, on the boundary of a line or, where they fill any, of a large page.
+    first: usize,
+    lines: usize,
+}
 
-// SAFETY: a region is only reached through `Lines`, whose ranges are disjoint.
-unsafe impl Sync for Region {}
-// SAFETY: lines are plain numbers.
-unsafe impl Send for Region {}
+// SAFETY: the words are reached only through `Zeros::at`, whose users write disjoint lines.
+unsafe impl Sync for Zeros {}
 
-/// The region at work, and its lines that are free.
-static REGIONS: Mutex<Option<(Arc<Region>, Range<usize>)>> = Mutex::new(None);
+impl Zeros {
+    /// So many lines; nothing if the host does not have that much memory.
+    pub fn new(lines: usize) -> Option<Self> {
+        let bytes = lines.checked_mul(size_of::<Line>())?;
+        let boundary = if bytes < PAGE { size_of::<Line>() } else { PAGE };
+        let words = bytes.checked_add(boundary)? / size_of::<u64>();
+        let words: Vec<UnsafeCell<u64>> = try_zeroed_vec(words).ok()?;
+        huge_pages(&words);
+        let start = words.as_ptr().addr();
+        Some(Zeros {
+            first: (start.next_multiple_of(boundary) - start) / size_of::<u64>(),
+            words: words.into_boxed_slice(),
+            lines,
+        })
+    }
 
-/// Zeroed cache lines in large pages.
+    /// Bytes in use.
+    pub fn bytes(&self) -> usize {
+        self.lines * size_of::<Line>()
+    }
+
+    /// The first byte. All may be read and written through it, as long as nobody writes what another accesses.
+    pub fn start(&self) -> *mut u8 {
+        self.words[self.first..].as_ptr().cast_mut().cast()
+    }
+}
+
+/// Memory that several allocations share, so that none ends in a page that is not large: the region at work, and its lines
+/// that are free.
+static REGION: Mutex<Option<(Arc<Zeros>, Range<usize>)>> = Mutex::new(None);
+
+/// Zeroed cache lines of a region.
 pub(super) struct Lines {
-    region: Arc<Region>,
+    region: Arc<Zeros>,
     range: Range<usize>,
 }
 
 impl Lines {
     /// So many lines, all zeros.
+    ///
+    /// # Panics
+    /// If the host does not have that much memory.
     pub(super) fn new(count: usize) -> Self {
-        let mut regions = REGIONS.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |free: &Range<usize>| free.len() >= count;
-        let (region, free) = match regions.take() {
-            Some((region, free)) if fits(&free) => (region, free),
-            _ => fresh(count.max(REGION)),
+        let mut region = REGION.lock().unwrap_or_else(PoisonError::into_inner);
+        let (memory, free) = match region.take() {
+            Some((memory, free)) if free.len() >= count => (memory, free),
+            _ => {
+                let lines = count.max(REGION_LINES).next_multiple_of(PAGE_LINES);
+                let memory = Zeros::new(lines).expect("memory for packed weights");
+                (Arc::new(memory), 0..lines)
+            }
         };
         let range = free.start..free.start + count;
-        *regions = Some((region.clone(), range.end..free.end));
-        Lines { region, range }
+        *region = Some((memory.clone(), range.end..free.end));
+        Lines {
+            region: memory,
+            range,
+        }
     }
 
     /// The lines.
     pub(super) fn cells(&self) -> &[UnsafeCell<Line>] {
-        &self.region.0[self.range.clone()]
+        let start = self.region.start().cast::<UnsafeCell<Line>>();
+        // SAFETY: the range is in the region, which lives as long as this value and is on the boundary of a line.
+        unsafe { std::slice::from_raw_parts(start.add(self.range.start), self.range.len()) }
     }
 
     /// The lines, to write.
@@ -76,24 +123,13 @@ impl Lines {
     }
 }
 
-/// A region of so many lines, from the start of a large page on, and its free lines.
-fn fresh(count: usize) -> (Arc<Region>, Range<usize>) {
-    let page = PAGE / size_of::<Line>();
-    let memory: Vec<UnsafeCell<Line>> = zeroed_vec(count.next_multiple_of(page) + page);
-    huge_pages(&memory);
-    let start = memory.as_ptr().addr();
-    let first = (start.next_multiple_of(PAGE) - start) / (LINE * size_of::<f32>());
-    let end = memory.len();
-    (Arc::new(Region(memory)), first..end)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn lines_are_zeros_and_apart() {
-        let mut all: Vec<Lines> = [1, 0, 7, REGION, 3, REGION + 1, 2].map(Lines::new).into();
+        let mut all: Vec<Lines> = [1, 0, 7, REGION_LINES, 3, REGION_LINES + 1, 2].map(Lines::new).into();
         for (i, lines) in all.iter_mut().enumerate() {
             let values: &mut [f32] = bytemuck::cast_slice_mut(lines.get_mut());
             assert!(values.iter().all(|&x| x == 0.0));

@@ -5,7 +5,7 @@ use std::ops::Range;
 use lxpod_ir::DType;
 use lxpod_ir::ops::Activation;
 
-use super::gemm::{BLOCK, Feed, Fixed, Packing, Tile, Tiles, multiply};
+use super::gemm::{BLOCK, Feed, Fixed, LINE_BYTES, Packing, Tile, Tiles, multiply};
 use super::math::activation;
 use super::pack::{Format, PANEL};
 use super::scratch::LINE;
@@ -268,6 +268,9 @@ impl<'a> Block<'a> {
             let mut feed = following.map_or(Feed::none(), |next| {
                 Feed::runs(next, count, (bytes, w_panel), blocks)
             });
+            if last {
+                self.ask(s, p, count);
+            }
             for i in 0..tiles.count() {
                 let (first, rows) = tiles.tile(i);
                 let tile = Tile {
@@ -290,67 +293,80 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// Bias, activation and rounding of what [`Block::multiply`] left.
+    /// Asks for the places of the results of `count` panels from `p` on, which are written soon.
+    #[inline(always)]
+    fn ask<S: Simd>(&self, s: S, p: usize, count: usize) {
+        let columns = (count * PANEL).min(self.layer.weights.n() - p * PANEL);
+        let bytes = columns * self.out.dtype().size();
+        for r in 0..self.rows {
+            let start = self.out.as_view().row(self.first + r).at(p * PANEL);
+            for line in (0..bytes).step_by(LINE_BYTES) {
+                s.prefetch_to_write(start.wrapping_add(line));
+            }
+        }
+    }
+
+    /// Scales, bias, activation and rounding of what [`Block::multiply`] left.
     ///
     /// # Safety
     /// As [`run`]; the panels exist.
     #[inline(always)]
     unsafe fn finish<S: Tiled, W: Packing>(&self, s: S, p: usize, count: usize) {
         for i in 0..count {
-            let col = (p + i) * PANEL;
             let sums = self.sums.wrapping_add(i * PANEL);
             let sums = (sums.cast_const(), count * PANEL);
-            let whole = col + PANEL <= self.layer.weights.n();
+            let whole = (p + i + 1) * PANEL <= self.layer.weights.n();
             // SAFETY: the caller's contract.
             unsafe {
-                if W::SCALED {
-                    self.scale(s, sums, self.layer.weights.scales(p + i));
-                }
                 match self.out.dtype() {
-                    DType::F16 if whole => self.finish_panel(s, sums, col, Some(DType::F16)),
-                    DType::F32 if whole => self.finish_panel(s, sums, col, Some(DType::F32)),
-                    _ => self.finish_part(s, sums, col),
+                    DType::F16 if whole => {
+                        self.finish_panel::<S, W>(s, sums, p + i, Some(DType::F16))
+                    }
+                    DType::F32 if whole => {
+                        self.finish_panel::<S, W>(s, sums, p + i, Some(DType::F32))
+                    }
+                    _ => self.finish_part::<S, W>(s, sums, p + i),
                 }
             }
         }
     }
 
-    /// Multiplies the sums of a panel by the scales of their rows and `columns`.
+    /// Half `half` of the sums of row `r` at `sums`, times the scales of that row and, where weights have them, of their columns.
     ///
     /// # Safety
     /// The sums were written.
     #[inline(always)]
-    unsafe fn scale<S: Tiled>(
+    unsafe fn scaled<S: Tiled, W: Packing>(
         &self,
         s: S,
-        (sums, stride): (*const f32, usize),
-        columns: &[f32; PANEL],
-    ) {
-        for r in 0..self.rows {
-            for half in [0, LANES] {
-                let at = sums.wrapping_add(r * stride + half).cast_mut();
-                // SAFETY: the caller's contract; there is a scale for each row, and 16 for columns.
-                unsafe {
-                    let row = s.splat(*self.scales.add(r));
-                    let scaled = s.mul(s.load_f32(at), row);
-                    s.store_f32(at, s.mul(scaled, s.load_f32(columns.as_ptr().add(half))));
-                }
+        sums: *const f32,
+        r: usize,
+        (columns, half): (&[f32], usize),
+    ) -> S::V {
+        // SAFETY: the caller's contract; there is a scale for each row, and, where weights are scaled, 16 for columns.
+        unsafe {
+            let y = s.load_f32(sums.add(half * LANES));
+            if !W::SCALED {
+                return y;
             }
+            let y = s.mul(y, s.splat(*self.scales.add(r)));
+            s.mul(y, s.load_f32(columns.as_ptr().add(half * LANES)))
         }
     }
 
-    /// [`Block::finish`] for 16 columns from `col` on, of a `known` dtype. Sums are (address, values from row to row).
+    /// [`Block::finish`] for the 16 columns of panel `p`, of a `known` dtype. Sums are (address, values from row to row).
     ///
     /// # Safety
     /// The sums were written; the columns exist.
     #[inline(always)]
-    unsafe fn finish_panel<S: Simd>(
+    unsafe fn finish_panel<S: Tiled, W: Packing>(
         &self,
         s: S,
         (sums, stride): (*const f32, usize),
-        col: usize,
+        p: usize,
         known: Option<DType>,
     ) {
+        let (col, columns) = (p * PANEL, self.columns::<W>(p));
         let mut bias = [s.splat(0.0); 2];
         if let Some(values) = self.layer.bias {
             let values = Row::of(values);
@@ -362,7 +378,10 @@ impl<'a> Block<'a> {
             let sums = sums.wrapping_add(r * stride);
             // SAFETY: the caller's contract.
             unsafe {
-                let mut y = [s.load_f32(sums), s.load_f32(sums.add(LANES))];
+                let mut y = [
+                    self.scaled::<S, W>(s, sums, r, (columns, 0)),
+                    self.scaled::<S, W>(s, sums, r, (columns, 1)),
+                ];
                 if self.layer.bias.is_some() {
                     y = [s.add(y[0], bias[0]), s.add(y[1], bias[1])];
                 }
@@ -375,32 +394,45 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// [`Block::finish`] for the columns from `col` on, at most 16, of any dtype.
+    /// [`Block::finish`] for the columns of panel `p`, at most 16, of any dtype.
     ///
     /// # Safety
     /// The sums were written.
     #[inline(always)]
-    unsafe fn finish_part<S: Simd>(&self, s: S, (sums, stride): (*const f32, usize), col: usize) {
-        let n = self.layer.weights.n().min(col + PANEL);
+    unsafe fn finish_part<S: Tiled, W: Packing>(
+        &self,
+        s: S,
+        (sums, stride): (*const f32, usize),
+        p: usize,
+    ) {
+        let (first, columns) = (p * PANEL, self.columns::<W>(p));
+        let n = self.layer.weights.n().min(first + PANEL);
         for r in 0..self.rows {
             let out = self.out.row(self.first + r);
-            for col_of_half in (col..n).step_by(LANES) {
-                let (sums, valid) = (
-                    sums.wrapping_add(r * stride + col_of_half - col),
-                    n - col_of_half,
-                );
+            let sums = sums.wrapping_add(r * stride);
+            for (half, col) in (first..n).step_by(LANES).enumerate() {
                 // SAFETY: the sums were written, and so many columns exist.
                 unsafe {
-                    let mut y = s.load_f32(sums);
+                    let mut y = self.scaled::<S, W>(s, sums, r, (columns, half));
                     if let Some(bias) = self.layer.bias {
-                        y = s.add(y, Row::of(bias).load_up_to(s, col_of_half, valid));
+                        y = s.add(y, Row::of(bias).load_up_to(s, col, n - col));
                     }
                     if let Some(act) = self.layer.activation {
                         y = activation(s, act, y);
                     }
-                    out.store(s, col_of_half, valid, y);
+                    out.store(s, col, n - col, y);
                 }
             }
+        }
+    }
+
+    /// The scales of the columns of panel `p`; none where weights are not scaled.
+    #[inline(always)]
+    fn columns<W: Packing>(&self, p: usize) -> &[f32] {
+        if W::SCALED {
+            self.layer.weights.scales(p)
+        } else {
+            &[]
         }
     }
 }

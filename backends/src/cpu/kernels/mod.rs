@@ -40,7 +40,7 @@ pub use elementwise::{
     activate, activate_grad, add, bce_grad, copy, dropout, scale, smooth_l1_grad, zeros,
 };
 pub use gather::{IndexError, gather, gather_panels};
-pub use huge::huge_pages;
+pub use huge::{Zeros, huge_pages};
 pub use isa::{IsaError, Kernels};
 pub use linear::{Linear, linear, linear_scratch};
 pub use loss::{

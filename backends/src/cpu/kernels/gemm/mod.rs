@@ -10,7 +10,7 @@ mod tile;
 
 pub(super) use fixed::quantise;
 pub(super) use lhs::{pack_columns, widen};
-pub(super) use tile::{BLOCK, Feed, Fixed, Packing, Tile, multiply};
+pub(super) use tile::{BLOCK, Feed, Fixed, LINE_BYTES, Packing, Tile, multiply};
 
 /// A split of rows into as few tiles as possible, their sizes as equal as possible, larger ones first.
 #[derive(Clone, Copy)]

@@ -9,15 +9,16 @@ use super::fixed::{CHUNK, quantise};
 use super::widen;
 
 /// Cache lines to ask for while computing: the weights needed next. They are a few at a time end to end, and such runs a
-/// step apart.
+/// step apart. Tiles work on a copy, in registers.
+#[derive(Clone, Copy)]
 pub(in super::super) struct Feed {
     next: *const u8,
-    /// Lines of a run.
+    /// The end of the run that `next` is in.
+    end: *const u8,
+    /// Bytes of a run.
     run: usize,
     /// Bytes from the end of a run to the start of the next.
     gap: usize,
-    /// Lines left of this run, and in all.
-    left: [usize; 2],
     /// Lines to ask for in all, in how many blocks, and the lines due by now times the blocks.
     lines: usize,
     blocks: usize,
@@ -33,13 +34,13 @@ impl Feed {
         (bytes, step): (usize, usize),
         blocks: usize,
     ) -> Self {
-        let run = bytes.div_ceil(LINE_BYTES);
+        let run = bytes.next_multiple_of(LINE_BYTES);
         Feed {
             next,
+            end: next.wrapping_add(run),
             run,
-            gap: step.wrapping_sub(run * LINE_BYTES),
-            left: [run, count * run],
-            lines: count * run,
+            gap: step.wrapping_sub(run),
+            lines: count * run / LINE_BYTES,
             blocks: blocks.max(1),
             due: 0,
         }
@@ -70,7 +71,7 @@ impl Feed {
     #[inline(always)]
     fn advance<S: Simd>(&mut self, s: S) {
         self.due += self.lines;
-        while self.due >= self.blocks && self.left[1] > 0 {
+        while self.due >= self.blocks {
             self.due -= self.blocks;
             s.prefetch(self.next);
             self.skip(1);
@@ -81,35 +82,38 @@ impl Feed {
     /// there are none. If runs are not so many lines each, those that begin a few past their end.
     #[inline(always)]
     fn block(&mut self, idle: *const u8) -> [*const u8; 2] {
-        self.due += self.lines;
         let mut starts = [idle; 2];
+        self.due += self.lines;
         for start in &mut starts {
-            if self.due >= BLOCK * self.blocks && self.left[1] > 0 {
+            if self.due >= BLOCK * self.blocks {
                 self.due -= BLOCK * self.blocks;
                 *start = self.next;
-                self.skip(BLOCK.min(self.left[0]));
+                self.skip(BLOCK);
             }
         }
         starts
     }
 
-    /// Goes on by some lines of this run.
+    /// Goes on by some lines, or to the next run.
     #[inline(always)]
     fn skip(&mut self, lines: usize) {
         self.next = self.next.wrapping_add(lines * LINE_BYTES);
-        self.left = [self.left[0] - lines, self.left[1] - lines];
-        if self.left[0] == 0 {
-            self.left[0] = self.run;
-            self.next = self.next.wrapping_add(self.gap);
+        if self.next >= self.end {
+            self.next = self.end.wrapping_add(self.gap);
+            self.end = self.next.wrapping_add(self.run);
         }
     }
 }
 
 /// Bytes of a cache line.
-const LINE_BYTES: usize = 64;
+pub(in super::super) const LINE_BYTES: usize = 64;
 
 /// Steps of the summed index between two rounds of prefetching.
 pub(in super::super) const BLOCK: usize = 8;
+
+/// Bytes of a panel's share where a tile takes two panels: with as much of the next share, which is asked for meanwhile, they
+/// fill the first-level cache.
+const SHARE_BYTES: usize = 4096;
 
 /// How far ahead a tile of several panels asks for each panel's values, in bytes.
 const AHEAD: usize = 2048;
@@ -202,7 +206,7 @@ macro_rules! floats {
 
             #[inline(always)]
             fn share<S: Tiled>() -> usize {
-                if S::MAX_ROWS > 6 { 128 } else { 768 }
+                if S::MAX_ROWS > 6 { SHARE_BYTES / Self::STEP } else { 768 }
             }
 
             #[inline(always)]
@@ -346,12 +350,14 @@ unsafe fn float_tile<S: Tiled, W: Floats, const R: usize, const P: usize>(
     }
     let size = PANEL * W::SIZE;
     let (mut a, mut w) = (t.a, t.w);
+    let mut ahead = *feed;
     for _ in 0..t.depth / BLOCK {
-        let next = ask::<S, R, P>(s, (w, t.w_panel), size, feed);
+        let next = ask::<S, R, P>(s, (w, t.w_panel), size, &mut ahead);
         // SAFETY: the caller's contract; these are some of `depth` steps.
         unsafe { s.eight_steps::<R, P, W>(&mut acc, (a, t.a_row), (w, t.w_panel), next) };
         (a, w) = (a.wrapping_add(BLOCK), w.wrapping_add(BLOCK * size));
     }
+    *feed = ahead;
     for _ in 0..t.depth % BLOCK {
         // SAFETY: the caller's contract; this is one of `depth` steps.
         unsafe { step::<S, W, R, P>(s, &mut acc, (a, t.a_row), (w, t.w_panel)) };
@@ -377,12 +383,14 @@ unsafe fn pair_sums<S: Tiled, const R: usize, const P: usize>(
 ) -> [[S::N; R]; P] {
     let mut acc = [[s.zero_sums(); R]; P];
     let (mut a, mut w) = (t.a, t.w);
+    let mut ahead = *feed;
     for _ in 0..t.depth / BLOCK {
-        let next = ask::<S, R, P>(s, (w, t.w_panel), Fixed::STEP, feed);
+        let next = ask::<S, R, P>(s, (w, t.w_panel), Fixed::STEP, &mut ahead);
         // SAFETY: the caller's contract; these are some of `depth` steps.
         unsafe { s.eight_pairs::<R, P>(&mut acc, (a, t.a_row), (w, t.w_panel), next) };
         (a, w) = (a.wrapping_add(BLOCK), w.wrapping_add(BLOCK * Fixed::STEP));
     }
+    *feed = ahead;
     for _ in 0..t.depth % BLOCK {
         // SAFETY: the caller's contract; this is one of `depth` steps.
         unsafe { pair_step::<S, R, P>(s, &mut acc, (a, t.a_row), (w, t.w_panel)) };

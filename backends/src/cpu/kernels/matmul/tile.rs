@@ -78,9 +78,10 @@ impl Tile<'_> {
             let a = self.strip.work.add(self.first * A_ROW);
             let whole = depth / BLOCK * BLOCK;
             let packed = self.strip.work.add(PACKED);
+            let mut ahead = *feed;
             for i in (0..whole).step_by(BLOCK) {
                 let copy = packed.add(i * PANEL);
-                let next = feed.ask::<S, P>(s, copy.cast_const().cast());
+                let next = ahead.ask::<S, P>(s, copy.cast_const().cast());
                 match self.source {
                     Some((b, step)) => {
                         let b = (b.wrapping_add(i * step), step);
@@ -99,6 +100,7 @@ impl Tile<'_> {
                     }
                 }
             }
+            *feed = ahead;
             for i in whole..depth {
                 let copy = packed.add(i * PANEL);
                 if let Some((b, step)) = self.source {

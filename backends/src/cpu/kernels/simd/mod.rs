@@ -115,6 +115,11 @@ pub(super) trait Simd: Copy {
     fn to_i16(self, v: Self::V) -> [i16; LANES];
     /// Asks for the cache line at `p`; any address is allowed.
     fn prefetch(self, p: *const u8);
+    /// [`Simd::prefetch`] of a line that is written next.
+    #[inline(always)]
+    fn prefetch_to_write(self, p: *const u8) {
+        self.prefetch(p);
+    }
 }
 
 /// The sum of the lanes, in one fixed order: pairs four apart, then two apart, then neighbours.

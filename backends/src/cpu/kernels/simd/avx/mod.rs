@@ -262,4 +262,8 @@ impl<R: Copy> Simd for Avx<R> {
     fn prefetch(self, p: *const u8) {
         vector!(_mm_prefetch::<_MM_HINT_T0>(p.cast()));
     }
+    #[inline(always)]
+    fn prefetch_to_write(self, p: *const u8) {
+        vector!(_mm_prefetch::<_MM_HINT_ET0>(p.cast()));
+    }
 }
