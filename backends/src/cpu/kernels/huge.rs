@@ -52,7 +52,11 @@ impl Zeros {
     /// So many lines; nothing if the host does not have that much memory.
     pub fn new(lines: usize) -> Option<Self> {
         let bytes = lines.checked_mul(size_of::<Line>())?;
-        let boundary = if bytes < PAGE { size_of::<Line>() } else { PAGE };
+        let boundary = if bytes < PAGE {
+            size_of::<Line>()
+        } else {
+            PAGE
+        };
         let words = bytes.checked_add(boundary)? / size_of::<u64>();
         let words: Vec<UnsafeCell<u64>> = try_zeroed_vec(words).ok()?;
         huge_pages(&words);
@@ -127,9 +131,32 @@ impl Lines {
 mod tests {
     use super::*;
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn pages_come_when_they_are_touched() {
+        const SMALL: usize = 4096;
+        // More than an allocator keeps for another time.
+        let zeros = Zeros::new(40 * PAGE_LINES).unwrap();
+        assert!(zeros.start().addr().is_multiple_of(PAGE));
+        let mut resident = vec![0_u8; zeros.bytes() / SMALL];
+        let mut count = || {
+            let to = resident.as_mut_ptr();
+            // SAFETY: the pages are mapped, and there is a byte for each.
+            let result = unsafe { libc::mincore(zeros.start().cast(), zeros.bytes(), to) };
+            assert_eq!(result, 0);
+            resident.iter().filter(|&&page| page & 1 != 0).count()
+        };
+        assert_eq!(count(), 0);
+        // SAFETY: the byte is in the memory, which nobody else uses.
+        unsafe { zeros.start().add(3 * PAGE).write(1) };
+        assert!((1..=PAGE / SMALL).contains(&count()));
+    }
+
     #[test]
     fn lines_are_zeros_and_apart() {
-        let mut all: Vec<Lines> = [1, 0, 7, REGION_LINES, 3, REGION_LINES + 1, 2].map(Lines::new).into();
+        let mut all: Vec<Lines> = [1, 0, 7, REGION_LINES, 3, REGION_LINES + 1, 2]
+            .map(Lines::new)
+            .into();
         for (i, lines) in all.iter_mut().enumerate() {
             let values: &mut [f32] = bytemuck::cast_slice_mut(lines.get_mut());
             assert!(values.iter().all(|&x| x == 0.0));

@@ -180,7 +180,33 @@ unsafe fn all_units<S: Tiled, W: Packing>(s: S, args: Args<'_>) {
     }
 }
 
-/// Some rows, their inputs packed.
+/// Places of results that are written soon, a few columns of some rows; they are asked for a few rows at a time.
+struct Places {
+    next: *const u8,
+    /// Bytes from row to row, and those of the columns.
+    step: usize,
+    bytes: usize,
+    /// Rows that are left, and those of a visit.
+    rows: usize,
+    each: usize,
+}
+
+impl Places {
+    /// Asks for the rows of one visit.
+    #[inline(always)]
+    fn ask<S: Simd>(&mut self, s: S) {
+        let rows = self.each.min(self.rows);
+        for _ in 0..rows {
+            for line in (0..self.bytes).step_by(LINE_BYTES) {
+                s.prefetch_to_write(self.next.wrapping_add(line));
+            }
+            self.next = self.next.wrapping_add(self.step);
+        }
+        self.rows -= rows;
+    }
+}
+
+/// Some rows, their inputs packed or, if they can be, left where they are.
 struct Block<'a> {
     index: usize,
     layer: &'a Linear<'a>,
@@ -196,7 +222,7 @@ struct Block<'a> {
 }
 
 impl<'a> Block<'a> {
-    /// Packs the inputs of block `index` into `work`.
+    /// Block `index`; `work` has room for its inputs and sums.
     ///
     /// # Safety
     /// As [`run`]; the block exists.
@@ -211,10 +237,16 @@ impl<'a> Block<'a> {
         let (m, k) = (layer.x.rows(), layer.weights.k());
         let first = index * block_rows(m);
         let rows = block_rows(m).min(m - first);
-        let stride = wide_row(k.div_ceil(W::INPUTS));
+        let in_place = Self::in_place::<W>(layer.x);
+        let stride = if in_place {
+            layer.x.stride()
+        } else {
+            wide_row(k.div_ceil(W::INPUTS))
+        };
         let (scales, work) = work.split_at_mut(ROW_BLOCK);
         let (sums, inputs) = work.split_at_mut(sums_len(m));
-        for (r, scale) in scales.iter_mut().enumerate().take(rows) {
+        let packed = if in_place { 0 } else { rows };
+        for (r, scale) in scales.iter_mut().enumerate().take(packed) {
             let to = inputs.as_mut_ptr().wrapping_add(r * stride);
             // SAFETY: the rows exist, and the scratch has room for as many as a block has.
             *scale = unsafe { W::pack(s, layer.x.row(first + r), k, to) };
@@ -225,11 +257,23 @@ impl<'a> Block<'a> {
             out,
             first,
             rows,
-            inputs: inputs.as_ptr(),
+            inputs: if in_place {
+                layer.x.row(first).at(0).cast()
+            } else {
+                inputs.as_ptr()
+            },
             stride,
             sums: sums.as_mut_ptr(),
             scales: scales.as_ptr(),
         }
+    }
+
+    /// Whether tiles can read their inputs where they are: as f32, and rows not so far apart that all share their cache sets.
+    #[inline(always)]
+    fn in_place<W: Packing>(x: View<'_>) -> bool {
+        const SETS: usize = 4096;
+        let step = x.stride() * size_of::<f32>();
+        W::INPUTS == 1 && x.dtype() == DType::F32 && !step.is_multiple_of(SETS)
     }
 
     /// The sums of `count` panels from `p` on, into `sums`, \[rows, count · 16\]; `next` are the weights needed after.
@@ -253,6 +297,8 @@ impl<'a> Block<'a> {
         } else {
             steps
         };
+        let visits = tiles.count() * steps.div_ceil(share.max(1));
+        let mut places = self.places(p, count, visits);
         let mut start = 0;
         loop {
             let depth = share.min(steps - start);
@@ -268,9 +314,6 @@ impl<'a> Block<'a> {
             let mut feed = following.map_or(Feed::none(), |next| {
                 Feed::runs(next, count, (bytes, w_panel), blocks)
             });
-            if last {
-                self.ask(s, p, count);
-            }
             for i in 0..tiles.count() {
                 let (first, rows) = tiles.tile(i);
                 let tile = Tile {
@@ -283,6 +326,7 @@ impl<'a> Block<'a> {
                     c_row: count * PANEL,
                     fresh: start == 0,
                 };
+                places.ask(s);
                 // SAFETY: the caller's contract.
                 unsafe { multiply::<S, W>(s, tile, rows, count, &mut feed) };
             }
@@ -293,16 +337,17 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// Asks for the places of the results of `count` panels from `p` on, which are written soon.
+    /// The places of the results of `count` panels from `p` on, to be asked for in `visits` visits.
     #[inline(always)]
-    fn ask<S: Simd>(&self, s: S, p: usize, count: usize) {
-        let columns = (count * PANEL).min(self.layer.weights.n() - p * PANEL);
-        let bytes = columns * self.out.dtype().size();
-        for r in 0..self.rows {
-            let start = self.out.as_view().row(self.first + r).at(p * PANEL);
-            for line in (0..bytes).step_by(LINE_BYTES) {
-                s.prefetch_to_write(start.wrapping_add(line));
-            }
+    fn places(&self, p: usize, count: usize, visits: usize) -> Places {
+        let out = self.out.as_view();
+        let columns = (count * PANEL).min(out.cols() - p * PANEL);
+        Places {
+            next: out.row(self.first).at(p * PANEL),
+            step: out.stride() * out.dtype().size(),
+            bytes: columns * out.dtype().size(),
+            rows: self.rows,
+            each: self.rows.div_ceil(visits.max(1)),
         }
     }
 

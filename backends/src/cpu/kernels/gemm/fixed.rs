@@ -12,10 +12,12 @@
 //! chunk is as large; a smaller one moves by at most half of 2^e.
 //! Integers need no order, and e depends on the row alone.
 
+use std::ops::Range;
+
 use lxpod_ir::DType;
 
 use super::super::pack::PANEL;
-use super::super::simd::{LANES, Tiled, sum_lanes};
+use super::super::simd::{LANES, Tiled, sum_each};
 use super::super::view::Row;
 
 /// Inputs whose products are summed as integers.
@@ -99,40 +101,58 @@ unsafe fn quantise_known<S: Tiled>(s: S, row: Row, n: usize, to: *mut i16) -> f3
 /// The row has them.
 #[inline(always)]
 unsafe fn extent<S: Tiled>(s: S, row: Row, n: usize) -> (f32, f32) {
-    let zero = s.columns([s.splat(0.0); 2]);
-    let (mut largest, mut square) = (zero, 0.0_f32);
-    for first in (0..n).step_by(CHUNK) {
-        let last = n.min(first + CHUNK);
-        let whole = first + (last - first) / PANEL * PANEL;
-        let mut sums = [zero; 2];
-        for (i, c) in (first..whole).step_by(PANEL).enumerate() {
+    let mut largest = s.columns([s.splat(0.0); 2]);
+    let mut square = 0.0_f32;
+    for first in (0..n).step_by(LANES * CHUNK) {
+        let mut squares = [s.splat(0.0); LANES];
+        for (start, squares) in (first..n).step_by(CHUNK).zip(&mut squares) {
             // SAFETY: the caller's contract.
-            let x = unsafe { row.load_columns(s, c) };
-            largest = s.largest(x, largest);
-            sums[i % 2] = s.add_squares(x, sums[i % 2]);
+            *squares = unsafe { chunk_extent(s, row, start..n.min(start + CHUNK), &mut largest) };
         }
-        if whole < last {
-            // SAFETY: the caller's contract; where nothing is left, nothing is read.
-            let x = unsafe {
-                let high = last.min(whole + LANES);
-                s.columns([
-                    row.load_up_to(s, whole, last - whole),
-                    row.load_up_to(s, high, last - high),
-                ])
-            };
-            largest = s.largest(x, largest);
-            sums[0] = s.add_squares(x, sums[0]);
+        for sum in sum_each(s, squares) {
+            if sum.is_nan() {
+                return (f32::NAN, f32::NAN);
+            }
+            square = square.max(sum);
         }
-        let [low, high] = s.halves(s.add_columns(sums[0], sums[1]));
-        let sum = sum_lanes(s, s.add(low, high));
-        if sum.is_nan() {
-            return (f32::NAN, f32::NAN);
-        }
-        square = square.max(sum);
     }
     let [low, high] = s.halves(largest);
     let largest = s.unpack(s.max(low, high));
     (largest.into_iter().fold(0.0, f32::max), square)
+}
+
+/// The sums of the squares of a chunk, in eight lanes; `largest` is kept up to date.
+///
+/// # Safety
+/// The row has the values.
+#[inline(always)]
+unsafe fn chunk_extent<S: Tiled>(s: S, row: Row, chunk: Range<usize>, largest: &mut S::C) -> S::V {
+    let zero = s.columns([s.splat(0.0); 2]);
+    let (mut most, mut even, mut odd) = (*largest, zero, zero);
+    let twice = chunk.start + chunk.len() / (2 * PANEL) * (2 * PANEL);
+    let mut rest = twice;
+    // SAFETY: the caller's contract; where nothing is left, nothing is read.
+    unsafe {
+        for c in (chunk.start..twice).step_by(2 * PANEL) {
+            let x = [row.load_columns(s, c), row.load_columns(s, c + PANEL)];
+            most = s.largest(x[1], s.largest(x[0], most));
+            even = s.add_squares(x[0], even);
+            odd = s.add_squares(x[1], odd);
+        }
+        while rest < chunk.end {
+            let high = chunk.end.min(rest + LANES);
+            let x = s.columns([
+                row.load_up_to(s, rest, chunk.end - rest),
+                row.load_up_to(s, high, chunk.end - high),
+            ]);
+            most = s.largest(x, most);
+            even = s.add_squares(x, even);
+            rest += PANEL;
+        }
+    }
+    *largest = most;
+    let [low, high] = s.halves(s.add_columns(even, odd));
+    s.add(low, high)
 }
 
 #[cfg(test)]

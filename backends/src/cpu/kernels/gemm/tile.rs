@@ -111,9 +111,9 @@ pub(in super::super) const LINE_BYTES: usize = 64;
 /// Steps of the summed index between two rounds of prefetching.
 pub(in super::super) const BLOCK: usize = 8;
 
-/// Bytes of a panel's share where a tile takes two panels: with as much of the next share, which is asked for meanwhile, they
-/// fill the first-level cache.
-const SHARE_BYTES: usize = 4096;
+/// Bytes of a panel's share where a tile takes two panels: with as much of the next share, which is asked for meanwhile, and the
+/// rows of a tile they fill the first-level cache.
+const SHARE_BYTES: usize = 6144;
 
 /// How far ahead a tile of several panels asks for each panel's values, in bytes.
 const AHEAD: usize = 2048;
@@ -135,7 +135,7 @@ pub(in super::super) struct Tile {
     pub(in super::super) c: *mut f32,
     /// Values from one row of the result to the next.
     pub(in super::super) c_row: usize,
-    /// Whether sums start at zero; else they go on from what is in `c`.
+    /// Whether sums start at zero; else, and in a tile's own code always, they go on from what is in `c`.
     pub(in super::super) fresh: bool,
 }
 
@@ -150,13 +150,31 @@ impl Tile {
         }
     }
 
-    /// The tile `steps` steps further on, whose sums have been begun.
+    /// The tile `steps` steps further on.
     #[inline(always)]
     fn later(self, steps: usize, step_bytes: usize) -> Self {
         Tile {
             a: self.a.wrapping_add(steps),
             w: self.w.wrapping_add(steps * step_bytes),
             depth: self.depth - steps,
+            ..self
+        }
+    }
+
+    /// The tile with its sums begun, at zero.
+    ///
+    /// # Safety
+    /// `c` is valid for writing the results.
+    #[inline(always)]
+    unsafe fn clear<S: Tiled>(self, s: S, rows: usize, panels: usize) -> Self {
+        let zeros = s.columns([s.splat(0.0); 2]);
+        for r in 0..rows {
+            for p in 0..panels {
+                // SAFETY: the caller's contract.
+                unsafe { s.store_columns(self.sums(p, r), zeros) };
+            }
+        }
+        Tile {
             fresh: false,
             ..self
         }
@@ -253,12 +271,8 @@ impl Packing for Fixed {
                 let sums = pair_sums::<S, R, P>(s, Tile { depth: steps, ..t }, feed);
                 for (p, sums) in sums.into_iter().enumerate() {
                     for (r, sums) in sums.into_iter().enumerate() {
-                        let (c, sums) = (t.sums(p, r), s.to_columns(sums));
-                        let sums = if t.fresh {
-                            sums
-                        } else {
-                            s.add_columns(s.load_columns(c), sums)
-                        };
+                        let c = t.sums(p, r);
+                        let sums = s.add_columns(s.load_columns(c), s.to_columns(sums));
                         s.store_columns(c, sums);
                     }
                 }
@@ -312,6 +326,12 @@ pub(in super::super) unsafe fn multiply<S: Tiled, W: Packing>(
             }
         };
     }
+    let t = if t.fresh {
+        // SAFETY: the caller's contract for `c`.
+        unsafe { t.clear(s, rows, panels) }
+    } else {
+        t
+    };
     let group = S::panels(rows);
     let mut p = 0;
     while p < panels {
@@ -329,7 +349,8 @@ pub(in super::super) unsafe fn multiply<S: Tiled, W: Packing>(
     }
 }
 
-/// [`Packing::tile`] of floats.
+/// [`Packing::tile`] of floats: whole blocks of steps, then those that are left, each from memory to memory, so that no sum
+/// changes its register.
 ///
 /// # Safety
 /// As [`multiply`].
@@ -339,30 +360,56 @@ unsafe fn float_tile<S: Tiled, W: Floats, const R: usize, const P: usize>(
     t: Tile,
     feed: &mut Feed,
 ) {
-    let mut acc = [[s.columns([s.splat(0.0); 2]); R]; P];
-    if !t.fresh {
-        for (p, acc) in acc.iter_mut().enumerate() {
-            for (r, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: the caller's contract for `c`.
-                *acc = unsafe { s.load_columns(t.sums(p, r)) };
+    let (size, whole) = (PANEL * W::SIZE, t.depth / BLOCK * BLOCK);
+    // SAFETY: the caller's contract; these are `depth` steps.
+    unsafe {
+        if whole > 0 {
+            let mut acc = load::<S, R, P>(s, t);
+            let (mut a, mut w, end) = (t.a, t.w, t.a.wrapping_add(whole));
+            let mut ahead = *feed;
+            while a != end {
+                let next = ask::<S, R, P>(s, (w, t.w_panel), size, &mut ahead);
+                s.eight_steps::<R, P, W>(&mut acc, (a, t.a_row), (w, t.w_panel), next);
+                (a, w) = (a.wrapping_add(BLOCK), w.wrapping_add(BLOCK * size));
             }
+            *feed = ahead;
+            store(s, t, acc);
+        }
+        if whole < t.depth {
+            let rest = t.later(whole, size);
+            let mut acc = load::<S, R, P>(s, rest);
+            let (mut a, mut w) = (rest.a, rest.w);
+            for _ in 0..rest.depth {
+                step::<S, W, R, P>(s, &mut acc, (a, t.a_row), (w, t.w_panel));
+                (a, w) = (a.wrapping_add(1), w.wrapping_add(size));
+            }
+            store(s, rest, acc);
         }
     }
-    let size = PANEL * W::SIZE;
-    let (mut a, mut w) = (t.a, t.w);
-    let mut ahead = *feed;
-    for _ in 0..t.depth / BLOCK {
-        let next = ask::<S, R, P>(s, (w, t.w_panel), size, &mut ahead);
-        // SAFETY: the caller's contract; these are some of `depth` steps.
-        unsafe { s.eight_steps::<R, P, W>(&mut acc, (a, t.a_row), (w, t.w_panel), next) };
-        (a, w) = (a.wrapping_add(BLOCK), w.wrapping_add(BLOCK * size));
+}
+
+/// The sums of R rows and P panels so far.
+///
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+unsafe fn load<S: Tiled, const R: usize, const P: usize>(s: S, t: Tile) -> [[S::C; R]; P] {
+    let mut acc = [[s.columns([s.splat(0.0); 2]); R]; P];
+    for (p, acc) in acc.iter_mut().enumerate() {
+        for (r, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: the caller's contract for `c`.
+            *acc = unsafe { s.load_columns(t.sums(p, r)) };
+        }
     }
-    *feed = ahead;
-    for _ in 0..t.depth % BLOCK {
-        // SAFETY: the caller's contract; this is one of `depth` steps.
-        unsafe { step::<S, W, R, P>(s, &mut acc, (a, t.a_row), (w, t.w_panel)) };
-        (a, w) = (a.wrapping_add(1), w.wrapping_add(size));
-    }
+    acc
+}
+
+/// Leaves the sums of R rows and P panels.
+///
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+unsafe fn store<S: Tiled, const R: usize, const P: usize>(s: S, t: Tile, acc: [[S::C; R]; P]) {
     for (p, acc) in acc.into_iter().enumerate() {
         for (r, acc) in acc.into_iter().enumerate() {
             // SAFETY: the caller's contract for `c`.
