@@ -37,10 +37,12 @@ pub mod certificate;
 #[cfg(test)]
 mod certificate_tests;
 mod check;
+mod dive;
 #[cfg(test)]
 mod hosts_tests;
 mod model;
 mod reach;
+mod relaxed;
 mod search;
 mod separators;
 mod stage;

@@ -199,22 +199,54 @@ impl Model {
         resident + workspace + self.shared.iter().sum::<u64>() + stash * self.copies(self.devices)
     }
 
-    /// For each ideal, the cost of the relayed values that cross its border. O(ideals x relays).
+    /// For each ideal, the cost of the relayed values that cross its border. O(ideals x relayed values of an item).
     pub(super) fn borders(&self, lattice: &Lattice) -> Vec<u64> {
-        let crosses = |relay: &&Relay, id: usize| {
+        let mut touched = vec![Vec::new(); self.len()];
+        for relay in &self.relays {
+            for &end in &relay.ends {
+                touched[end as usize].push(relay);
+            }
+        }
+        let crosses = |relay: &Relay, id: usize| {
             let first = lattice.contains(id, relay.ends[0]);
-            let rest = relay.ends[1..].iter();
-            rest.into_iter()
-                .any(|&end| lattice.contains(id, end) != first)
+            let rest = &relay.ends[1..];
+            rest.iter().any(|&end| lattice.contains(id, end) != first)
         };
-        let border = |id| {
-            self.relays
+        let mut borders = vec![0; lattice.len()];
+        for id in 1..lattice.len() {
+            let step = lattice.down(id)[0];
+            let relays = &touched[step.item as usize];
+            let of = |id| {
+                relays
+                    .iter()
+                    .filter(move |r| crosses(r, id))
+                    .map(|r| r.cost)
+            };
+            let (before, now) = (of(step.ideal as usize).sum::<u64>(), of(id).sum::<u64>());
+            borders[id] = borders[step.ideal as usize] + now - before;
+        }
+        borders
+    }
+
+    /// Whose each joint work is, and who asks for it.
+    pub(super) fn asking(&self) -> Vec<(u32, Vec<u32>)> {
+        let mut asking = vec![(0, Vec::new()); self.joint.len()];
+        for (item, node) in (0..).zip(&self.nodes) {
+            node.works
                 .iter()
-                .filter(|r| crosses(r, id))
-                .map(|r| r.cost)
-                .sum()
-        };
-        (0..lattice.len()).map(border).collect()
+                .for_each(|&work| asking[work as usize].0 = item);
+            node.asks
+                .iter()
+                .for_each(|&work| asking[work as usize].1.push(item));
+        }
+        asking
+    }
+
+    /// The joint work that an item does or asks for, each once.
+    pub(super) fn joint_of(&self, item: u32) -> impl Iterator<Item = usize> {
+        let node = &self.nodes[item as usize];
+        let asks = node.asks.iter().filter(|work| !node.works.contains(work));
+        node.works.iter().chain(asks).map(|&work| work as usize)
     }
 
     /// What each device pays for relayed values.

@@ -1,6 +1,7 @@
 //! The test of one bound: fewest devices that reach each ideal.
 
 use super::model::{Kind, Model, Relief};
+use super::relaxed::Relaxed;
 use super::separators::{Open, Separator, separators};
 use super::walk::{Fence, Walker};
 use crate::solve::Budget;
@@ -27,11 +28,12 @@ pub(super) struct Ground {
     /// Their cycles on devices; empty without hosts.
     work: Vec<u64>,
     relief: Relief,
+    relaxed: Relaxed,
     separators: Vec<Option<Separator>>,
 }
 
 impl Ground {
-    /// O(ideals x references of an item).
+    /// O(ideals x (references of an item + devices x log ideals)).
     pub(super) fn new(model: &Model, lattice: &Lattice, borders: &[u64]) -> Self {
         let needs = model.needs(lattice);
         let hosted = model.hosts > 0;
@@ -43,6 +45,7 @@ impl Ground {
                 Vec::new()
             },
             relief: Relief::new(model),
+            relaxed: Relaxed::new(model, lattice, borders),
             separators: separators(model, lattice),
         }
     }
@@ -54,6 +57,7 @@ impl Ground {
             needs: work.clone(),
             work,
             relief: Relief::new(model),
+            relaxed: Relaxed::default(),
             separators: separators(model, lattice),
         }
     }
@@ -68,9 +72,15 @@ impl Ground {
         }
     }
 
-    /// Summed loads of the devices that run ideal `at` alone.
-    pub(super) fn needs(&self, at: usize) -> u64 {
-        self.needs[at]
+    /// Whether that many devices may run ideal `at` alone within `bound`.
+    pub(super) fn may_fit(&self, at: usize, devices: usize, bound: u64) -> bool {
+        self.needs[at] <= bound.saturating_mul(devices as u64)
+            && self.relaxed.least(at, devices) <= bound
+    }
+
+    /// No smaller bound is kept where that many devices run ideal `at` alone.
+    pub(super) fn least(&self, at: usize, devices: usize) -> u64 {
+        self.relaxed.least(at, devices)
     }
 
     fn fits(&self, at: usize, [devices, hosts]: [u64; 2], bound: u64) -> bool {
@@ -82,7 +92,7 @@ impl Ground {
     }
 
     /// The least bound in `low..high` at which ideal `at` may fit that many devices and hosts, or `high`.
-    fn least(&self, at: usize, left: [u64; 2], mut low: u64, mut high: u64) -> u64 {
+    fn least_beyond(&self, at: usize, left: [u64; 2], mut low: u64, mut high: u64) -> u64 {
         if low >= high || !self.fits(at, left, high - 1) {
             return high;
         }
@@ -94,7 +104,7 @@ impl Ground {
                 low = middle + 1;
             }
         }
-        low
+        low.max(self.relaxed.least(at, left[0] as usize))
     }
 }
 
@@ -364,16 +374,20 @@ impl End<'_> {
         if used >= self.reach.used[state] {
             return;
         }
-        let devices_left = (self.model.devices - used as usize) as u64;
+        let devices_left = self.model.devices - used as usize;
         let hosts_left = self.model.hosts - hosts;
-        let room = devices_left.saturating_mul(self.room.bound);
+        let bound = self.room.bound;
         let fits = match hosts_left {
-            0 => self.ground.needs[at] <= room,
-            _ => self.ground.work[at] <= room.saturating_add(self.room.relief[hosts_left]),
+            0 => self.ground.may_fit(at, devices_left, bound),
+            _ => {
+                let room = bound.saturating_mul(devices_left as u64);
+                self.ground.work[at] <= room.saturating_add(self.room.relief[hosts_left])
+            }
         };
         if !fits {
-            let left = [devices_left, hosts_left as u64];
-            *self.next = self.ground.least(at, left, self.room.bound + 1, *self.next);
+            let left = [devices_left, hosts_left].map(|count| count as u64);
+            let least = self.ground.least_beyond(at, left, bound + 1, *self.next);
+            *self.next = least.min(*self.next);
             return;
         }
         self.reach.used[state] = used;

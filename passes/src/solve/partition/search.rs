@@ -1,5 +1,6 @@
 //! Bisection over bounds, and the choice among optimal splits.
 
+use super::dive::dive;
 use super::model::{Kind, Model};
 use super::reach::{Ground, NONE, Reach, Test};
 use super::walk::{Fence, Walker};
@@ -40,7 +41,7 @@ impl<'m> Search<'m> {
     ) -> (Option<Vec<usize>>, u64, Verdict) {
         let model = self.walker.model;
         let limit = model.memory_limit.unwrap_or(u64::MAX);
-        let mut low = model.trivial_bound();
+        let mut low = self.trivial_bound();
         // The split of a coarser search is often the best; one test then proves it.
         let mut inherited = best.is_some();
         let mut improved = false;
@@ -52,12 +53,21 @@ impl<'m> Search<'m> {
                 Test::Spent => return (None, low, Verdict::Spent),
             },
         };
+        while low < high
+            && let Some(split) = self.dive(high - 1, limit, budget)
+        {
+            high = self.bottleneck(best.insert(split));
+        }
         while low < high {
-            let close = inherited || improved && high - low <= high / 16;
+            let near = high - low <= high / 16;
+            // What is known of the stages ahead refutes bounds near the lowest one sooner than any is found to be kept.
+            let informed = near && model.hosts == 0;
+            let close = improved && near || inherited && !informed;
+            let part = if informed { 4 } else { 2 };
             let middle = if close {
                 high - 1
             } else {
-                low + (high - low) / 2
+                low + (high - low) / part
             };
             (improved, inherited) = (false, false);
             match self.test(middle, limit, budget) {
@@ -73,16 +83,29 @@ impl<'m> Search<'m> {
         (best, low, Verdict::Exact)
     }
 
+    /// No split on this lattice does better.
+    fn trivial_bound(&self) -> u64 {
+        let model = self.walker.model;
+        let ahead = self
+            .ground
+            .least(self.walker.lattice.len() - 1, model.devices);
+        ahead.max(model.trivial_bound())
+    }
+
     /// If no split on this lattice keeps `bound`: the least bound that one might keep, `u64::MAX` if memory rules out
     /// all. None if one keeps it, or the budget runs out.
     pub(super) fn refute(&mut self, bound: u64, budget: &mut Budget<'_>) -> Option<u64> {
         let model = self.walker.model;
-        let trivial = model.trivial_bound();
+        let trivial = self.trivial_bound();
         if bound < trivial {
             return Some(trivial);
         }
         let limit = model.memory_limit.unwrap_or(u64::MAX);
-        match self.test(bound.min(model.ceiling()), limit, budget) {
+        let bound = bound.min(model.ceiling());
+        if self.dive(bound, limit, budget).is_some() {
+            return None;
+        }
+        match self.test(bound, limit, budget) {
             Test::Infeasible(next) => Some(next),
             Test::Feasible(_) | Test::Spent => None,
         }
@@ -110,8 +133,15 @@ impl<'m> Search<'m> {
         let ceiling = self.walker.model.ceiling();
         match self.walker.model.memory_limit {
             None => self.test(ceiling, memory, &mut Budget::unlimited()),
-            Some(_) => self.test(ceiling, memory, budget),
+            Some(_) => match self.dive(ceiling, memory, budget) {
+                Some(split) => Test::Feasible(split),
+                None => self.test(ceiling, memory, budget),
+            },
         }
+    }
+
+    fn dive(&mut self, bound: u64, memory: u64, budget: &mut Budget<'_>) -> Option<Vec<usize>> {
+        dive(&mut self.walker, &self.ground, bound, memory, budget)
     }
 
     fn test(&mut self, bound: u64, memory: u64, budget: &mut Budget<'_>) -> Test {
@@ -169,10 +199,9 @@ impl<'m> Search<'m> {
                 }
                 for &(behind, sum) in &from {
                     let at = ideal as usize * row + behind + 1;
-                    let left = bound.saturating_mul((devices - behind - 1) as u64);
-                    let fits = totals.memory(model.copies(behind)) <= memory;
-                    if fits && ground.needs(ideal as usize) <= left && sum + totals.load < total[at]
-                    {
+                    let fits = totals.memory(model.copies(behind)) <= memory
+                        && ground.may_fit(ideal as usize, devices - behind - 1, bound);
+                    if fits && sum + totals.load < total[at] {
                         total[at] = sum + totals.load;
                         parent[at] = high as u32;
                     }
