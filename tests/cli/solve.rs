@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::Value;
 
 use super::number;
-use super::support::{folder_with, lxpod};
+use super::support::{TINY, folder_with, lxpod};
 
 const BERT: &str = "runtime/tests/data/partition/bert24_inference.json";
 const TRAINING: &str = "runtime/tests/data/partition/bert24_training.json";
@@ -108,6 +108,73 @@ fn a_certificate_is_checked_and_a_tampered_one_refused() {
         &changed("/ideals", &shorten),
         "whose potential is larger",
     );
+}
+
+#[test]
+fn a_plans_certificate_is_checked_alone_and_a_tampered_one_refused() {
+    let (_folder, path) = folder_with("plan.cert.json", "");
+    let check = ["solve", "check", path.as_str()];
+    for options in [
+        &["--stages", "4"][..],
+        &[
+            "--mode",
+            "training",
+            "--stages",
+            "4",
+            "--recompute",
+            "layer",
+        ],
+        &[
+            "--mode",
+            "training",
+            "--stages",
+            "2",
+            "--gradient-accumulation",
+            "4",
+        ],
+    ] {
+        let compile = ["compile", TINY, "--certificate", &path, "--json"];
+        let compiled = lxpod(compile.iter().chain(options)).json();
+        let checked = lxpod(check.iter().chain(&["--json"])).json();
+        assert_eq!(checked["optimal"], true, "{options:?}");
+        let slowest = number(&compiled, "/partition/objective_cycles");
+        assert_eq!(number(&checked, "/objective"), slowest, "{options:?}");
+        assert_eq!(number(&checked, "/lower_bound"), slowest, "{options:?}");
+    }
+    let shown = lxpod(check).succeeds();
+    assert!(shown.contains("accepted   slowest stage "), "{shown}");
+    let text = fs::read_to_string(&path).expect("a certificate");
+    let refuses = |text: &str, options: &[&str], word: &str| {
+        fs::write(&path, text).expect("a file");
+        lxpod(check.iter().chain(options)).fails(2, &[word]);
+    };
+    refuses(
+        &text,
+        &["--devices", "3"],
+        "--devices and --capacity belong to a problem",
+    );
+    refuses(&text[..text.len() / 2], &[], "is no certificate");
+    let document: Value = serde_json::from_str(&text).expect("JSON");
+    let more = |pointer: &str| {
+        let mut changed = document.clone();
+        let place = changed.pointer_mut(pointer).expect(pointer);
+        *place = Value::from(place.as_u64().expect("a number") + 1);
+        changed.to_string()
+    };
+    refuses(&more("/problem/items/0/cycles"), &[], "another problem");
+    refuses(&more("/certificate/objective"), &[], "objective");
+    refuses(
+        &more("/certificate/lower_bound"),
+        &[],
+        "lower_bound: is above the objective",
+    );
+    refuses(&more("/certificate/device_of/0"), &[], "plan.cert.json");
+    let mut shorter = document.clone();
+    let ideals = shorter.pointer_mut("/certificate/ideals").expect("ideals");
+    drop(ideals.as_array_mut().expect("a list").remove(0));
+    refuses(&shorter.to_string(), &[], "ideals");
+    lxpod(["solve", "check", BERT])
+        .fails(2, &["bert24_inference.json", "is no certificate", "help: "]);
 }
 
 #[test]

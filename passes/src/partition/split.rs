@@ -6,7 +6,8 @@ use serde::Serialize;
 use super::pinned::Operator;
 use super::{in_flight, memory_limit};
 use crate::schedule::Schedule;
-use crate::solve::partition::{Problem, evaluate};
+use crate::solve::partition::certificate::{Certificate, CertificateError, Certified};
+use crate::solve::partition::{Limits, Problem, Solution, evaluate};
 
 /// The problem that a plan's stages solve, and the stages.
 #[derive(Clone, Debug, Default)]
@@ -92,6 +93,32 @@ impl Split {
         let limit = memory_limit(target, schedule);
         let memory = evaluate(&problem, &self.stage_of).memory;
         memory.iter().all(|&bytes| bytes <= limit)
+    }
+
+    /// The problem and a certificate that no contiguous split of it has a slowest stage below `lower_bound` cycles.
+    ///
+    /// # Errors
+    /// The certificate exceeds `limits`, or there is such a split.
+    pub fn certify(
+        &self,
+        lower_bound: u64,
+        limits: &Limits<'_>,
+    ) -> Result<Certified, CertificateError> {
+        let found = evaluate(&self.problem, &self.stage_of);
+        let objective = found.loads.iter().copied().max().unwrap_or(0);
+        let solution = Solution {
+            device_of: self.stage_of.clone(),
+            objective,
+            lower_bound,
+            optimal: objective == lower_bound,
+            ideals: 0,
+            loads: found.loads,
+            memory: found.memory,
+        };
+        Ok(Certified {
+            certificate: Certificate::new(&self.problem, &solution, limits)?,
+            problem: self.problem.clone(),
+        })
     }
 
     /// Cycles of each stage.

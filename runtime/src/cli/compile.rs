@@ -1,15 +1,19 @@
 //! `lxpod compile`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use lxpod_ir::Graph;
+use lxpod_passes::partition::Split;
+use lxpod_passes::plan::Plan;
+use lxpod_passes::solve::partition::Limits;
 
 use super::auto::Found;
 use super::emit::{self, Emit};
 use super::error::{CliError, Result};
 use super::options::PlanOptions;
 use super::report::Report;
+use super::solve::write_certificate;
 use super::source::{Subject, compiled};
 use super::{Global, files, output};
 
@@ -19,7 +23,8 @@ use super::{Global, files, output};
     lxpod compile lxmert-base -o lxmert.plan\n  \
     lxpod compile path/to/checkpoint --stages 4 --replicas 4 --micro-batch 8 --json\n  \
     lxpod compile lxmert-base --mode training --seq-len 512 --auto --global-batch 64 -o lxmert.plan\n  \
-    lxpod compile lxmert-base --precision fp32 --emit graph.dot")]
+    lxpod compile lxmert-base --precision fp32 --emit graph.dot\n  \
+    lxpod compile lxmert-base --certificate lxmert.cert.json && lxpod solve check lxmert.cert.json")]
 pub(crate) struct Compile {
     /// A folder with config.json, a name in the Hugging Face cache, or lxmert-base
     #[arg(value_name = "MODEL")]
@@ -28,6 +33,10 @@ pub(crate) struct Compile {
     /// Write the plan to FILE
     #[arg(short, long, value_name = "FILE.plan")]
     output: Option<PathBuf>,
+
+    /// Write a proof that no contiguous split has a faster slowest stage, for `lxpod solve check`
+    #[arg(long, value_name = "FILE.json")]
+    certificate: Option<PathBuf>,
 
     /// Write the placed graph: `ir` or `dot` to standard output, or a .lx, .dot or .json file
     #[arg(long, value_name = "ir|dot|FILE", value_parser = emit::parse)]
@@ -70,6 +79,9 @@ impl Compile {
         if let Some(path) = &self.output {
             files::write(path, &plan.to_bytes()?)?;
         }
+        if let (Some(path), Some(compiled)) = (&self.certificate, &planned.compiled) {
+            global.note(&certify(path, plan, &compiled.split)?);
+        }
         let found = planned.found();
         let report = Report::new(plan, planned.used, planned.seconds()).beside(planned.rival());
         if let Some(emit) = &self.emit {
@@ -100,4 +112,14 @@ impl Compile {
             _ => Ok(()),
         }
     }
+}
+
+/// Writes a certificate of a plan's split and says so.
+fn certify(path: &Path, plan: &Plan, split: &Split) -> Result<String> {
+    let made = split.certify(plan.partition.lower_bound_cycles, &Limits::default());
+    let certified = made.map_err(|error| {
+        let message = format!("{error}; leave out --certificate");
+        CliError::option("--certificate", message)
+    })?;
+    write_certificate(path, &certified, certified.certificate.ideals.len())
 }

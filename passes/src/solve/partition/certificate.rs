@@ -60,6 +60,16 @@ pub struct Certificate {
     pub ideals: Vec<Potential>,
 }
 
+/// A certificate together with the problem that it is for, so that it can be checked without another file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Certified {
+    /// What is to be split.
+    pub problem: Problem,
+    /// A split and its proof.
+    pub certificate: Certificate,
+}
+
 /// The potential of one ideal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Potential(

@@ -5,17 +5,19 @@ mod memory;
 mod partition;
 mod picture;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
 
-use super::Global;
 use super::error::Result;
 use super::options::positive;
+use super::output::{bytes, plural};
+use super::{Global, files};
 
 /// Solve a partition or a memory problem from a file
 #[derive(Args)]
@@ -90,6 +92,21 @@ struct Problem {
 
     #[command(flatten)]
     machine: Machine,
+}
+
+/// Writes a certificate of so many ideals, and says so.
+pub(super) fn write_certificate(
+    path: &Path,
+    certificate: &impl Serialize,
+    ideals: usize,
+) -> Result<String> {
+    let text = serde_json::to_vec(certificate).expect("a certificate has a text form");
+    files::write(path, &text)?;
+    let (ideals, size) = (plural(ideals, "ideal"), bytes(text.len() as u64));
+    Ok(format!(
+        "certificate of {ideals}, {size}: {}",
+        path.display()
+    ))
 }
 
 fn devices(text: &str) -> Result<usize, String> {

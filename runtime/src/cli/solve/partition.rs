@@ -10,12 +10,12 @@ use lxpod_runtime::Error;
 use lxpod_runtime::problems::partition::{Contracted, Instance, Loads, Split};
 use serde_json::{Value, json};
 
+use crate::cli::Global;
 use crate::cli::error::{CliError, Result};
 use crate::cli::output::{self, bytes, grouped, percent, plural};
 use crate::cli::table::Table;
-use crate::cli::{Global, files};
 
-use super::{Patience, Problem};
+use super::{Patience, Problem, write_certificate};
 
 /// Place operators on accelerators and CPUs so that the slowest device is as fast as possible
 ///
@@ -175,14 +175,7 @@ fn certify(
         let way_out = "leave out --certificate, or allow more with --time-limit";
         CliError::option("--certificate", format!("{error}; {way_out}"))
     })?;
-    let text = serde_json::to_vec(&certificate).expect("a certificate has a text form");
-    files::write(path, &text)?;
-    let ideals = plural(certificate.ideals.len(), "ideal");
-    let size = bytes(text.len() as u64);
-    Ok(format!(
-        "certificate of {ideals}, {size}: {}",
-        path.display()
-    ))
+    write_certificate(path, &certificate, certificate.ideals.len())
 }
 
 fn kind(instance: &Instance, device: usize) -> &'static str {
