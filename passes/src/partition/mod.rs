@@ -30,8 +30,7 @@ use crate::cost::CostModel;
 use crate::phase::phases;
 use crate::schedule::{Phase, Schedule};
 use crate::solve::partition::{
-    Item, Joint, Limits, PartitionError, Problem, Shared, Solution, Value as Moved, evaluate,
-    refute, solve,
+    Item, Joint, Limits, PartitionError, Problem, Shared, Solution, Value as Moved, refute, solve,
 };
 pub use pinned::{Operator, PinnedStages};
 pub use place::place_update;
@@ -170,20 +169,10 @@ pub(crate) fn refuted(
 
 /// How good stages are that were not searched for, beside what no split can do better than.
 fn judged(problem: &Problem, stage_of: Vec<usize>) -> Solution {
-    let found = evaluate(problem, &stage_of);
-    let objective = found.loads.iter().copied().max().unwrap_or(0);
     let cycles = || problem.items.iter().map(|item| item.cycles);
     let even = cycles().sum::<u64>().div_ceil(problem.devices as u64);
     let lower_bound = even.max(cycles().max().unwrap_or(0));
-    Solution {
-        device_of: stage_of,
-        objective,
-        lower_bound,
-        optimal: objective == lower_bound,
-        ideals: 0,
-        loads: found.loads,
-        memory: found.memory,
-    }
+    Solution::of(problem, stage_of, lower_bound, 0)
 }
 
 /// What no split of a graph does without.

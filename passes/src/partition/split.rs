@@ -104,17 +104,7 @@ impl Split {
         lower_bound: u64,
         limits: &Limits<'_>,
     ) -> Result<Certified, CertificateError> {
-        let found = evaluate(&self.problem, &self.stage_of);
-        let objective = found.loads.iter().copied().max().unwrap_or(0);
-        let solution = Solution {
-            device_of: self.stage_of.clone(),
-            objective,
-            lower_bound,
-            optimal: objective == lower_bound,
-            ideals: 0,
-            loads: found.loads,
-            memory: found.memory,
-        };
+        let solution = Solution::of(&self.problem, self.stage_of.clone(), lower_bound, 0);
         Ok(Certified {
             certificate: Certificate::new(&self.problem, &solution, limits)?,
             problem: self.problem.clone(),

@@ -190,6 +190,28 @@ pub struct Solution {
     pub memory: Vec<u64>,
 }
 
+impl Solution {
+    /// What a placement comes to, beside a lower bound of all contiguous ones; `ideals` as in [`Solution::ideals`].
+    pub(crate) fn of(
+        problem: &Problem,
+        device_of: Vec<usize>,
+        lower_bound: u64,
+        ideals: usize,
+    ) -> Self {
+        let Evaluation { loads, memory } = evaluate(problem, &device_of);
+        let objective = loads.iter().copied().max().unwrap_or(0);
+        Solution {
+            device_of,
+            objective,
+            lower_bound,
+            optimal: objective == lower_bound,
+            ideals,
+            loads,
+            memory,
+        }
+    }
+}
+
 /// Why there is no split.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum PartitionError {
@@ -327,7 +349,7 @@ pub fn solve(problem: &Problem, limits: &Limits<'_>) -> Result<Solution, Partiti
             let best = splits
                 .min_by_key(|s| evaluate(problem, s).loads.iter().sum::<u64>())
                 .unwrap_or(best);
-            return Ok(finish(problem, best, model.trivial_bound(), 0));
+            return Ok(Solution::of(problem, best, model.trivial_bound(), 0));
         }
         Err(other) => return Err(other.into()),
     };
@@ -346,7 +368,7 @@ pub fn solve(problem: &Problem, limits: &Limits<'_>) -> Result<Solution, Partiti
         0 => search.refine(best, &mut budget),
         _ => best,
     };
-    Ok(finish(problem, best, bound, lattice.len()))
+    Ok(Solution::of(problem, best, bound, lattice.len()))
 }
 
 /// One test instead of a search: if no split has a largest load of at most `bound`, the least that one might have,
@@ -438,18 +460,4 @@ fn tightest(
         },
         verdict,
     )
-}
-
-fn finish(problem: &Problem, device_of: Vec<usize>, lower_bound: u64, ideals: usize) -> Solution {
-    let Evaluation { loads, memory } = evaluate(problem, &device_of);
-    let objective = loads.iter().copied().max().unwrap_or(0);
-    Solution {
-        device_of,
-        objective,
-        lower_bound,
-        optimal: objective == lower_bound,
-        ideals,
-        loads,
-        memory,
-    }
 }
