@@ -30,7 +30,7 @@ const PACK: f64 = 0.35;
 /// What is not hidden of the shorter of computing and reading the weights, of so many rows;
 /// with more there is more time to read ahead.
 const EXPOSED: f64 = 0.65;
-const AHEAD_ROWS: f64 = 6.0;
+const AHEAD_ROWS: u64 = 6;
 /// Cycles per element of the loops over elements.
 const COPY: f64 = 0.5;
 const ACTIVATION: f64 = 2.4;
@@ -133,7 +133,8 @@ impl Cpu {
         let panels = outputs.div_ceil(PANEL);
         let busiest = panels as f64 * self.share(panels);
         let (tiles, cycles) = self.tiles(rows, weight.dtype);
-        let ahead = AHEAD_ROWS / (rows as f64).max(AHEAD_ROWS);
+        // A share of the products themselves, so that more rows never take less.
+        let ahead = self.tiles(AHEAD_ROWS, weight.dtype).1 / cycles;
         let chains = busiest * inputs * cycles;
         let products = chains + busiest * tiles as f64 * TILE_OVERHEAD;
         let packing = rows as f64 * inputs * PACK;
@@ -143,7 +144,7 @@ impl Cpu {
         let blocks = rows.div_ceil(BLOCK_ROWS) as f64;
         let streamed = outputs as f64 * inputs * bytes * blocks / self.memory;
         let compute = products + packing + epilogue;
-        let exposed = chains.min(streamed) * EXPOSED * ahead;
+        let exposed = chains.min(streamed) * EXPOSED * ahead.min(1.0);
         if compute > streamed {
             (compute + exposed, streamed)
         } else {
