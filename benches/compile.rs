@@ -55,6 +55,7 @@ fn parts(c: &mut Criterion) {
             accumulation: 1,
             states: &states,
             pinned: None,
+            branches: false,
         };
         partition(graph, &pipeline).expect("a split")
     };

@@ -58,6 +58,7 @@ fn plan_of(mut graph: Graph, precision: Precision) -> Plan {
         schedule: Schedule::inference(1),
         accumulation: 1,
         pinned: None,
+        branches: false,
     };
     let work = (graph, None);
     plan_graph(work, provenance, placement, &mut Vec::new(), &mut |_, _| {}).expect("it fits")

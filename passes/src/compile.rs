@@ -20,7 +20,7 @@ use crate::partition::{
 use crate::pass::{MICRO_BATCH, PIPELINE, Pass, Recompute, TRAINING};
 use crate::plan::{Plan, PlanError, Provenance, Work, lower};
 use crate::recompute;
-use crate::schedule::{Phase, Schedule};
+use crate::schedule::{Branches, Phase, Schedule};
 use crate::solve::partition::PartitionError;
 use crate::update::update_graph;
 pub use options::{CompileOptions, TrainingOptions};
@@ -148,6 +148,7 @@ fn compile_with(
         schedule,
         accumulation,
         pinned: options.pinned.as_ref(),
+        branches: options.branches,
     };
     let graphs = (model.graph, update);
     let (plan, split) = split_graph(graphs, provenance, placement, &mut passes, observe)?;
@@ -238,7 +239,7 @@ fn manager<'a>(options: &CompileOptions, observe: Observer<'a>) -> Manager<'a> {
 }
 
 /// Where the work of a plan goes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Placement<'a> {
     /// The machine.
     pub target: &'a Target,
@@ -251,6 +252,8 @@ pub struct Placement<'a> {
     pub accumulation: usize,
     /// A placement by hand, if there is one.
     pub pinned: Option<&'a PinnedStages>,
+    /// Whether stages may lie on branches; those of the schedule are then the ones that the split makes.
+    pub branches: bool,
 }
 
 impl Placement<'_> {
@@ -267,6 +270,7 @@ impl Placement<'_> {
             accumulation: self.accumulation,
             states,
             pinned: self.pinned,
+            branches: self.branches,
         }
     }
 }
@@ -294,7 +298,7 @@ fn split_graph(
     passes: &mut Vec<PassReport>,
     observe: Observer<'_>,
 ) -> Result<(Plan, Split), CompileError> {
-    let placed = Placed::new(graphs, placement, Among::Either, passes)?;
+    let placed = Placed::new(graphs, &placement, Among::Either, passes)?;
     observe("partition", &placed.graph);
     let split = placed.split.clone();
     Ok((placed.lower(provenance, placement, passes)?, split))
@@ -305,6 +309,7 @@ pub(crate) struct Placed {
     graph: Graph,
     update: Option<Graph>,
     partition: Partition,
+    branches: Branches,
     /// The split.
     pub(crate) split: Split,
 }
@@ -316,7 +321,7 @@ impl Placed {
     /// No split fits the target's memory, or the placement by hand is none of this graph.
     pub(crate) fn new(
         (mut graph, mut update): (Graph, Option<Graph>),
-        placement: Placement<'_>,
+        placement: &Placement<'_>,
         among: Among,
         passes: &mut Vec<PassReport>,
     ) -> Result<Self, CompileError> {
@@ -332,10 +337,15 @@ impl Placed {
             }
             Ok::<(Partition, Split), CompileError>(found)
         })?;
+        let branches = match placement.branches {
+            true => exchanges(&graph, placement.schedule.stages()),
+            false => Branches::chain(),
+        };
         Ok(Placed {
             graph,
             update,
             partition,
+            branches,
             split,
         })
     }
@@ -354,15 +364,19 @@ impl Placed {
             mut graph,
             update,
             partition,
+            branches,
             ..
         } = self;
         let Placement {
             target,
             replicas,
-            schedule,
             accumulation,
             ..
         } = placement;
+        let schedule = Schedule {
+            branches,
+            ..placement.schedule
+        };
         let tiles = timed(passes, "memory", &mut graph, |graph| {
             let work = Work {
                 graph,
@@ -386,6 +400,15 @@ impl Placed {
         plan.partition = attained(&plan);
         Ok(plan)
     }
+}
+
+/// Which stages of a placed graph exchange values.
+fn exchanges(graph: &Graph, stages: usize) -> Branches {
+    let sent = |id| match &graph.node(id).op {
+        Op::Transfer(transfer) => Some((graph.node(id).stage? as usize, transfer.to as usize)),
+        _ => None,
+    };
+    Branches::of(stages, graph.nodes().filter_map(sent))
 }
 
 /// How good the split is as it was placed: if a stage has more to do than the search reckoned with, the plan

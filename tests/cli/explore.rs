@@ -435,3 +435,61 @@ fn a_plan_that_does_not_fit_says_what_would() {
         lxpod(line.chain(words.iter().copied())).succeeds();
     }
 }
+
+#[test]
+fn stages_on_branches_are_judged_beside_a_chain() {
+    let base = ["compile", "lxmert-base", "--stages", "8", "--json"];
+    let document = lxpod(base.iter().chain(&["--branches"])).json();
+    assert!(number(&document, "/longest_path") < 8.0);
+    assert_eq!(document["partition"]["optimal"], true);
+    let ratio = number(&document, "/branches/step_ratio");
+    assert!(ratio > 1.1, "{ratio}");
+    let own = number(&document, "/branches/branches/step_seconds");
+    assert_eq!(own, number(&document, "/predicted/step_seconds"));
+    let chain = lxpod(base).json();
+    assert_eq!(number(&chain, "/longest_path"), 8.0);
+    let judged = number(&document, "/branches/chain/step_seconds");
+    assert_eq!(judged, number(&chain, "/predicted/step_seconds"));
+    let first = |document: &Value| {
+        let tiles = document["tiles"].as_array().expect("tiles");
+        tiles
+            .iter()
+            .filter(|tile| tile["after"] == json!([]))
+            .count()
+    };
+    assert!(
+        first(&document) > first(&chain),
+        "two towers begin by themselves"
+    );
+}
+
+#[test]
+fn branches_are_refused_where_they_mean_nothing() {
+    lxpod(["compile", TINY, "--branches", "--auto"]).fails(2, &["--branches", "--auto"]);
+    let interleaved = [
+        "--mode",
+        "training",
+        "--schedule",
+        "interleaved",
+        "--branches",
+    ];
+    lxpod(["compile", TINY].iter().chain(&interleaved)).fails(2, &["--branches", "1f1b"]);
+    let (_folder, plan) = tiny_plan(&["--stages", "2"]);
+    lxpod(["simulate", &plan, "--branches"]).fails(2, &["settled", "--branches"]);
+    let (folder, plan) = tiny_plan(&["--stages", "4", "--branches"]);
+    let shown = lxpod(["inspect", &plan]).both().0;
+    assert!(shown.contains("longest path"), "{shown}");
+    let certificate = folder.path().join("split.json");
+    let certificate = certificate.to_string_lossy();
+    lxpod([
+        "compile",
+        TINY,
+        "--stages",
+        "4",
+        "--branches",
+        "--certificate",
+        &certificate,
+    ])
+    .succeeds();
+    lxpod(["solve", "check", &certificate]).succeeds();
+}

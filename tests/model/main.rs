@@ -1,5 +1,6 @@
 //! Whole models: compiled, run and compared.
 
+mod branches;
 mod determinism;
 mod golden;
 mod gradients;

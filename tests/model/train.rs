@@ -6,7 +6,7 @@ use lxpod_backends::{Feed, Outputs};
 use lxpod_ir::Target;
 use lxpod_ir::front::Task;
 use lxpod_passes::plan::Plan;
-use lxpod_passes::schedule::{Rule, Schedule};
+use lxpod_passes::schedule::{Branches, Rule, Schedule};
 use lxpod_passes::{CompileOptions, Precision, Recompute, TrainingOptions, compile};
 use lxpod_runtime::tensors::HostTensor;
 use lxpod_runtime::train::{
@@ -20,16 +20,17 @@ use crate::support::folder;
 /// One way to run a step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Variant {
-    precision: Precision,
-    seed: u64,
-    backend: BackendKind,
-    stages: usize,
-    replicas: usize,
-    rule: Rule,
-    recompute: Recompute,
-    threads: usize,
-    shares_states: bool,
-    guard: bool,
+    pub(crate) precision: Precision,
+    pub(crate) seed: u64,
+    pub(crate) backend: BackendKind,
+    pub(crate) stages: usize,
+    pub(crate) replicas: usize,
+    pub(crate) rule: Rule,
+    pub(crate) recompute: Recompute,
+    pub(crate) threads: usize,
+    pub(crate) shares_states: bool,
+    pub(crate) guard: bool,
+    pub(crate) branches: bool,
 }
 
 pub(crate) const PLAIN: Variant = Variant {
@@ -43,6 +44,7 @@ pub(crate) const PLAIN: Variant = Variant {
     threads: 1,
     shares_states: false,
     guard: false,
+    branches: false,
 };
 
 impl Variant {
@@ -65,9 +67,9 @@ pub(crate) struct Trajectory {
 }
 
 pub(crate) struct Golden {
-    model: Model,
+    pub(crate) model: Model,
     pub(crate) recipe: Recipe,
-    accumulation: usize,
+    pub(crate) accumulation: usize,
     batches: std::path::PathBuf,
     expected: BTreeMap<String, HostTensor>,
     last: BTreeMap<String, HostTensor>,
@@ -93,7 +95,7 @@ impl Golden {
         }
     }
 
-    fn options(&self, variant: Variant) -> CompileOptions {
+    pub(crate) fn options(&self, variant: Variant) -> CompileOptions {
         let batches = Batches::open(&self.batches, &self.model.config, Task::Qa).expect("batches");
         let samples = batches.samples(0).expect("samples");
         let mut model = samples.model_options(Task::Qa, self.recipe.loss);
@@ -102,6 +104,7 @@ impl Golden {
         options.stages = Some(variant.stages);
         options.replicas = variant.replicas;
         options.precision = variant.precision;
+        options.branches = variant.branches;
         options.training = Some(TrainingOptions {
             rule: variant.rule,
             accumulation: self.accumulation / variant.replicas,
@@ -267,6 +270,7 @@ fn rules(stages: usize, accumulation: usize) -> Vec<Rule> {
             tiles: stages,
             chunks: if *rule == Rule::Interleaved { 2 } else { 1 },
             training: true,
+            branches: Branches::chain(),
         };
         schedule.check(accumulation).is_ok()
     };
@@ -275,7 +279,7 @@ fn rules(stages: usize, accumulation: usize) -> Vec<Rule> {
 
 impl Golden {
     /// Checks that each variant gives the bits of [`PLAIN`] over three steps.
-    fn same_bits(&self, variants: impl IntoIterator<Item = Variant>) {
+    pub(crate) fn same_bits(&self, variants: impl IntoIterator<Item = Variant>) {
         self.same_bits_as(PLAIN, variants);
     }
 

@@ -180,8 +180,12 @@ impl Cpu {
         Ok(cpu)
     }
 
-    /// A schedule over so many micro-batches.
-    fn plays(plan: &Plan, schedule: &Schedule, micro_batches: usize) -> Vec<Play> {
+    /// The plan's schedule over so many micro-batches: both halves, or the forward one alone.
+    fn plays(plan: &Plan, training: bool, micro_batches: usize) -> Vec<Play> {
+        let schedule = Schedule {
+            training,
+            ..plan.schedule.clone()
+        };
         let play = |slot: lxpod_passes::schedule::Slot| Play {
             tile: slot.tile,
             program: plan.tiles[slot.tile]
@@ -236,7 +240,7 @@ impl Cpu {
     /// Checks feeds, and makes ready what playing a schedule over them needs.
     fn prepare(
         &mut self,
-        schedule: &Schedule,
+        training: bool,
         feeds: &[Feed],
         outputs: &mut Vec<Outputs>,
     ) -> Result<(), BackendError> {
@@ -245,10 +249,12 @@ impl Cpu {
         }
         for replica in 0..self.plan.replicas {
             let own = self.own(replica, feeds.len());
-            schedule.check(own).map_err(BackendError::Data)?;
-            let (plan, key) = (&self.plan, (schedule.training, own));
-            let plays = self.plays.entry(key);
-            plays.or_insert_with(|| Cpu::plays(plan, schedule, own));
+            let plan = &self.plan;
+            if training {
+                plan.schedule.check(own).map_err(BackendError::Data)?;
+            }
+            let plays = self.plays.entry((training, own));
+            plays.or_insert_with(|| Cpu::plays(plan, training, own));
         }
         outputs.resize_with(feeds.len(), Outputs::new);
         self.results.clear();
@@ -291,13 +297,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Executable for Cpu {
     fn run(&mut self, feeds: &[Feed], outputs: &mut Vec<Outputs>) -> Result<(), BackendError> {
-        let schedule = Schedule {
-            training: self.plan.schedule.training && self.plan.update.is_none(),
-            ..self.plan.schedule
-        };
-        self.prepare(&schedule, feeds, outputs)?;
-        (0..self.plan.replicas)
-            .try_for_each(|replica| self.play(replica, schedule.training, feeds, None))
+        let training = self.plan.schedule.training && self.plan.update.is_none();
+        self.prepare(training, feeds, outputs)?;
+        (0..self.plan.replicas).try_for_each(|replica| self.play(replica, training, feeds, None))
     }
 
     fn ledger(&self) -> Vec<TileLedger> {

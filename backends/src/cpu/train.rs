@@ -306,8 +306,7 @@ impl Trainable for Cpu {
         check_feed(graph, &feed)?;
         shape_outputs(graph, &feed.extents, update);
         let results: Vec<Cell> = update.iter_mut().map(Cell::new).collect();
-        let schedule = self.plan.schedule;
-        self.prepare(&schedule, feeds, outputs)?;
+        self.prepare(self.plan.schedule.training, feeds, outputs)?;
         let idle = |replica: &usize| self.own(*replica, feeds.len()) == 0;
         if (0..self.plan.replicas).any(|replica| idle(&replica)) {
             self.team.run(&|worker| {
@@ -321,12 +320,12 @@ impl Trainable for Cpu {
     }
 
     fn first_overflow(&mut self, feeds: &[Feed]) -> Result<Option<Overflow>, BackendError> {
-        let schedule = self.plan.schedule;
+        let training = self.plan.schedule.training;
         // Programs write the outputs, which must outlive the run.
         let mut outputs = Vec::new();
-        self.prepare(&schedule, feeds, &mut outputs)?;
+        self.prepare(training, feeds, &mut outputs)?;
         let found = Mutex::new(None);
-        let play = |replica| self.play(replica, schedule.training, feeds, Some(&found));
+        let play = |replica| self.play(replica, training, feeds, Some(&found));
         (0..self.plan.replicas).try_for_each(play)?;
         Ok(found.into_inner().unwrap_or_default())
     }

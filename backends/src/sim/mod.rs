@@ -153,7 +153,7 @@ impl Simulation {
             replicas: plan.replicas,
             samples,
         };
-        Simulation::play(Work::of(plan), plan.schedule, pod, micro_batches)
+        Simulation::play(Work::of(plan), plan.schedule.clone(), pod, micro_batches)
     }
 
     fn play(work: Work, schedule: Schedule, pod: Pod, micro_batches: usize) -> Self {
@@ -192,8 +192,8 @@ impl Simulation {
     }
 
     /// The order of programs.
-    pub fn schedule(&self) -> Schedule {
-        self.schedule
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
     }
 
     /// Cycles in which a tile works on one micro-batch of a stage, forward and backward.

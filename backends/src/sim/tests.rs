@@ -1,6 +1,6 @@
 use lxpod_passes::cost::Cycles;
 
-use lxpod_passes::schedule::Rule;
+use lxpod_passes::schedule::{Branches, Rule};
 
 use super::*;
 
@@ -40,6 +40,7 @@ fn training(rule: Rule, chunks: usize) -> Simulation {
         tiles: 4 / chunks,
         chunks,
         training: true,
+        branches: Branches::chain(),
     };
     let update = |tile| UpdateCycles {
         collectives: 10 * tile,

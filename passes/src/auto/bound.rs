@@ -99,7 +99,7 @@ fn filled(cycles: u64, tiles: u64, micro_batches: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schedule::{Phase, Schedule};
+    use crate::schedule::{Branches, Phase, Schedule};
 
     /// A small generator of pseudo-random numbers (Knuth's MMIX).
     fn next(state: &mut u64) -> u64 {
@@ -153,6 +153,7 @@ mod tests {
                 tiles,
                 chunks,
                 training: true,
+                branches: Branches::chain(),
             };
             let stages: Vec<[u64; 2]> = (0..schedule.stages())
                 .map(|_| [0, 1].map(|_| 1 + next(&mut state) % 90))

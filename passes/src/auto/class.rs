@@ -58,6 +58,7 @@ fn floor_of(graph: &Graph, target: &Target) -> Floor {
         accumulation: 1,
         states: &Default::default(),
         pinned: None,
+        branches: false,
     };
     floor(graph, &pipeline)
 }
@@ -99,7 +100,7 @@ impl Update {
 }
 
 /// What is to be split: a micro-batch's graph and an update over the stages of a schedule.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Task<'a> {
     pub(super) graphs: &'a Graphs,
     pub(super) update: &'a Update,
@@ -140,7 +141,7 @@ impl Task<'_> {
     /// See [`CompileError`].
     pub(super) fn placed(&self, among: Among) -> Result<Placed, CompileError> {
         let graphs = (self.graphs.model.graph.clone(), self.update.graph.clone());
-        Placed::new(graphs, self.placement(self.target), among, &mut Vec::new())
+        Placed::new(graphs, &self.placement(self.target), among, &mut Vec::new())
     }
 
     /// The plan of a split, made as if tiles had room for anything.
@@ -164,9 +165,10 @@ impl Task<'_> {
         Placement {
             target,
             replicas: self.shards,
-            schedule: self.schedule,
+            schedule: self.schedule.clone(),
             accumulation: self.accumulation,
             pinned: None,
+            branches: false,
         }
     }
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::compile::{CompileOptions, TrainingOptions};
 use crate::pass::Recompute;
-use crate::schedule::{Rule, Schedule};
+use crate::schedule::{Branches, Rule, Schedule};
 
 /// The largest global batch that is searched where none is given: what LXMERT was pretrained with, the most of
 /// its published recipes.
@@ -83,6 +83,7 @@ impl Candidate {
             tiles: self.stages,
             chunks: self.chunks,
             training,
+            branches: Branches::chain(),
         }
     }
 

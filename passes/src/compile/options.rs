@@ -6,7 +6,7 @@ use lxpod_ir::{DType, Target};
 use super::CompileError;
 use crate::partition::PinnedStages;
 use crate::pass::{LossScale, Mode, Options, Precision, Recompute};
-use crate::schedule::{Rule, Schedule};
+use crate::schedule::{Branches, Rule, Schedule};
 use crate::update::{Optimizer, UpdateOptions};
 
 /// What to compile for.
@@ -26,6 +26,8 @@ pub struct CompileOptions {
     pub training: Option<TrainingOptions>,
     /// A placement by hand; without one the best is searched for.
     pub pinned: Option<PinnedStages>,
+    /// Whether stages that exchange nothing may lie side by side, instead of all in a chain.
+    pub branches: bool,
 }
 
 /// A training step.
@@ -88,6 +90,7 @@ impl CompileOptions {
             precision: Precision::Mixed,
             training: None,
             pinned: None,
+            branches: false,
         }
     }
 
@@ -136,11 +139,16 @@ impl CompileOptions {
                 1
             },
             training: true,
+            branches: Branches::chain(),
         };
         let problem = |message| CompileError::Option {
             flag: "--schedule",
             message,
         };
+        if interleaved && self.branches {
+            let message = "interleaved takes no --branches; leave them out, or use 1f1b";
+            return Err(problem(message.to_owned()));
+        }
         let micro_batches = training.accumulation.max(1);
         schedule.check(micro_batches).map_err(problem)?;
         Ok((schedule, micro_batches))
@@ -204,6 +212,9 @@ impl CompileOptions {
             "stages": stages,
             "precision": self.precision.name(),
         });
+        if self.branches {
+            record["branches"] = true.into();
+        }
         if let Some(pinned) = &self.pinned {
             record["placement"] = serde_json::json!(pinned.stages);
         }

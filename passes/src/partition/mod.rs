@@ -4,7 +4,9 @@
 //! it names, which loses nothing, since a view takes no time and only the viewed bytes cross a cut.
 //! Leaves, zeros, and values that only pick rows of inputs, are no atoms: each stage that reads one
 //! gets its own copy. The engine in [`crate::solve::partition`] then finds the split with the smallest
-//! bottleneck. A value that crosses cuts is passed on by a `transfer` from each stage to the next.
+//! bottleneck. A value that crosses cuts is passed on by a `transfer` from each stage to the next; where stages may lie
+//! on branches, it is sent straight to each stage that reads it, and the stages that exchange values are the pipeline's
+//! edges.
 //!
 //! Nodes of the backward half ride with the forward operator whose derivative they are part of, or the first
 //! of those whose cotangents they read: an atom's cycles are those of both. Their order mirrors that of the forward
@@ -30,7 +32,8 @@ use crate::cost::CostModel;
 use crate::phase::phases;
 use crate::schedule::{Phase, Schedule};
 use crate::solve::partition::{
-    Item, Joint, Limits, PartitionError, Problem, Shared, Solution, Value as Moved, refute, solve,
+    Edge, Item, Joint, Limits, PartitionError, Problem, Shared, Solution, Value as Moved, refute,
+    solve,
 };
 pub use pinned::{Operator, PinnedStages};
 pub use place::place_update;
@@ -68,6 +71,8 @@ pub struct Pipeline<'a> {
     pub states: &'a BTreeMap<String, u64>,
     /// A placement by hand, instead of the best one.
     pub pinned: Option<&'a PinnedStages>,
+    /// Whether stages may lie on branches, instead of in a chain.
+    pub branches: bool,
 }
 
 /// Places every node on a stage, inserts transfers, and says how good that is.
@@ -107,7 +112,11 @@ pub(crate) fn partition_among(
     };
     let stage = |atom: &Option<usize>| atom.map(|atom| solution.device_of[atom] as u32);
     let stages: Vec<Option<u32>> = atoms.of_node.iter().map(stage).collect();
-    place(graph, &stages, &atoms.again, Routes::Relayed);
+    let routes = match pipeline.branches {
+        true => Routes::Direct,
+        false => Routes::Relayed,
+    };
+    place(graph, &stages, &atoms.again, routes);
     drop_unread(graph, &atoms.again);
     let partition = Partition {
         objective_cycles: solution.objective,
@@ -126,7 +135,8 @@ pub(crate) fn partition_among(
 
 /// The best split. That without a limit on memory is found sooner, and where it keeps the limit, none is better.
 fn best(problem: &Problem, among: Among) -> Result<Solution, PartitionError> {
-    if among == Among::Fitting {
+    // With branches the solver begins without a limit itself.
+    if among == Among::Fitting || (among == Among::Either && problem.branches.is_some()) {
         return solve(problem, &Limits::default());
     }
     let free = Problem {
@@ -425,6 +435,11 @@ fn problem(graph: &Graph, atoms: &Atoms, pipeline: &Pipeline<'_>) -> Problem {
         hosts: 0,
         memory_limit: Some(memory_limit(target, schedule)),
         in_flight: in_flight(schedule, accumulation),
+        branches: pipeline.branches.then_some(match schedule.training {
+            true => accumulation as u64,
+            // Inference goes on: what counts is the slowest stage, and then the path.
+            false => 1 << 32,
+        }),
     };
     for id in graph.nodes().filter(|id| !atoms.again.contains(id.index())) {
         for value in crate::walk::values(graph, id) {
@@ -483,14 +498,21 @@ fn add_value(
         _ => pipeline.target.link_cycles(bytes),
     };
     let backward = atoms.phases[value.node.index()] == Phase::Backward;
+    let feedback = backward && producer.is_some();
+    let relayed = producer.is_some() && !pipeline.branches;
+    if feedback && !relayed {
+        let to = producer.unwrap_or(0);
+        let edges = users.iter().map(|&from| Edge { from, to });
+        problem.edges.extend(edges);
+    }
     let kept = !backward && producer.is_some() && atoms.is_stashed(graph, value);
     problem.values.push(Moved {
         producer,
         users,
         cost,
         stash: if kept { bytes } else { 0 },
-        feedback: backward && producer.is_some(),
-        relayed: producer.is_some(),
+        feedback,
+        relayed,
     });
 }
 

@@ -104,10 +104,19 @@ impl Split {
         lower_bound: u64,
         limits: &Limits<'_>,
     ) -> Result<Certified, CertificateError> {
-        let solution = Solution::of(&self.problem, self.stage_of.clone(), lower_bound, 0);
+        let problem = match self.problem.branches {
+            // No split has a faster slowest stage, whatever stages keep by their places.
+            Some(_) => Problem {
+                memory_limit: None,
+                branches: None,
+                ..self.problem.clone()
+            },
+            None => self.problem.clone(),
+        };
+        let solution = Solution::of(&problem, self.stage_of.clone(), lower_bound, 0);
         Ok(Certified {
-            certificate: Certificate::new(&self.problem, &solution, limits)?,
-            problem: self.problem.clone(),
+            certificate: Certificate::new(&problem, &solution, limits)?,
+            problem,
         })
     }
 

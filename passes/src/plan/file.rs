@@ -106,7 +106,7 @@ impl Plan {
             target,
             replicas: *replicas,
             partition,
-            schedule: *schedule,
+            schedule: schedule.clone(),
             accumulation: *accumulation,
             tiles,
             graph: graph.to_string(),
@@ -219,10 +219,10 @@ impl Plan {
                 "the plan's replicas and stages do not match its target's tiles",
             ));
         }
-        check_graph(&self.graph, &phases(&self.graph), self.stages()).map_err(file)?;
+        check_graph(&self.graph, &phases(&self.graph), &self.schedule).map_err(file)?;
         if let Some(update) = &self.update {
             let phases = vec![Phase::Update; update.bound()];
-            check_graph(update, &phases, self.stages()).map_err(file)?;
+            check_graph(update, &phases, &self.schedule).map_err(file)?;
         }
         let shared = |node: &lxpod_ir::Node| match &node.op {
             Op::State(state) => state.shards,
@@ -250,15 +250,20 @@ impl Plan {
     }
 }
 
-/// Checks that every node is on a stage, that values of the forward half move to the next stage and
-/// those of the backward half to an earlier one, and that no row space is empty.
-fn check_graph(graph: &Graph, phases: &[Phase], stages: usize) -> Result<(), &'static str> {
+/// Checks that every node is on a stage, that values of the forward half move to a stage behind it that the schedule
+/// has an edge to, and those of the backward half back along one, and that no row space is empty.
+fn check_graph(graph: &Graph, phases: &[Phase], schedule: &Schedule) -> Result<(), &'static str> {
+    let stages = schedule.stages();
+    let sends = |from: Option<u32>, to: Option<u32>| {
+        let ends = from.zip(to).filter(|(from, to)| from < to);
+        ends.is_some_and(|(from, to)| schedule.branches.has(from as usize, to as usize))
+    };
     let placed = |id: NodeId| {
         let node = graph.node(id);
         let on = |stage: Option<u32>| stage.is_some_and(|stage| (stage as usize) < stages);
         let near = match (&node.op, phases[id.index()]) {
-            (Op::Transfer(transfer), Phase::Forward) => node.stage == transfer.to.checked_sub(1),
-            (Op::Transfer(transfer), Phase::Backward) => Some(transfer.to) < node.stage,
+            (Op::Transfer(transfer), Phase::Forward) => sends(node.stage, Some(transfer.to)),
+            (Op::Transfer(transfer), Phase::Backward) => sends(Some(transfer.to), node.stage),
             _ => true,
         };
         on(node.stage) && on(home(graph, id)) && near
@@ -329,6 +334,23 @@ mod tests {
         ] {
             let file = hand_made(|body| *body.pointer_mut(path).expect(path) = value.into());
             assert!(Plan::from_bytes(&file).is_err(), "{path} = {value}");
+        }
+    }
+
+    #[test]
+    fn a_plan_with_branches_that_its_values_do_not_take_is_refused() {
+        let branched = |branches: serde_json::Value| {
+            Plan::from_bytes(&hand_made(|body| body["schedule"]["branches"] = branches))
+        };
+        branched(serde_json::json!([[], [0]])).expect("the chain");
+        for branches in [
+            serde_json::json!([[], []]),
+            serde_json::json!([[1], [0]]),
+            serde_json::json!([[], [0, 0]]),
+            serde_json::json!([[], [0], [1]]),
+            serde_json::json!([[]]),
+        ] {
+            assert!(branched(branches.clone()).is_err(), "{branches}");
         }
     }
 }

@@ -379,10 +379,13 @@ impl Plan {
         let target = &self.target;
         StageCycles {
             steps: steps.clone().map(|step| step.cycles).sum(),
-            send: steps
-                .filter(|step| step.receiver(graph).is_some())
-                .map(|step| target.link_cycles(bytes(graph.value(step.id(graph)))))
-                .sum(),
+            send: {
+                let sends = steps.filter(|step| step.receiver(graph).is_some());
+                let ids: Vec<NodeId> = sends.map(|step| step.id(graph)).collect();
+                sent(graph, phase, &ids)
+                    .map(|value| target.link_cycles(bytes(value)))
+                    .sum()
+            },
             receive: here
                 .iter()
                 .filter(is_send)
@@ -391,6 +394,17 @@ impl Plan {
             host: host.map(|value| target.host_cycles(bytes(value))).sum(),
         }
     }
+}
+
+/// The values that transfers of a phase send: of a micro-batch each once, over the links to all of its readers at the same
+/// time; of the update, whose readers may be all tiles, once for each.
+fn sent(graph: &Graph, phase: Phase, transfers: &[NodeId]) -> impl Iterator<Item = Value> {
+    let mut sent: Vec<Value> = transfers.iter().map(|&id| graph.inputs(id)[0]).collect();
+    if phase != Phase::Update {
+        sent.sort_unstable();
+        sent.dedup();
+    }
+    sent.into_iter()
 }
 
 /// Cycles of one stage for one micro-batch.

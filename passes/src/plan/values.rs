@@ -10,7 +10,7 @@ use super::Category;
 use super::lower::home;
 use crate::accumulate::ACCUMULATOR;
 use crate::phase::phases;
-use crate::schedule::{Phase, Schedule, Slot, depth};
+use crate::schedule::{Phase, Schedule, Slot};
 
 /// One program by what it does: the stage and the phase.
 pub(super) type Role = (usize, Phase);
@@ -130,7 +130,7 @@ impl<'a> Values<'a> {
         let slots = |&reader: &Role| {
             let mut depths = self.depths.borrow_mut();
             let known = depths.entry((writer, reader));
-            *known.or_insert_with(|| depth(&self.played, writer, reader))
+            *known.or_insert_with(|| self.schedule.places(&self.played, writer, reader))
         };
         let others = readers.iter().filter(|&&reader| reader != writer);
         let deepest = others.map(slots).max();

@@ -2,15 +2,19 @@
 //!
 //! Every rule lets a tile run ahead by some forward programs, then alternate between the two
 //! phases, then finish the backward programs. The rules differ in how far a tile runs ahead, which
-//! is what it must stash. With p tiles, tile t and v chunks:
+//! is what it must stash. With p tiles, b stages behind the tile's last one, and v chunks:
 //!
 //! | rule | forward programs before the first backward one | source |
 //! |---|---|---|
 //! | `gpipe` | all | Huang et al., GPipe, NeurIPS 2019 |
-//! | `1f1b` | p − 1 − t | Narayanan et al., PipeDream, SOSP 2019 |
-//! | `interleaved` | 2 (p − 1 − t) + (v − 1) p | Megatron-LM, `schedules.py` |
-//! | `popart` | 2 (p − 1 − t) | PopART, `willow/src/transforms/pipeline.cpp` |
+//! | `1f1b` | b | Narayanan et al., PipeDream, SOSP 2019 |
+//! | `interleaved` | 2 b + (v − 1) p | Megatron-LM, `schedules.py` |
+//! | `popart` | 2 b | PopART, `willow/src/transforms/pipeline.cpp` |
+//!
+//! In a chain b is p − 1 − t for tile t. Where stages lie on [`Branches`], it counts those on the longest path only
+//! (the idea of GraphPipe, Jeon et al., ASPLOS 2025), and so does what filling the pipeline takes.
 
+mod branches;
 mod play;
 
 use std::fmt;
@@ -18,6 +22,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use branches::Branches;
+use branches::Links;
 pub use play::{Timed, Timeline};
 
 /// What a program does with its stage.
@@ -93,7 +99,7 @@ impl FromStr for Rule {
 }
 
 /// The order of programs on the tiles of one replica. Stage s lies on tile s mod `tiles`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
     /// The rule.
@@ -104,6 +110,9 @@ pub struct Schedule {
     pub chunks: usize,
     /// Whether there is a backward phase.
     pub training: bool,
+    /// Which stages exchange values.
+    #[serde(default, skip_serializing_if = "Branches::is_chain")]
+    pub branches: Branches,
 }
 
 /// One program on one tile for one micro-batch.
@@ -122,13 +131,20 @@ pub struct Slot {
     pub micro_batch: usize,
 }
 
-impl Slot {
-    /// The neighbour that sends what the slot reads; the last stage's backward program names one
-    /// that is not there.
-    fn source(&self) -> Option<usize> {
-        match self.phase {
-            Phase::Forward => self.stage.checked_sub(1),
-            Phase::Backward | Phase::Update => Some(self.stage + 1),
+impl Links {
+    /// The stages that send what a slot reads. Its own stage's forward program comes earlier in the tile's order.
+    fn sources(&self, slot: &Slot) -> &[usize] {
+        match slot.phase {
+            Phase::Forward => &self.before[slot.stage],
+            Phase::Backward | Phase::Update => &self.after[slot.stage],
+        }
+    }
+
+    /// The stages that read what a slot sends.
+    fn readers(&self, slot: &Slot) -> &[usize] {
+        match slot.phase {
+            Phase::Forward => &self.after[slot.stage],
+            Phase::Backward | Phase::Update => &self.before[slot.stage],
         }
     }
 }
@@ -141,6 +157,7 @@ impl Schedule {
             tiles,
             chunks: 1,
             training: false,
+            branches: Branches::chain(),
         }
     }
 
@@ -159,13 +176,31 @@ impl Schedule {
         stage % self.tiles
     }
 
+    /// Stages on the longest path: what a micro-batch passes one after the other.
+    pub fn longest_path(&self) -> usize {
+        self.branches.links(self.stages()).longest_path()
+    }
+
+    /// By stage: the stages behind it on the longest path that begins there.
+    pub fn behind(&self) -> Vec<usize> {
+        self.branches.links(self.stages()).behind
+    }
+
     /// Checks that the rule can order that many micro-batches.
     ///
     /// # Errors
     /// Says what it needs and which flags to change.
     pub fn check(&self, micro_batches: usize) -> Result<(), String> {
-        let least = 2 * self.stages() - 1;
+        if !self.branches.is_of(self.stages()) {
+            return Err("branches that are none of its stages".to_owned());
+        }
+        let path = self.longest_path();
+        let least = 2 * path - 1;
         match self.rule {
+            Rule::Interleaved if self.training && !self.branches.is_chain() => Err(
+                "--schedule interleaved takes no --branches; leave them out, or use 1f1b"
+                    .to_owned(),
+            ),
             Rule::Interleaved if self.training && !micro_batches.is_multiple_of(self.tiles) => {
                 Err(format!(
                     "--schedule interleaved needs a multiple of the {} tiles as --gradient-accumulation, not \
@@ -174,9 +209,8 @@ impl Schedule {
                 ))
             }
             Rule::PopArt if self.training && micro_batches < least => Err(format!(
-                "--schedule popart needs a --gradient-accumulation of at least {least} with {} stages, not \
+                "--schedule popart needs a --gradient-accumulation of at least {least} with {path} stages, not \
                  {micro_batches}; change it, --stages, or --schedule to 1f1b or gpipe",
-                self.stages()
             )),
             _ => Ok(()),
         }
@@ -186,8 +220,18 @@ impl Schedule {
     /// one: a slot comes after those it reads from, the slots of a tile are in the tile's order, and
     /// the micro-batches of each program ascend. Within a cycle, readers come before the writers of
     /// what they read next, so that values sent to a neighbour take as few places as possible. Where
-    /// [`Schedule::check`] refuses the number, tiles may wait for one another, and slots be missing.
+    /// [`Schedule::check`] refuses the number, tiles may wait for one another, and slots be missing. Without a backward
+    /// phase nothing holds back a short branch but that its stages begin no sooner than the longest path needs them.
     pub fn slots(&self, micro_batches: usize) -> Vec<Slot> {
+        let links = self.branches.links(self.stages());
+        let ahead: Vec<usize> = (0..self.tiles)
+            .map(|tile| self.ahead(tile, &links))
+            .collect();
+        let path = links.longest_path();
+        let early = |slot: &Slot, cycle| {
+            let begin = path - 1 - links.behind[slot.stage];
+            !self.training && self.chunks == 1 && cycle < slot.micro_batch + begin
+        };
         let mut slots = Vec::new();
         let mut next = vec![0; self.tiles];
         // Micro-batches that are through, by stage and phase, when the cycle begins.
@@ -195,16 +239,18 @@ impl Schedule {
         for cycle in 0.. {
             let begin = slots.len();
             for (tile, next) in next.iter_mut().enumerate() {
-                while let Some(slot) = self.nth(tile, *next, micro_batches, cycle)
-                    && self.is_ready(&slot, &done)
+                while let Some(slot) = self.nth(tile, *next, ahead[tile], micro_batches)
+                    && is_ready(&links, &slot, &done)
+                    && !early(&slot, cycle)
                     && self.fits(&slots[begin..], &slot)
                 {
-                    slots.push(slot);
+                    slots.push(Slot { cycle, ..slot });
                     *next += 1;
                 }
             }
+            let ended = slots.len() == begin && cycle >= path;
             let cycle = &mut slots[begin..];
-            if cycle.is_empty() {
+            if ended {
                 break;
             }
             cycle.sort_by_key(|slot| match slot.phase {
@@ -218,10 +264,10 @@ impl Schedule {
         slots
     }
 
-    /// The n-th slot of a tile.
-    fn nth(&self, tile: usize, n: usize, micro_batches: usize, cycle: usize) -> Option<Slot> {
+    /// The n-th slot of a tile that does so many forward programs first; its cycle is not known yet.
+    fn nth(&self, tile: usize, n: usize, ahead: usize, micro_batches: usize) -> Option<Slot> {
         let all = micro_batches * self.chunks;
-        let ahead = self.ahead(tile).min(all);
+        let ahead = ahead.min(all);
         let (phase, unit) = match n {
             _ if n < ahead => (Phase::Forward, n),
             _ if !self.training => return None,
@@ -240,7 +286,7 @@ impl Schedule {
             Phase::Forward | Phase::Update => turn,
         };
         Some(Slot {
-            cycle,
+            cycle: 0,
             tile,
             stage: chunk * self.tiles + tile,
             phase,
@@ -249,8 +295,8 @@ impl Schedule {
     }
 
     /// Forward programs of a tile before its first backward one.
-    fn ahead(&self, tile: usize) -> usize {
-        let behind = self.tiles - 1 - tile;
+    fn ahead(&self, tile: usize, links: &Links) -> usize {
+        let behind = links.behind[(self.chunks - 1) * self.tiles + tile];
         match self.rule {
             _ if !self.training => usize::MAX,
             Rule::GPipe => usize::MAX,
@@ -258,13 +304,6 @@ impl Schedule {
             Rule::Interleaved => 2 * behind + (self.chunks - 1) * self.tiles,
             Rule::PopArt => 2 * behind,
         }
-    }
-
-    /// Whether the neighbour a slot reads from is through with its micro-batch. Its own stage's
-    /// forward program is: it comes earlier in the tile's order.
-    fn is_ready(&self, slot: &Slot, done: &[[usize; 2]]) -> bool {
-        let source = slot.source().and_then(|stage| done.get(stage));
-        source.is_none_or(|done| done[slot.phase as usize] > slot.micro_batch)
     }
 
     /// Whether the slot's tile has room for it in a cycle that has these slots.
@@ -275,17 +314,49 @@ impl Schedule {
         }
     }
 
-    /// [`depth`] in this schedule's order of so many micro-batches.
+    /// Places of a value when `slots`, this schedule's, are played: that program `from` writes (on the reader's tile,
+    /// if that is another), and that program `to` is the last to read. Micro-batch i uses place i mod that number.
+    ///
+    /// That is [`depth`], but where stages on branches are trained no less than the earlier of the two stages has
+    /// micro-batches in flight, more than which are never under way between the two, so that none waits for a place
+    /// whatever programs take; and no less than forward programs alone need, which evaluate.
+    pub fn places(&self, slots: &[Slot], from: (usize, Phase), to: (usize, Phase)) -> usize {
+        let least = match self.training && !self.branches.is_chain() && from.0 != to.0 {
+            true => {
+                let earlier = from.0.min(to.0);
+                let in_flight = depth(slots, (earlier, Phase::Forward), (earlier, Phase::Backward));
+                let forward = Schedule {
+                    training: false,
+                    ..self.clone()
+                };
+                // Beyond a full pipeline nothing changes.
+                let alone = match from.1.max(to.1) {
+                    Phase::Forward => forward.depth(from, to, 2 * self.stages()),
+                    Phase::Backward | Phase::Update => 1,
+                };
+                in_flight.max(alone)
+            }
+            false => 1,
+        };
+        depth(slots, from, to).max(least)
+    }
+
+    /// [`Schedule::places`] in an order of so many micro-batches.
     pub fn depth(&self, from: (usize, Phase), to: (usize, Phase), micro_batches: usize) -> usize {
-        depth(&self.slots(micro_batches), from, to)
+        self.places(&self.slots(micro_batches), from, to)
     }
 }
 
+/// Whether those that a slot reads from are through with its micro-batch.
+fn is_ready(links: &Links, slot: &Slot, done: &[[usize; 2]]) -> bool {
+    let through = |&stage: &usize| done[stage][slot.phase as usize] > slot.micro_batch;
+    links.sources(slot).iter().all(through)
+}
+
 /// The most micro-batches of a value that are alive at once when slots are played in order: from the slot of
-/// program `from`, which writes it (on the reader's tile, if that is another), to the end of the slot of program
-/// `to`, the last that reads it. A value read by the update is alive to the end. Places of that number suffice:
-/// micro-batch i uses place i mod depth, since programs take micro-batches in ascending order.
-pub fn depth(slots: &[Slot], from: (usize, Phase), to: (usize, Phase)) -> usize {
+/// program `from` to the end of the slot of program `to`. A value read by the update is alive to the end. Places of that
+/// number suffice, since programs take micro-batches in ascending order.
+fn depth(slots: &[Slot], from: (usize, Phase), to: (usize, Phase)) -> usize {
     let (mut alive, mut most) = (0, 1);
     for slot in slots {
         let program = (slot.stage, slot.phase);

@@ -12,6 +12,7 @@ fn training(rule: Rule, tiles: usize, chunks: usize) -> Schedule {
         tiles,
         chunks,
         training: true,
+        branches: Branches::chain(),
     }
 }
 
@@ -25,7 +26,7 @@ fn cases() -> Vec<(Schedule, usize)> {
                     let schedule = training(rule, tiles, chunks);
                     let inference = Schedule {
                         training: false,
-                        ..schedule
+                        ..schedule.clone()
                     };
                     cases.push((schedule, micro_batches));
                     cases.push((inference, micro_batches));

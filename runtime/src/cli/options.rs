@@ -41,6 +41,11 @@ pub(crate) struct PlanOptions {
     #[arg(long, value_name = "S", value_parser = positive)]
     pub(crate) stages: Option<usize>,
 
+    /// Let stages that exchange nothing lie side by side, the towers of language and vision for one, instead of
+    /// all in a chain: a micro-batch then passes the stages of the longest path only
+    #[arg(long, conflicts_with = "auto")]
+    pub(crate) branches: bool,
+
     /// Search the pod for the fastest plan that fits: replicas, stages, micro-batch, accumulation, recomputation,
     /// schedule and sharing out of states, as far as they are not given
     #[arg(long)]
@@ -260,6 +265,7 @@ impl PlanOptions {
             let pinned = options.pinned.as_ref()?.stages.len();
             Some(pinned.div_ceil(self.chunks_of_a_tile()))
         });
+        options.branches = self.branches;
         options.precision = self.precision.unwrap_or(Precision::Mixed);
         options.training = (self.mode == Some(Mode::Training)).then(|| self.training());
         Ok(options)
@@ -333,6 +339,7 @@ impl PlanOptions {
             "--output-hidden-states" => !has("hidden_states"),
             "--output-attentions" => !has("attentions"),
             "--replicated-tensor-sharding" => !has("replicated_tensor_sharding"),
+            "--branches" => !has("branches"),
             _ => true,
         });
         if settled.is_empty() {
@@ -356,6 +363,7 @@ impl PlanOptions {
             ("--target", self.target.is_some()),
             ("--replicas", self.replicas.is_some()),
             ("--stages", self.stages.is_some()),
+            ("--branches", self.branches),
             ("--auto", self.auto),
             ("--place", self.place.is_some()),
             ("--set", !self.set.is_empty()),

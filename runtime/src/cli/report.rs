@@ -168,6 +168,7 @@ impl<'a> Report<'a> {
             "boxes": self.option("boxes"),
             "gradient_accumulation": self.used.micro_batches,
             "schedule": self.used.schedule,
+            "longest_path": plan.schedule.longest_path(),
             "recompute": self.recompute(),
             "replicated_tensor_sharding": self.shares_states(),
             "compile_seconds": self.compile_seconds,
@@ -186,7 +187,8 @@ impl<'a> Report<'a> {
             "predicted": predicted::document(&self.simulation.predict(), plan.target.machine),
         });
         if let Some(rival) = self.rival {
-            document["placement"] = rival.document(self, self.used);
+            let (field, rival) = rival.document(self, self.used);
+            document[field] = rival;
         }
         document
     }
@@ -202,6 +204,7 @@ impl<'a> Report<'a> {
                 "tile": replica * per_replica + tile,
                 "replica": replica,
                 "stage": stage,
+                "after": self.plan.schedule.branches.before(stage),
                 "ops": summary.ops,
                 "parameters": summary.parameters,
                 "flops": summary.flops,
@@ -293,6 +296,10 @@ impl<'a> Report<'a> {
         } else {
             " (not proven optimal)"
         };
+        if !self.plan.schedule.branches.is_chain() {
+            let path = self.plan.schedule.longest_path();
+            let _ = write!(text, ", the longest path has {}", plural(path, "stage"));
+        }
         let _ = write!(
             text,
             "{verdict}; {}, {}",
@@ -304,8 +311,13 @@ impl<'a> Report<'a> {
 
     /// What each stage does.
     pub(crate) fn tile_table(&self) -> String {
+        let branches = &self.plan.schedule.branches;
         let mut table = Table::new(&[
-            "stage",
+            if branches.is_chain() {
+                "stage"
+            } else {
+                "stage <- after"
+            },
             "<scopes",
             "ops",
             "parameters",
@@ -320,8 +332,12 @@ impl<'a> Report<'a> {
             .max(1);
         for (stage, (summary, label)) in self.stages.iter().zip(self.labels()).enumerate() {
             let cycles = self.simulation.stage_cycles(stage);
+            let after = match branches.is_chain() {
+                true => String::new(),
+                false => format!(" <- {}", listed(&branches.before(stage))),
+            };
             table.row([
-                stage.to_string(),
+                format!("{stage}{after}"),
                 if summary.ops == 0 {
                     "(empty)".to_owned()
                 } else {
@@ -408,4 +424,16 @@ fn shortened(text: &str, most: usize) -> String {
     }
     let kept: String = text.chars().take(most - 1).collect();
     kept + "…"
+}
+
+/// Numbers as a list; a dash for none.
+fn listed(numbers: &[usize]) -> String {
+    match numbers {
+        [] => "-".to_owned(),
+        _ => numbers
+            .iter()
+            .map(usize::to_string)
+            .collect::<Vec<_>>()
+            .join(" "),
+    }
 }

@@ -1,4 +1,5 @@
-//! A placement by hand beside the compiler's own.
+//! A plan beside another that it is to be judged by: a placement by hand beside the compiler's own, branches beside a
+//! chain.
 
 use lxpod_passes::CompileOptions;
 use lxpod_passes::plan::Plan;
@@ -11,8 +12,38 @@ use super::output::{HEADING, STRONG, grouped, seconds, styled};
 use super::report::Report;
 use super::source::compile_model;
 
-/// The plan that the compiler finds where another was placed by hand, or why there is none.
-pub(crate) struct Rival(Result<Plan, String>);
+/// The plan of the same options that another is judged by, or why there is none.
+pub(crate) struct Rival {
+    kind: Kind,
+    plan: Result<Plan, String>,
+}
+
+/// What sets the two apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The plan was placed by hand; the rival was not.
+    Placement,
+    /// The plan's stages may lie on branches; the rival's lie in a chain.
+    Branches,
+}
+
+impl Kind {
+    /// The field of documents.
+    fn field(self) -> &'static str {
+        match self {
+            Kind::Placement => "placement",
+            Kind::Branches => "branches",
+        }
+    }
+
+    /// The names of the plan and of its rival.
+    fn names(self) -> [&'static str; 2] {
+        match self {
+            Kind::Placement => ["by hand", "automatic"],
+            Kind::Branches => ["branches", "chain"],
+        }
+    }
+}
 
 /// What two plans are compared by.
 struct Judged {
@@ -50,38 +81,53 @@ impl Judged {
 }
 
 impl Rival {
-    /// The compiler's own plan for the same options, if they pin one.
+    /// The compiler's own plan for the same options, if they pin one; a chain, if they allow branches.
     pub(crate) fn of(model: &Model, options: &CompileOptions, global: &Global) -> Option<Rival> {
-        options.pinned.as_ref()?;
-        let own = CompileOptions {
-            pinned: None,
-            ..options.clone()
+        let mut other = options.clone();
+        let kind = match (other.pinned.take(), options.branches) {
+            (Some(_), _) => Kind::Placement,
+            (None, true) => Kind::Branches,
+            (None, false) => return None,
         };
-        let compiled = compile_model(model, &own, global, &mut |_, _| {});
-        let found = compiled.map(|(plan, _)| plan).map_err(|error| {
+        other.branches = options.branches && kind == Kind::Placement;
+        let compiled = compile_model(model, &other, global, &mut |_, _| {});
+        let plan = compiled.map(|(plan, _)| plan).map_err(|error| {
             let shown = error.to_string();
             shown.lines().next().unwrap_or_default().to_owned()
         });
-        Some(Rival(found))
+        Some(Rival { kind, plan })
     }
 
     /// Both, used alike.
     fn judged(&self, report: &Report<'_>, used: Use) -> Result<[Judged; 2], &str> {
-        let own = self.0.as_ref().map_err(String::as_str)?;
-        let own = Judged::of(&Report::new(own, used, None));
-        Ok([Judged::of(report), own])
+        let other = self.plan.as_ref().map_err(String::as_str)?;
+        let other = Judged::of(&Report::new(other, used, None));
+        Ok([Judged::of(report), other])
     }
 
-    /// For programs.
-    pub(crate) fn document(&self, report: &Report<'_>, used: Use) -> Value {
-        match self.judged(report, used) {
-            Err(message) => json!({"automatic": null, "problem": message}),
-            Ok([by_hand, own]) => json!({
-                "by_hand": by_hand.document(),
-                "automatic": own.document(),
-                "objective_ratio": ratio(by_hand.bottleneck_cycles as f64, own.bottleneck_cycles as f64),
-                "step_ratio": ratio(by_hand.step_seconds, own.step_seconds),
-            }),
+    /// For programs: the field, and what it holds.
+    pub(crate) fn document(&self, report: &Report<'_>, used: Use) -> (&'static str, Value) {
+        let names = self.kind.names().map(|name| name.replace(' ', "_"));
+        let document = match self.judged(report, used) {
+            Err(message) => json!({&names[1]: null, "problem": message}),
+            Ok(both) => {
+                let [slower, faster] = self.ordered(&both);
+                json!({
+                    &names[0]: both[0].document(),
+                    &names[1]: both[1].document(),
+                    "objective_ratio": ratio(slower.bottleneck_cycles as f64, faster.bottleneck_cycles as f64),
+                    "step_ratio": ratio(slower.step_seconds, faster.step_seconds),
+                })
+            }
+        };
+        (self.kind.field(), document)
+    }
+
+    /// The one that is expected to be slower first: a placement by hand, a chain.
+    fn ordered<'j>(&self, [own, other]: &'j [Judged; 2]) -> [&'j Judged; 2] {
+        match self.kind {
+            Kind::Placement => [own, other],
+            Kind::Branches => [other, own],
         }
     }
 
@@ -90,21 +136,25 @@ impl Rival {
         let line = |name: &str, value: &str| {
             format!("{}  {value}\n", styled(HEADING, format!("{name:<9}")))
         };
+        let names = self.kind.names();
         match self.judged(report, used) {
-            Err(message) => line("automatic", message),
-            Ok([by_hand, own]) => {
-                let step = ratio(by_hand.step_seconds, own.step_seconds);
-                let bottleneck = ratio(
-                    by_hand.bottleneck_cycles as f64,
-                    own.bottleneck_cycles as f64,
-                );
-                line("by hand", &by_hand.text())
-                    + &line("automatic", &own.text())
+            Err(message) => line(names[1], message),
+            Ok(both) => {
+                let [slower, faster] = self.ordered(&both);
+                let step = ratio(slower.step_seconds, faster.step_seconds);
+                let cycles = |judged: &Judged| judged.bottleneck_cycles as f64;
+                let bottleneck = ratio(cycles(slower), cycles(faster));
+                let what = match self.kind {
+                    Kind::Placement => "the placement by hand",
+                    Kind::Branches => "a chain",
+                };
+                let step = styled(STRONG, format!("{step:.2} x"));
+                line(names[0], &both[0].text())
+                    + &line(names[1], &both[1].text())
                     + &line(
                         "ratio",
                         &format!(
-                            "the placement by hand takes {} the time of a step, {bottleneck:.2} x that of the slowest stage",
-                            styled(STRONG, format!("{step:.2} x"))
+                            "{what} takes {step} the time of a step, {bottleneck:.2} x that of the slowest stage"
                         ),
                     )
             }

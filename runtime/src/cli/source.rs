@@ -141,7 +141,7 @@ pub(crate) struct Compiled {
     pub(crate) seconds: f64,
     /// The split into stages.
     pub(crate) split: Split,
-    /// The compiler's own plan, beside a placement by hand.
+    /// What the plan is judged by: the compiler's own beside a placement by hand, a chain beside branches.
     pub(crate) rival: Option<Rival>,
     /// The search that found its options, if there was one.
     pub(crate) found: Option<Found>,
@@ -153,7 +153,7 @@ impl Planned {
         self.compiled.as_ref().map(|compiled| compiled.seconds)
     }
 
-    /// The compiler's own plan, beside a placement by hand.
+    /// What the plan is judged by, if it is.
     pub(crate) fn rival(&self) -> Option<&Rival> {
         self.compiled.as_ref()?.rival.as_ref()
     }

@@ -36,6 +36,17 @@ proptest! {
     }
 
     #[test]
+    fn a_bound_is_none_of_branches(p in problem()) {
+        if let Some((solution, _)) = certified(&p) {
+            let values = p.values.into_iter().map(|value| Value { relayed: false, ..value });
+            let branched = Problem { branches: Some(3), values: values.collect(), ..p };
+            if let Ok(certificate) = Certificate::new(&branched, &solution, &Limits::default()) {
+                prop_assert!(!accepts(&branched, &certificate));
+            }
+        }
+    }
+
+    #[test]
     fn no_certificate_shows_too_much(p in prop_oneof![problem(), chain_of_blocks()], more in 1u64..20) {
         if let Some((mut solution, mut certificate)) = certified(&p) {
             certificate.lower_bound += more;

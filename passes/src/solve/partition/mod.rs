@@ -20,6 +20,8 @@
 //! + in_flight[non-empty devices after it] * sum of stash of values produced or used on it
 //! ```
 //!
+//! where devices may lie side by side (`branches`), with the devices after it on the longest path instead.
+//!
 //! # Method
 //! A bound B is tested by computing for every ideal the fewest devices that can run all items outside it with no
 //! load above B: from each ideal reached, last to first, a depth-first walk removes one item at a time, keeping
@@ -33,6 +35,7 @@
 //! communication), then the fewest non-empty devices, then the first in ideal order. Empty devices come last. With
 //! hosts it is the first in the order of the search.
 
+mod branches;
 pub mod certificate;
 #[cfg(test)]
 mod certificate_tests;
@@ -84,6 +87,10 @@ pub struct Problem {
     /// Copies of its stashed values a device keeps, by the number of non-empty devices behind it; must not
     /// decrease; the last entry holds for all greater depths. Empty means no stash.
     pub in_flight: Vec<u64>,
+    /// Devices may lie side by side, in steps of so many micro-batches: a device waits for those it exchanges values
+    /// with, and copies go by the devices behind it on the longest path of those. Not with hosts or relayed values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branches: Option<u64>,
 }
 
 /// One atom.
@@ -318,18 +325,26 @@ pub fn evaluate(problem: &Problem, device_of: &[usize]) -> Evaluation {
             };
         }
     }
-    for d in 0..devices {
-        let behind = used[d + 1..].iter().filter(|&&u| u).count();
+    let behind = match problem.branches {
+        Some(_) => branches::behind(problem, device_of),
+        None => (1..=devices)
+            .map(|d| used[d..].iter().filter(|&&u| u).count())
+            .collect(),
+    };
+    for (d, &behind) in behind.iter().enumerate() {
         eval.memory[d] += workspace[d] + stash[d] * model::copies(&problem.in_flight, behind);
     }
     eval
 }
 
-/// Minimises the largest load.
+/// Minimises the largest load; where devices may lie side by side, the time of a step.
 ///
 /// # Errors
 /// A malformed problem, or one that does not fit the memory.
 pub fn solve(problem: &Problem, limits: &Limits<'_>) -> Result<Solution, PartitionError> {
+    if problem.branches.is_some() {
+        return branches::solve(problem, limits);
+    }
     let (model, dag) = Model::new(problem)?;
     let mut budget = Budget::new(limits.steps, limits.stop);
     let mut best = None;

@@ -131,7 +131,7 @@ prop_compose! {
             Value { producer: (p < n).then(|| relabel[p]), users, cost, stash, feedback, relayed: relayed && p < n && !feedback }
         }).collect();
         let shared = shared.into_iter().map(|(bytes, users)| Shared { bytes, users }).collect();
-        Problem { items, edges, values, shared, joint: Vec::new(), devices, hosts: 0, memory_limit: limit, in_flight }
+        Problem { items, edges, values, shared, joint: Vec::new(), devices, hosts: 0, memory_limit: limit, in_flight, branches: None }
     }
 }
 

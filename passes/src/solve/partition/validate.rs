@@ -55,6 +55,10 @@ pub(super) fn check(problem: &Problem) -> Result<(), PartitionError> {
     {
         return invalid("a relayed value comes from outside".into());
     }
+    if problem.branches.is_some() && (problem.hosts > 0 || problem.values.iter().any(|v| v.relayed))
+    {
+        return invalid("with branches, there are no hosts, and no value is relayed".into());
+    }
     if problem.in_flight.windows(2).any(|w| w[0] > w[1]) {
         return invalid("in_flight decreases with depth".into());
     }

@@ -186,6 +186,7 @@ fn plan(graph: &Graph) -> Result<Plan> {
         schedule: Schedule::inference(1),
         accumulation: 1,
         pinned: None,
+        branches: false,
     };
     Ok(plan_graph(
         (graph, None),

@@ -49,6 +49,10 @@ pub(super) fn check(
         return Err(Refusal::Problem);
     }
     validate::check(problem).map_err(|error| Refusal::Field("problem", error.to_string()))?;
+    if problem.branches.is_some() {
+        let known = "has branches; its bound is that of the problem without them and without a memory limit";
+        return Err(Refusal::Field("problem", known.to_owned()));
+    }
     let order = Order::of(problem)?;
     check_placement(problem, certificate, &order)?;
     let Some(bound) = certificate.lower_bound.checked_sub(1) else {
