@@ -317,9 +317,10 @@ impl Schedule {
     /// Places of a value when `slots`, this schedule's, are played: that program `from` writes (on the reader's tile,
     /// if that is another), and that program `to` is the last to read. Micro-batch i uses place i mod that number.
     ///
-    /// That is [`depth`], but where stages on branches are trained no less than the earlier of the two stages has
-    /// micro-batches in flight, more than which are never under way between the two, so that none waits for a place
-    /// whatever programs take; and no less than forward programs alone need, which evaluate.
+    /// That is the most micro-batches of the value that are alive at once. Where stages on branches are trained, it is no
+    /// less than the earlier of the two stages has micro-batches in flight, more than which are never under way between
+    /// the two, so that none waits for a place whatever programs take; and no less than forward programs alone need,
+    /// which evaluate.
     pub fn places(&self, slots: &[Slot], from: (usize, Phase), to: (usize, Phase)) -> usize {
         let least = match self.training && !self.branches.is_chain() && from.0 != to.0 {
             true => {
