@@ -3,6 +3,7 @@
 mod determinism;
 mod golden;
 mod gradients;
+mod groups;
 mod ledger;
 mod planning;
 mod sharding;

@@ -4,7 +4,9 @@ use lxpod_ir::front::LxmertConfig;
 use lxpod_ir::{Graph, Target};
 
 use super::bound::UpdateNeeds;
-use crate::compile::{CompileError, CompileOptions, Optimised, Placed, Placement, state_bytes};
+use crate::compile::{
+    CompileError, CompileOptions, Group, Optimised, Placed, Placement, state_bytes,
+};
 use crate::cost;
 use crate::partition::{Among, Floor, Pipeline, Split, floor, refuted};
 use crate::pass::Recompute;
@@ -166,6 +168,7 @@ impl Task<'_> {
             replicas: self.shards,
             schedule: self.schedule,
             accumulation: self.accumulation,
+            group: Group::Exactly(1),
             pinned: None,
         }
     }
