@@ -72,6 +72,7 @@ fn parts(c: &mut Criterion) {
         update: None,
         schedule: &schedule,
         accumulation: 1,
+        group: 1,
     };
     c.bench_function("memory/lxmert-base pod16", |b| {
         b.iter(|| lower(work, &target, cost.as_ref()).expect("programs"));

@@ -22,7 +22,9 @@ use lxpod_ir::ops::Op;
 use lxpod_ir::{Binding, Extents, Graph, Target, Tensor, text};
 use lxpod_passes::plan::{Plan, Provenance};
 use lxpod_passes::schedule::Schedule;
-use lxpod_passes::{CompileOptions, Options, Placement, Precision, compile, optimise, plan_graph};
+use lxpod_passes::{
+    CompileOptions, Group, Options, Placement, Precision, compile, optimise, plan_graph,
+};
 use lxpod_runtime::tensors::{HostData, HostTensor};
 use lxpod_runtime::{BUILT_IN, Model, Samples, Session, SessionOptions};
 
@@ -57,6 +59,7 @@ fn plan_of(mut graph: Graph, precision: Precision) -> Plan {
         replicas: 1,
         schedule: Schedule::inference(1),
         accumulation: 1,
+        group: Group::Exactly(1),
         pinned: None,
         branches: false,
     };

@@ -310,6 +310,55 @@ impl Extents {
         Ok(Extents { bounds })
     }
 
+    /// The rows of several runs as those of one: the entities and segments of each behind those of the runs
+    /// before it, so that a union has the rows of all runs in its first part, then those in its second. There may
+    /// be more than the capacities.
+    pub fn joined<'a>(spaces: &Spaces, runs: impl Iterator<Item = &'a Extents> + Clone) -> Self {
+        let mut bounds: Vec<Vec<u32>> = Vec::with_capacity(spaces.iter().count());
+        for (id, space) in spaces.iter() {
+            let mut first = vec![0];
+            let mut end = 0;
+            let mut add = |rows: usize| {
+                end += rows as u32;
+                first.push(end);
+            };
+            match &space.layout {
+                Layout::Union(parts) => parts
+                    .iter()
+                    .for_each(|part| add(total(&bounds[part.index()]))),
+                Layout::Entities | Layout::Segments { .. } => runs.clone().for_each(|run| {
+                    (0..run.segments(id)).for_each(|segment| add(run.segment(id, segment).len()));
+                }),
+            }
+            bounds.push(first);
+        }
+        Extents { bounds }
+    }
+
+    /// Visits the rows of `space` that [`Extents::joined`] gives run `index` of `runs`, in the order that they have
+    /// in the run: one range, or one for each part of a union. Ranges may be empty.
+    pub fn visit_joined<'a>(
+        spaces: &Spaces,
+        runs: impl Iterator<Item = &'a Extents> + Clone,
+        index: usize,
+        space: SpaceId,
+        visit: &mut dyn FnMut(Range<usize>),
+    ) {
+        if let Layout::Union(parts) = &spaces.get(space).layout {
+            let mut first = 0;
+            for &part in parts {
+                let moved = &mut |rows: Range<usize>| visit(first + rows.start..first + rows.end);
+                Self::visit_joined(spaces, runs.clone(), index, part, moved);
+                first += runs.clone().map(|run| run.rows(part)).sum::<usize>();
+            }
+            return;
+        }
+        let mut rows = runs.map(|run| run.rows(space));
+        let start = rows.by_ref().take(index).sum();
+        let own = rows.next().unwrap_or(0);
+        visit(start..start + own);
+    }
+
     /// Checks that these are extents of `spaces`: as many, none beyond its capacity.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ use crate::recompute;
 use crate::schedule::{Branches, Phase, Schedule};
 use crate::solve::partition::PartitionError;
 use crate::update::update_graph;
-pub use options::{CompileOptions, TrainingOptions};
+pub use options::{CompileOptions, Group, TrainingOptions};
 
 /// Why a plan could not be compiled.
 #[derive(Debug, Error)]
@@ -147,6 +147,7 @@ fn compile_with(
         replicas: options.replicas,
         schedule,
         accumulation,
+        group: options.group(),
         pinned: options.pinned.as_ref(),
         branches: options.branches,
     };
@@ -250,6 +251,8 @@ pub struct Placement<'a> {
     pub schedule: Schedule,
     /// Micro-batches of one replica in a training step; 1 for inference.
     pub accumulation: usize,
+    /// How many of them a visit computes together.
+    pub group: Group,
     /// A placement by hand, if there is one.
     pub pinned: Option<&'a PinnedStages>,
     /// Whether stages may lie on branches; those of the schedule are then the ones that the split makes.
@@ -371,20 +374,31 @@ impl Placed {
             target,
             replicas,
             accumulation,
+            group,
             ..
         } = placement;
         let schedule = Schedule {
             branches,
             ..placement.schedule
         };
-        let tiles = timed(passes, "memory", &mut graph, |graph| {
-            let work = Work {
+        let (group, tiles) = timed(passes, "memory", &mut graph, |graph| {
+            let work = |group| Work {
                 graph,
                 update: update.as_ref(),
                 schedule: &schedule,
                 accumulation,
+                group,
             };
-            lower(work, target, cost::model(target).as_ref())
+            let cost = cost::model(target);
+            let tiles = |group| lower(work(group), target, cost.as_ref());
+            let mut sizes = group.sizes(accumulation).peekable();
+            loop {
+                let group = sizes.next().expect("a group of one at last");
+                match tiles(group) {
+                    Err(PlanError::OutOfMemory { .. }) if sizes.peek().is_some() => {}
+                    found => return found.map(|tiles| (group, tiles)),
+                }
+            }
         })?;
         let mut plan = Plan {
             provenance,
@@ -396,8 +410,12 @@ impl Placed {
             tiles,
             schedule,
             accumulation,
+            group,
         };
         plan.partition = attained(&plan);
+        if plan.schedule.training {
+            plan.provenance.options["group"] = group.into();
+        }
         Ok(plan)
     }
 }
@@ -411,13 +429,14 @@ fn exchanges(graph: &Graph, stages: usize) -> Branches {
     Branches::of(stages, graph.nodes().filter_map(sent))
 }
 
-/// How good the split is as it was placed: if a stage has more to do than the search reckoned with, the plan
-/// says so and is not called optimal.
+/// How good the split is as it was placed: if a stage has more to do for a micro-batch than the search reckoned with, the
+/// plan says so and is not called optimal.
 fn attained(plan: &Plan) -> Partition {
     let cycles = |stage| {
         let phases = [Phase::Forward, Phase::Backward];
         let of = |phase| plan.stage_cycles(stage, phase).total();
-        phases.map(of).into_iter().sum::<u64>()
+        let visit: u64 = phases.map(of).into_iter().sum();
+        visit.div_ceil(plan.group as u64)
     };
     let slowest = (0..plan.stages()).map(cycles).max().unwrap_or(0);
     let found = plan.partition.clone();

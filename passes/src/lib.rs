@@ -59,8 +59,8 @@ mod update;
 mod walk;
 
 pub use compile::{
-    CompileError, CompileOptions, CompileReport, Observer, Placement, TrainingOptions, compile,
-    config_hash, plan_graph,
+    CompileError, CompileOptions, CompileReport, Group, Observer, Placement, TrainingOptions,
+    compile, config_hash, plan_graph,
 };
 pub use manager::{Manager, PassError, PassReport, Report, optimise};
 pub use pass::{

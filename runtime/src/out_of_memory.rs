@@ -268,8 +268,9 @@ fn change(flags: &str, plan: &Plan, base: Speed) -> Change {
 }
 
 /// Ways to need less memory, those first that cost the least.
-const WAYS: [fn(&CompileOptions) -> Way; 9] = [
+const WAYS: [fn(&CompileOptions) -> Way; 10] = [
     automatic_placement,
+    smaller_groups,
     mixed_precision,
     shared_states,
     early_backward,
@@ -307,6 +308,22 @@ fn mixed_precision(options: &CompileOptions) -> Way {
         })],
         Precision::Mixed => Vec::new(),
     }
+}
+
+/// Fewer micro-batches at once have fewer activations.
+fn smaller_groups(options: &CompileOptions) -> Way {
+    let group = options
+        .training
+        .as_ref()
+        .and_then(|training| training.group);
+    let with = |group: usize| {
+        changed(options, format!("--group {group}"), |o| {
+            if let Some(training) = &mut o.training {
+                training.group = Some(group);
+            }
+        })
+    };
+    halved(group.unwrap_or(1)).map(with).collect()
 }
 
 /// Replicas share out what only the update reads.

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use serde_json::Value;
+
 use super::support::lxpod;
 use super::train_runs::{Golden, check_close, folder, log, losses, model};
 
@@ -104,6 +106,44 @@ fn sharing_states_out_shrinks_the_optimiser() {
     assert!((0.25..0.26).contains(&share), "{share}");
     lxpod(["compile", "lxmert-base", "--replicated-tensor-sharding"])
         .fails(3, &["--replicated-tensor-sharding", "--mode training"]);
+}
+
+#[test]
+fn groups_of_micro_batches_train_the_same_model() {
+    let golden = Golden::open("hf");
+    let train = |options: &[&str]| {
+        let (kept, output) = folder();
+        golden.train(&output, &[&["--target", "cpu"], options].concat());
+        let trained = (model(&output), losses(&output));
+        drop(kept);
+        trained
+    };
+    let alone = train(&["--group", "1"]);
+    assert!(alone == train(&["--group", "2"]));
+    assert!(alone == train(&[]));
+}
+
+#[test]
+fn a_plan_says_how_many_micro_batches_it_groups() {
+    let training = ["compile", "lxmert-base", "--mode", "training"];
+    let size = ["--gradient-accumulation", "6", "--seq-len", "8", "--json"];
+    let plan = |more: &[&str]| lxpod(training.iter().chain(&size).chain(more)).json();
+    let pod = plan(&["--stages", "8"]);
+    assert_eq!(pod["group"], 1);
+    let given = plan(&["--stages", "8", "--group", "4"]);
+    assert_eq!(given["group"], 4);
+    let [alone, open] =
+        [&["--group", "1"][..], &[]].map(|more| plan(&[&["--target", "cpu"], more].concat()));
+    assert_eq!(open["group"], 6);
+    let seconds = |plan: &Value| plan["predicted"]["step_seconds"].as_f64().expect("seconds");
+    assert!(seconds(&open) < seconds(&alone));
+    let refused = |options: &[&str], status, words: &[&str]| {
+        lxpod(training.iter().chain(&size).chain(options)).fails(status, words);
+    };
+    refused(&["--group", "7"], 2, &["--group", "use 1 to 6"]);
+    refused(&["--group", "0"], 2, &["--group"]);
+    refused(&["--group", "2", "--auto"], 2, &["--group", "--auto"]);
+    lxpod(["compile", "lxmert-base", "--group", "2"]).fails(3, &["--group", "--mode training"]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod branches;
 mod determinism;
 mod golden;
 mod gradients;
+mod groups;
 mod ledger;
 mod planning;
 mod sharding;

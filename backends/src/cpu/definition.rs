@@ -42,7 +42,7 @@ impl Machine<'_> {
             inputs: &operands.iter().collect::<Vec<_>>(),
             types: &definition.inputs,
             outputs: &definition.outputs,
-            extents: self.extents,
+            extents: self.extents(),
             spaces: &definition.spaces,
         })?;
         for (index, result) in results.iter().enumerate() {
@@ -52,7 +52,7 @@ impl Machine<'_> {
     }
 
     fn tensor(&self, step: &CpuStep, index: usize, ty: &TensorType) -> Tensor<f32> {
-        let shape = ty.shape_at(self.extents);
+        let shape = ty.shape_at(self.extents());
         if !ty.dtype.is_float() {
             return Tensor::int(shape, self.ints(step, index).to_vec());
         }

@@ -8,7 +8,8 @@ use lxpod_ir::{Extents, SpaceId};
 
 use super::arena::Arena;
 use super::kernels::{self, Kernels, LayerNorm, Linear, Scratch, View};
-use super::operand::{Moment, Operand};
+use super::members::Moment;
+use super::operand::Operand;
 use super::reduce::Sums;
 use super::step::{CpuStep, Dropping, Kernel, Source};
 use super::store::Resident;
@@ -18,6 +19,7 @@ use super::team::{Poisoned, Worker};
 const ROWS: usize = 2;
 
 /// What a step runs on.
+#[derive(Clone, Copy)]
 pub(super) struct Machine<'a> {
     /// The kernel table.
     pub kernels: &'static Kernels,
@@ -27,10 +29,8 @@ pub(super) struct Machine<'a> {
     pub replica: usize,
     /// The arenas of this replica, by tile.
     pub arenas: &'a [Arena],
-    /// The micro-batch's extents.
-    pub extents: &'a Extents,
-    /// The micro-batch, counted per replica.
-    pub micro_batch: usize,
+    /// What it runs for.
+    pub moment: Moment<'a>,
     /// What workers leave for each other within a step.
     pub sums: &'a Sums,
 }
@@ -134,14 +134,16 @@ impl Machine<'_> {
 
     /// The operand that reads as zeros now.
     pub(super) fn reset(&self, step: &CpuStep) -> Option<usize> {
-        step.reset.filter(|_| self.micro_batch == 0)
+        step.reset.filter(|_| self.moment.micro_batch() == 0)
     }
 
     pub(super) fn moment(&self) -> Moment<'_> {
-        Moment {
-            extents: self.extents,
-            micro_batch: self.micro_batch,
-        }
+        self.moment
+    }
+
+    /// What the step computes with rows.
+    pub(super) fn extents(&self) -> &Extents {
+        self.moment.extents()
     }
 
     fn rows(&self, output: &Operand) -> usize {
@@ -195,14 +197,14 @@ impl Machine<'_> {
         let heads = attention.heads;
         let width = self.read(step, 0).cols() / heads;
         for unit in worker
-            .claims(self.extents.segments(queries) * heads, 1)
+            .claims(self.extents().segments(queries) * heads, 1)
             .flatten()
         {
             let (segment, head) = (unit / heads, unit % heads);
             let columns = head * width..(head + 1) * width;
             let (rows, seen) = (
-                self.extents.segment(queries, segment),
-                self.extents.segment(keys, segment),
+                self.extents().segment(queries, segment),
+                self.extents().segment(keys, segment),
             );
             let part = |index: usize, rows: &Range<usize>| {
                 self.read(step, index)
@@ -264,18 +266,19 @@ impl Machine<'_> {
             rows,
         } = dropping;
         for claimed in worker.claims(self.rows(&step.outputs[0]), ROWS) {
-            self.extents.visit_segments(spaces, *rows, &mut |segment| {
-                let start = segment.rows.start;
-                let own = start.max(claimed.start)..segment.rows.end.min(claimed.end);
-                if own.is_empty() {
-                    return;
-                }
-                let salt = part_salt(dropout.salt, name_hash(&spaces.get(segment.space).name));
-                let key = self.key(step, 1, segment.entity);
-                let state = |row: usize| RowState::new(key, salt, (row - start) as u32);
-                let (x, out) = (self.read(step, 0), self.write(step, 0));
-                kernels::dropout(self.kernels, x, dropout.rate_under(key), state, out, own);
-            });
+            self.extents()
+                .visit_segments(spaces, *rows, &mut |segment| {
+                    let start = segment.rows.start;
+                    let own = start.max(claimed.start)..segment.rows.end.min(claimed.end);
+                    if own.is_empty() {
+                        return;
+                    }
+                    let salt = part_salt(dropout.salt, name_hash(&spaces.get(segment.space).name));
+                    let key = self.key(step, 1, segment.entity);
+                    let state = |row: usize| RowState::new(key, salt, (row - start) as u32);
+                    let (x, out) = (self.read(step, 0), self.write(step, 0));
+                    kernels::dropout(self.kernels, x, dropout.rate_under(key), state, out, own);
+                });
         }
     }
 

@@ -2,18 +2,22 @@
 
 use lxpod_ir::ops::{Activation, AttentionGrad, Op, Reduction};
 use lxpod_ir::{Graph, NodeId, SpaceId};
+use smallvec::{SmallVec, smallvec};
 
 use super::exec::Machine;
 use super::kernels::{
-    self, Addend, IGNORE_INDEX, LayerNormGrad, Matmul, ScatterAdd, Scratch, View,
+    self, Addend, Chain, IGNORE_INDEX, LayerNormGrad, Matmul, ScatterAdd, Scratch, View,
 };
-use super::step::CpuStep;
+use super::members::{Pieces, Turns};
+use super::step::{CpuStep, Source};
 use super::team::Worker;
 
 /// Rows that a worker takes at a time, at least.
 const ROWS: usize = 4;
 /// Columns that a worker sums over all rows at a time.
 const COLUMNS: usize = 64;
+/// Members of a visit whose rows are listed without an allocation.
+const MEMBERS: usize = 8;
 /// Ranges of rows per worker that `scatter_add_rows` is shared out in: each reads all indices.
 const SCATTERS: usize = 8;
 
@@ -66,8 +70,8 @@ impl Gradient {
         })
     }
 
-    /// f32 values of scratch that the step needs at full capacity.
-    pub(super) fn scratch(graph: &Graph, node: NodeId) -> usize {
+    /// f32 values of scratch that the step needs for so many micro-batches at full capacity.
+    pub(super) fn scratch(graph: &Graph, node: NodeId, group: usize) -> usize {
         let types = graph.input_types(node);
         let longest = |operand: usize| {
             let space = types[operand].rows;
@@ -76,7 +80,9 @@ impl Gradient {
         match Self::of(graph, node) {
             Some(Gradient::Matmul | Gradient::Weight) => kernels::MATMUL_SCRATCH,
             Some(Gradient::ScatterAdd(_)) => types[0].shape.row_elements(),
-            Some(Gradient::LayerNorm(_)) => kernels::layer_norm_grad_scratch(types[1].shape.rows()),
+            Some(Gradient::LayerNorm(_)) => {
+                kernels::layer_norm_grad_scratch(types[1].shape.rows() * group)
+            }
             Some(Gradient::Attention(grad, ..)) => {
                 let width = types[1].shape.last_axis() / grad.heads;
                 kernels::attention_grad_scratch(longest(1), longest(2), width)
@@ -99,8 +105,8 @@ impl Machine<'_> {
         scratch: &mut Scratch,
     ) -> Result<(), String> {
         match gradient {
-            Gradient::Matmul => self.product(step, false, worker, scratch),
-            Gradient::Weight => self.product(step, true, worker, scratch),
+            Gradient::Matmul => self.matmul(step, worker, scratch),
+            Gradient::Weight => self.weight_grad(step, worker, scratch),
             Gradient::SumRows => self.sum_rows(step, worker),
             Gradient::ScatterAdd(padding) => {
                 return self.scatter_add(step, *padding, worker, scratch);
@@ -124,34 +130,82 @@ impl Machine<'_> {
         (step.inputs.len() > index).then(|| self.read(step, index))
     }
 
-    fn product(
-        &self,
-        step: &CpuStep,
-        transposed: bool,
-        worker: &Worker<'_>,
-        scratch: &mut Scratch,
-    ) {
-        let add = match (self.read_optional(step, 2), self.reset(step)) {
-            (Some(_), Some(_)) => Addend::Zeros,
-            (Some(add), None) => Addend::View(add),
-            (None, _) => Addend::Nothing,
-        };
+    fn matmul(&self, step: &CpuStep, worker: &Worker<'_>, scratch: &mut Scratch) {
         let product = Matmul {
             a: self.read(step, 0),
-            transposed,
+            transposed: false,
             b: self.read(step, 1),
-            add,
+        };
+        let all = 0..product.b.rows();
+        let chain = Chain {
+            over: std::slice::from_ref(&all),
+            add: Addend::Nothing,
+            out: self.write(step, 0),
         };
         let mut units = worker.claims(product.units(), product.grain());
-        let out = self.write(step, 0);
-        kernels::matmul(self.kernels, &product, out, &mut units, scratch);
+        kernels::matmul(self.kernels, &product, &[chain], &mut units, scratch);
+    }
+
+    /// Each micro-batch is a chain over its own rows.
+    fn weight_grad(&self, step: &CpuStep, worker: &Worker<'_>, scratch: &mut Scratch) {
+        let all = self.with_rows_of(step);
+        let product = Matmul {
+            a: all.read(step, 0),
+            transposed: true,
+            b: all.read(step, 1),
+        };
+        let rows: SmallVec<[Pieces; MEMBERS]> = self.each_rows(step).collect();
+        let chain = |(moment, over)| {
+            let own = Machine { moment, ..*self };
+            let add = match (self.read_optional(step, 2), own.reset(step)) {
+                (Some(_), Some(_)) => Addend::Zeros,
+                (Some(add), None) => Addend::View(add),
+                (None, _) => Addend::Nothing,
+            };
+            let over: &Pieces = over;
+            // SAFETY: as `write`; the copies of members are their own, and chains to one result are finished in order.
+            let out = unsafe { step.outputs[0].view_mut(self.arenas, moment) };
+            Chain { over, add, out }
+        };
+        let chains: SmallVec<[Chain<'_>; MEMBERS]> =
+            self.moment.each().zip(&rows).map(chain).collect();
+        let mut units = worker.claims(product.units(), product.grain());
+        kernels::matmul(self.kernels, &product, &chains, &mut units, scratch);
+    }
+
+    /// With the rows of all members, where a step sums those of each.
+    fn with_rows_of(&self, step: &CpuStep) -> Self {
+        match step.turns {
+            Turns::Sums => Machine {
+                moment: self.moment.of_all(),
+                ..*self
+            },
+            Turns::Together | Turns::InTurn => *self,
+        }
+    }
+
+    /// The rows of operand 0 that each member has, as rows of [`Machine::with_rows_of`].
+    fn each_rows(&self, step: &CpuStep) -> impl Iterator<Item = Pieces> {
+        let operand = match &step.inputs[0] {
+            Source::Arena(operand) if step.turns == Turns::Sums => operand.rows,
+            _ => None,
+        };
+        self.moment.each().map(move |moment| match operand {
+            Some(space) => moment.pieces(space),
+            None => smallvec![0..self.read(step, 0).rows()],
+        })
     }
 
     fn sum_rows(&self, step: &CpuStep, worker: &Worker<'_>) {
         let x = self.read(step, 0);
+        let rows: SmallVec<[Pieces; MEMBERS]> = self.each_rows(step).collect();
         for blocks in worker.claims(x.cols().div_ceil(COLUMNS), 1) {
             let columns = blocks.start * COLUMNS..x.cols().min(blocks.end * COLUMNS);
-            kernels::sum_rows(self.kernels, x, self.write(step, 0).flat(), columns);
+            for (moment, over) in self.moment.each().zip(&rows) {
+                let own = Machine { moment, ..*self };
+                let out = own.write(step, 0).flat();
+                kernels::sum_rows(self.kernels, x, over, out, columns.clone());
+            }
         }
     }
 
@@ -192,12 +246,12 @@ impl Machine<'_> {
     ) {
         let heads = grad.heads;
         let width = self.read(step, 1).cols() / heads;
-        let pairs = self.extents.segments(queries) * heads;
+        let pairs = self.extents().segments(queries) * heads;
         for unit in worker.claims(pairs, 1).flatten() {
             let (segment, head) = (unit / heads, unit % heads);
             let columns = head * width..(head + 1) * width;
-            let rows = self.extents.segment(queries, segment);
-            let seen = self.extents.segment(keys, segment);
+            let rows = self.extents().segment(queries, segment);
+            let seen = self.extents().segment(keys, segment);
             let part = |index: usize, rows: &std::ops::Range<usize>| {
                 let all = self.read(step, index);
                 all.row_range(rows.clone()).col_range(columns.clone())
@@ -228,7 +282,8 @@ impl Machine<'_> {
         }
     }
 
-    /// Rows of the input's cotangent are shared out first, then columns of the parameters'.
+    /// Rows of the input's cotangent are shared out first, then columns of the parameters', which sum the rows of each
+    /// member.
     fn layer_norm_grad(
         &self,
         step: &CpuStep,
@@ -245,6 +300,7 @@ impl Machine<'_> {
         };
         let (rows, columns) = (grad.x.rows(), grad.x.cols());
         let blocks = rows.div_ceil(ROWS);
+        let members: SmallVec<[Pieces; MEMBERS]> = self.each_rows(step).collect();
         let (mut moments, mut scratch): (&[f32], _) = (&[], Some(scratch));
         for unit in worker
             .claims(blocks + columns.div_ceil(COLUMNS), 1)
@@ -260,8 +316,18 @@ impl Machine<'_> {
             if let Some(scratch) = scratch.take() {
                 moments = kernels::layer_norm_moments(self.kernels, &grad, scratch);
             }
-            let sums = [1, 2].map(|output| self.write(step, output).flat());
-            kernels::layer_norm_grad_sums(self.kernels, &grad, moments, sums, part);
+            for (moment, over) in self.moment.each().zip(&members) {
+                let own = Machine { moment, ..*self };
+                let sums = [1, 2].map(|output| own.write(step, output).flat());
+                kernels::layer_norm_grad_sums(
+                    self.kernels,
+                    &grad,
+                    moments,
+                    over,
+                    sums,
+                    part.clone(),
+                );
+            }
         }
     }
 

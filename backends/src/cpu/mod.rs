@@ -11,7 +11,9 @@ mod definition;
 mod exec;
 mod exec_grad;
 mod exec_update;
+mod host;
 pub mod kernels;
+mod members;
 mod operand;
 mod persistent;
 mod reduce;
@@ -39,6 +41,7 @@ use crate::{
 use arena::Arena;
 use exec_update::Updating;
 use kernels::{Kernels, Scratch};
+use members::Members;
 use reduce::Sums;
 use step::CpuProgram;
 use store::{Form, Store};
@@ -70,10 +73,12 @@ pub struct Cpu {
     sums: Sums,
     /// By tile of all replicas.
     traces: Vec<Mutex<TileTrace>>,
-    /// The schedules played so far, by whether they train and their number of micro-batches.
+    /// The schedules played so far, by whether they train and their number of visits.
     plays: BTreeMap<(bool, usize), Vec<Play>>,
     /// The outputs of the run in progress: feed after feed.
     results: Vec<Cell>,
+    /// By replica, then visit: the extents of its members, where visits may have several.
+    joined: Vec<Vec<Extents>>,
     /// By tile of a replica, then step: the last run's times over all replicas and micro-batches.
     times: Mutex<Vec<Vec<Duration>>>,
     /// Weights that are packed anew after an update.
@@ -86,12 +91,12 @@ pub struct Cpu {
     guard: bool,
 }
 
-/// One program for one micro-batch.
+/// One program for the micro-batches of one visit.
 #[derive(Clone, Copy)]
 struct Play {
     tile: usize,
     program: usize,
-    micro_batch: usize,
+    visit: usize,
 }
 
 impl Cpu {
@@ -143,7 +148,8 @@ impl Cpu {
         let new_arenas = |_| plan.tiles.iter().map(new_arena).collect();
         let arenas: Result<Vec<Vec<Arena>>, String> = (0..plan.replicas).map(new_arenas).collect();
         let graphs = [&plan.graph].into_iter().chain(&plan.update);
-        let scratch = graphs.map(scratch_len).max().unwrap_or(0);
+        let scratch = graphs.map(|graph| scratch_len(graph, plan.group)).max();
+        let scratch = scratch.unwrap_or(0);
         let no_times = |programs: &Vec<CpuProgram>| {
             let steps = programs.iter().map(|program| program.steps.len());
             vec![Duration::ZERO; steps.sum()]
@@ -166,6 +172,7 @@ impl Cpu {
             gathers: Gather::all(&plan),
             plays: BTreeMap::new(),
             results: Vec::new(),
+            joined: Vec::new(),
             sums: Sums::of(plan.update.as_ref()),
             weight_bytes: store.bytes(),
             guard: options.guard,
@@ -180,8 +187,8 @@ impl Cpu {
         Ok(cpu)
     }
 
-    /// The plan's schedule over so many micro-batches: both halves, or the forward one alone.
-    fn plays(plan: &Plan, training: bool, micro_batches: usize) -> Vec<Play> {
+    /// The plan's schedule over so many visits: both halves, or the forward one alone.
+    fn plays(plan: &Plan, training: bool, visits: usize) -> Vec<Play> {
         let schedule = Schedule {
             training,
             ..plan.schedule.clone()
@@ -191,15 +198,42 @@ impl Cpu {
             program: plan.tiles[slot.tile]
                 .program(slot.stage, slot.phase)
                 .expect("every stage has a program for every phase of the schedule"),
-            micro_batch: slot.micro_batch,
+            visit: slot.micro_batch,
         };
-        let slots = schedule.slots(micro_batches);
+        let slots = schedule.slots(visits);
         slots.into_iter().map(play).collect()
     }
 
     /// Micro-batches of a replica among so many feeds, dealt in turn.
     fn own(&self, replica: usize, feeds: usize) -> usize {
         feeds.saturating_sub(replica).div_ceil(self.plan.replicas)
+    }
+
+    /// Visits that a replica's micro-batches among so many feeds take.
+    fn visits(&self, replica: usize, feeds: usize) -> usize {
+        self.own(replica, feeds).div_ceil(self.plan.group)
+    }
+
+    /// The first feed of a visit.
+    fn first_feed(&self, replica: usize, visit: usize) -> usize {
+        visit * self.plan.group * self.plan.replicas + replica
+    }
+
+    /// The micro-batches of a visit.
+    fn members<'a>(&'a self, replica: usize, visit: usize, feeds: &'a [Feed]) -> Members<'a> {
+        let (plan, own) = (&self.plan, self.own(replica, feeds.len()));
+        let first = visit * plan.group;
+        let feeds = &feeds[self.first_feed(replica, visit)..];
+        let joined = self.joined.get(replica).map(|visits| &visits[visit]);
+        Members {
+            spaces: &plan.graph.spaces,
+            feeds,
+            every: plan.replicas,
+            count: plan.group.min(own - first),
+            joined: joined.unwrap_or(&feeds[0].extents),
+            visit,
+            first,
+        }
     }
 
     /// Plays the schedule of one replica over its feeds, every `replicas`-th: both halves, or the
@@ -211,22 +245,21 @@ impl Cpu {
         feeds: &[Feed],
         overflow: Option<&Mutex<Option<Overflow>>>,
     ) -> Result<(), BackendError> {
-        let replicas = self.plan.replicas;
-        let plays = &self.plays[&(training, self.own(replica, feeds.len()))];
+        let plays = &self.plays[&(training, self.visits(replica, feeds.len()))];
         let outputs = self.plan.graph.outputs().len();
         let failure = Mutex::new(None);
         self.team.run(&|worker| {
             let mut scratch = lock(&self.scratch[worker.index]);
             for play in plays {
-                let feed = play.micro_batch * replicas + replica;
+                let first = self.first_feed(replica, play.visit);
                 let visit = Visit {
                     cpu: self,
                     replica,
                     tile: play.tile,
                     program: play.program,
-                    micro_batch: play.micro_batch,
-                    feed: &feeds[feed],
-                    results: &self.results[feed * outputs..][..outputs],
+                    members: self.members(replica, play.visit, feeds),
+                    results: &self.results[first * outputs..],
+                    outputs,
                     failure: &failure,
                     overflow,
                 };
@@ -248,14 +281,15 @@ impl Cpu {
             check_feed(&self.plan.graph, feed)?;
         }
         for replica in 0..self.plan.replicas {
-            let own = self.own(replica, feeds.len());
+            let visits = self.visits(replica, feeds.len());
             let plan = &self.plan;
             if training {
-                plan.schedule.check(own).map_err(BackendError::Data)?;
+                plan.schedule.check(visits).map_err(BackendError::Data)?;
             }
-            let plays = self.plays.entry((training, own));
-            plays.or_insert_with(|| Cpu::plays(plan, training, own));
+            let plays = self.plays.entry((training, visits));
+            plays.or_insert_with(|| Cpu::plays(plan, training, visits));
         }
+        self.join_extents(feeds);
         outputs.resize_with(feeds.len(), Outputs::new);
         self.results.clear();
         for (feed, outputs) in feeds.iter().zip(outputs) {
@@ -268,6 +302,25 @@ impl Cpu {
             .flatten()
             .for_each(|time| *time = Duration::ZERO);
         Ok(())
+    }
+
+    /// Adds up the rows of the members of each visit. A visit of one micro-batch has its extents.
+    fn join_extents(&mut self, feeds: &[Feed]) {
+        self.joined.clear();
+        if self.plan.group == 1 {
+            return;
+        }
+        let visits = |replica| {
+            let extents = |visit: usize| {
+                let own = feeds.iter().skip(self.first_feed(replica, visit));
+                let own = own.step_by(self.plan.replicas).take(self.plan.group);
+                Extents::joined(&self.plan.graph.spaces, own.map(|feed| &feed.extents))
+            };
+            (0..self.visits(replica, feeds.len()))
+                .map(extents)
+                .collect()
+        };
+        self.joined = (0..self.plan.replicas).map(visits).collect();
     }
 }
 
@@ -409,20 +462,24 @@ fn shape_outputs(graph: &Graph, extents: &Extents, outputs: &mut Outputs) {
     }
 }
 
-/// f32 values of scratch that any step of the graph needs at full capacity.
-fn scratch_len(graph: &Graph) -> usize {
+/// f32 values of scratch that any step of the graph needs for so many micro-batches at full capacity.
+fn scratch_len(graph: &Graph, group: usize) -> usize {
     let need = |id| {
         let types = graph.input_types(id);
         match &graph.node(id).op {
             Op::Linear(_) => {
-                kernels::linear_scratch(types[0].shape.rows(), types[1].shape.last_axis())
+                let rows = types[0].shape.rows() * group;
+                kernels::linear_scratch(rows, types[1].shape.last_axis())
             }
             Op::Attention(attention) => {
                 let keys = types[1].rows.map_or(0, |space| graph.spaces.longest(space));
                 kernels::attention_scratch(keys, types[0].shape.last_axis() / attention.heads)
             }
             Op::CrossEntropy(_) | Op::SmoothL1(_) => types[0].shape.rows(),
-            _ => exec_grad::Gradient::scratch(graph, id).max(Updating::scratch(graph, id)),
+            _ => {
+                let gradient = exec_grad::Gradient::scratch(graph, id, group);
+                gradient.max(Updating::scratch(graph, id))
+            }
         }
     };
     graph.nodes().map(need).max().unwrap_or(0)

@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
-use lxpod_ir::{DType, Extents, SpaceId};
+use lxpod_ir::{DType, SpaceId};
+use smallvec::smallvec;
 
 use super::arena::Arena;
 use super::kernels::{View, ViewMut};
+use super::members::{Moment, Pieces};
 
 /// What an operand is to the tile: the category of its bytes, by its role in the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,15 +26,6 @@ pub(super) enum Role {
     Accumulator,
     /// Computed and used by steps of one program.
     Activation,
-}
-
-/// What a run-time address depends on.
-#[derive(Clone, Copy)]
-pub(super) struct Moment<'a> {
-    /// The micro-batch's extents.
-    pub extents: &'a Extents,
-    /// The micro-batch, counted per replica.
-    pub micro_batch: usize,
 }
 
 /// A value in a tile's arena.
@@ -64,6 +57,8 @@ pub(super) struct Operand {
     pub stride: usize,
     /// Row spaces whose rows lie before its own.
     pub after: Vec<SpaceId>,
+    /// Bytes from what one micro-batch of a visit has to what the next has; 0 where they lie by rows, or share it.
+    pub copy: u64,
 }
 
 impl Operand {
@@ -72,27 +67,48 @@ impl Operand {
         self.stride == self.columns
     }
 
-    /// Rows in this run.
-    pub(super) fn extent(&self, moment: Moment<'_>) -> usize {
-        let extents = moment.extents;
-        self.rows.map_or(self.capacity, |space| extents.rows(space))
+    /// Its rows at that moment, as numbers of the rows that all micro-batches of the visit have.
+    fn rows(&self, moment: Moment<'_>) -> Range<usize> {
+        self.rows
+            .map_or(0..self.capacity, |space| moment.rows(space))
     }
 
-    /// Tile addresses from its first to one past its last element in this run.
+    /// How many rows it has at that moment.
+    pub(super) fn extent(&self, moment: Moment<'_>) -> usize {
+        self.rows(moment).len()
+    }
+
+    /// Tile addresses from its first to one past its last element at that moment.
     pub(super) fn span(&self, moment: Moment<'_>) -> Range<u64> {
-        let before = self.after.iter().map(|&space| moment.extents.rows(space));
-        let before: usize = before.sum();
+        let own = self.one(moment);
+        let more = moment.count().saturating_sub(1) as u64 * self.copy;
+        own.start..own.end + more
+    }
+
+    /// [`Operand::span`] of the first micro-batch alone, where each has a copy.
+    fn one(&self, moment: Moment<'_>) -> Range<u64> {
+        let before: usize = self.after.iter().map(|&space| moment.before(space)).sum();
         let (slots, stride) = self.slots;
-        let slot = self.offset + (moment.micro_batch % slots) as u64 * stride;
+        let slot = self.offset + (moment.visit() % slots) as u64 * stride;
+        let copy = slot + moment.first() as u64 * self.copy;
         let size = self.dtype.size() as u64;
-        let start = slot + (before * self.stride + self.column) as u64 * size;
-        let rows = self.extent(moment);
-        let elements = if rows == 0 {
+        let rows = self.rows(moment);
+        let first = (before + rows.start) * self.stride + self.column;
+        let elements = if rows.is_empty() {
             0
         } else {
-            (rows - 1) * self.stride + self.columns
+            (rows.len() - 1) * self.stride + self.columns
         };
+        let start = copy + first as u64 * size;
         start..start + elements as u64 * size
+    }
+
+    /// A moment in which all its rows at that moment can be reached, and which of the rows there they are.
+    pub(super) fn parts<'a>(&self, moment: Moment<'a>) -> (Moment<'a>, Pieces) {
+        match self.rows {
+            Some(space) => (moment.of_all(), moment.pieces(space)),
+            None => (moment, smallvec![0..self.capacity]),
+        }
     }
 
     /// Reads it.
@@ -100,7 +116,7 @@ impl Operand {
     /// # Safety
     /// Nobody writes its bytes while the view is read.
     pub(super) unsafe fn view<'a>(&self, arenas: &'a [Arena], moment: Moment<'_>) -> View<'a> {
-        let span = self.span(moment);
+        let span = self.one(moment);
         let extent = [self.extent(moment), self.columns];
         // SAFETY: the arena checks the range; the caller promises that nobody writes it.
         unsafe {
@@ -122,7 +138,7 @@ impl Operand {
         arenas: &'a [Arena],
         moment: Moment<'_>,
     ) -> ViewMut<'a> {
-        let span = self.span(moment);
+        let span = self.one(moment);
         let extent = [self.extent(moment), self.columns];
         // SAFETY: the arena checks the range; the caller promises exclusive elements.
         unsafe {
@@ -140,7 +156,7 @@ impl Operand {
     /// # Safety
     /// As [`Operand::view`].
     pub(super) unsafe fn ints<'a>(&self, arenas: &'a [Arena], moment: Moment<'_>) -> &'a [i32] {
-        let span = self.span(moment);
+        let span = self.one(moment);
         let length = (span.end - span.start) as usize / size_of::<i32>();
         // SAFETY: buffers are aligned to cache lines, the arena checks the range, and any bits are integers.
         unsafe {
@@ -161,7 +177,7 @@ impl Operand {
         arenas: &'a [Arena],
         moment: Moment<'_>,
     ) -> &'a mut [i32] {
-        let span = self.span(moment);
+        let span = self.one(moment);
         let length = (span.end - span.start) as usize / size_of::<i32>();
         // SAFETY: as `ints`; the caller promises exclusive access.
         unsafe {

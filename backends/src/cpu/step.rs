@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lxpod_ir::ops::{Attention, Dropout, Op, Reduction};
-use lxpod_ir::{DType, Graph, NodeId, SpaceId, Spaces, TensorType, Value, sharding};
+use lxpod_ir::{DType, Graph, Layout, NodeId, SpaceId, Spaces, TensorType, Value, sharding};
 use lxpod_passes::accumulate::ACCUMULATOR;
 use lxpod_passes::plan::{Buffer, Place, Plan, Program};
 use lxpod_passes::schedule::Phase;
@@ -12,6 +12,8 @@ use lxpod_passes::schedule::Phase;
 use super::definition::Definition;
 use super::exec_grad::Gradient;
 use super::exec_update::Updating;
+use super::host::HostValue;
+use super::members::Turns;
 use super::operand::{Operand, Role};
 use super::store::{Form, Resident, Store};
 use crate::BackendError;
@@ -77,6 +79,8 @@ pub(super) struct CpuStep {
     pub node: NodeId,
     /// What to do.
     pub kernel: Kernel,
+    /// How it does that for several micro-batches.
+    pub turns: Turns,
     /// The operands.
     pub inputs: Vec<Source>,
     /// The tile addresses of the parameters among the operands that it reads in forms of their own.
@@ -87,17 +91,6 @@ pub(super) struct CpuStep {
     pub reset: Option<usize>,
     /// How many replicas share the step's work out; 1 if each does all of it.
     pub shards: usize,
-}
-
-/// A graph input to write, or a graph output to read, on one stage.
-#[derive(Clone, Debug)]
-pub(super) struct HostValue {
-    /// The name of an input; the index of an output.
-    pub name: String,
-    /// Which output of the graph it is.
-    pub index: usize,
-    /// Where it lies.
-    pub operand: Operand,
 }
 
 /// One program, ready to run.
@@ -147,20 +140,21 @@ pub(super) fn resolve(
     programs.iter().zip(&first).map(resolve).collect()
 }
 
-struct Resolver<'a> {
-    plan: &'a Plan,
-    graph: &'a Graph,
+/// Resolves the steps of one program.
+pub(super) struct Resolver<'a> {
+    pub plan: &'a Plan,
+    pub graph: &'a Graph,
     /// The phase of each of the graph's nodes.
     phases: Vec<Phase>,
     /// Whether it has a backward half.
     gradients: bool,
-    program: &'a Program,
-    tile: usize,
+    pub program: &'a Program,
+    pub tile: usize,
     store: &'a Store,
 }
 
 impl Resolver<'_> {
-    fn graph(&self) -> &Graph {
+    pub(super) fn graph(&self) -> &Graph {
         self.graph
     }
 
@@ -213,16 +207,37 @@ impl Resolver<'_> {
                 receiver,
             )
         };
-        let outputs = step.outputs.iter().enumerate().map(output).collect();
+        let outputs: Vec<Operand> = step.outputs.iter().enumerate().map(output).collect();
+        let kernel = self.kernel(node)?;
+        let turns = Turns::of(&kernel, &inputs, &outputs);
+        self.check_turns(node, turns)?;
         Ok(CpuStep {
             node,
-            kernel: self.kernel(node)?,
+            kernel,
+            turns,
             inputs,
             parameters,
             outputs,
             reset: self.reset(node)?,
             shards: sharding::operand_shards(self.graph(), node),
         })
+    }
+
+    /// Checks that each micro-batch has its rows end to end where a step takes one after the other.
+    fn check_turns(&self, node: NodeId, turns: Turns) -> Result<(), BackendError> {
+        let graph = self.graph;
+        let given = graph.input_types(node);
+        let types = graph.node(node).types.iter().chain(&given);
+        let mut spaces = types.filter_map(|ty| ty.rows);
+        let is_union = |space| matches!(graph.spaces.get(space).layout, Layout::Union(_));
+        if turns != Turns::InTurn || self.plan.group == 1 || !spaces.any(is_union) {
+            return Ok(());
+        }
+        Err(BackendError::Unsupported(format!(
+            "`{}` over rows of several kinds in a plan with --group {} on the CPU",
+            graph.node(node).op.name(),
+            self.plan.group
+        )))
     }
 
     /// The operand of a node that is a resetting state, read by a program of micro-batches.
@@ -283,10 +298,11 @@ impl Resolver<'_> {
         Ok(())
     }
 
-    fn operand(&self, value: Value, place: &Place, tile: usize) -> Operand {
+    pub(super) fn operand(&self, value: Value, place: &Place, tile: usize) -> Operand {
         let ty = self.graph().ty(value);
         let buffer = &self.plan.tiles[tile].buffers[place.buffer];
-        let role = self.role(self.root(value));
+        let root = self.root(value);
+        let role = self.role(root);
         let shards = sharding::shards(self.graph, value);
         if role == Role::Optimizer && shards > 1 {
             let columns = sharding::largest_shard(ty.shape.elements(), shards);
@@ -297,9 +313,19 @@ impl Resolver<'_> {
                 ..self.whole(ty, place, buffer, tile, role)
             };
         }
-        self.whole(ty, place, buffer, tile, role)
+        let shared = matches!(role, Role::Weight | Role::Optimizer | Role::Accumulator);
+        let copied = !shared && self.program.phase != Phase::Update && ty.rows.is_none();
+        Operand {
+            copy: if copied {
+                self.graph.ty(root).bytes() as u64
+            } else {
+                0
+            },
+            ..self.whole(ty, place, buffer, tile, role)
+        }
     }
 
+    /// [`Resolver::operand`] of a value that micro-batches share.
     fn whole(
         &self,
         ty: &TensorType,
@@ -322,6 +348,7 @@ impl Resolver<'_> {
             column: place.column,
             stride: place.stride,
             after: place.after.clone(),
+            copy: 0,
         }
     }
 
@@ -366,7 +393,7 @@ impl Resolver<'_> {
     }
 
     /// The value whose storage a view names.
-    fn root(&self, value: Value) -> Value {
+    pub(super) fn root(&self, value: Value) -> Value {
         match &self.graph().node(value.node).op {
             op if op.is_view() => self.root(self.graph().inputs(value.node)[0]),
             _ => value,
@@ -451,130 +478,5 @@ impl Resolver<'_> {
                 return Err(internal("a step of a leaf or a view"));
             }
         })
-    }
-
-    /// The inputs that the host fills before the program runs: those that no program of the stage
-    /// before it in the step reads.
-    fn loads(&self) -> Vec<HostValue> {
-        let here = self.graph.nodes().filter(|&id| {
-            let stage = self.graph.node(id).stage;
-            stage == Some(self.program.stage as u32)
-        });
-        let mut loads = Vec::new();
-        for id in here {
-            let value = self.graph.value(id);
-            let Op::Input(input) = &self.graph.node(id).op else {
-                continue;
-            };
-            if self.first_reader(value) != (self.program.phase, self.program.round) {
-                continue;
-            }
-            let Some(place) = self.input_place(value) else {
-                continue;
-            };
-            let operand = self.operand(value, &place, self.tile);
-            loads.push(HostValue {
-                name: input.name.clone(),
-                index: 0,
-                operand,
-            });
-        }
-        loads
-    }
-
-    /// The phase and round of the first program that reads an input of its stage.
-    fn first_reader(&self, value: Value) -> (Phase, usize) {
-        let mut readers = Vec::new();
-        self.readers(value, &mut readers);
-        let update = self.program.phase == Phase::Update;
-        let none = if update {
-            Phase::Update
-        } else {
-            Phase::Forward
-        };
-        readers.into_iter().min().unwrap_or((none, 0))
-    }
-
-    fn readers(&self, value: Value, found: &mut Vec<(Phase, usize)>) {
-        for user in self.graph.users(value) {
-            if self.graph.node(user.node).op.is_view() {
-                self.readers(self.graph.value(user.node), found);
-                continue;
-            }
-            let programs = self.plan.tiles[self.tile].programs.iter();
-            let reading = programs.filter(|program| {
-                let same_graph =
-                    (program.phase == Phase::Update) == (self.program.phase == Phase::Update);
-                same_graph
-                    && program
-                        .steps
-                        .iter()
-                        .any(|step| step.node == user.node.index())
-            });
-            found.extend(reading.map(|program| (program.phase, program.round)));
-        }
-    }
-
-    /// Where an input lies.
-    fn input_place(&self, value: Value) -> Option<Place> {
-        let update = self.program.phase == Phase::Update;
-        let is_it = |buffer: &Buffer| buffer.node == value.node.index() && buffer.update == update;
-        let buffer = self.plan.tiles[self.tile].buffers.iter().position(is_it)?;
-        Some(Place {
-            buffer,
-            column: 0,
-            stride: self.graph.ty(value).shape.row_elements(),
-            after: Vec::new(),
-        })
-    }
-
-    fn stores(&self, steps: &[CpuStep]) -> Vec<HostValue> {
-        let mut stores = Vec::new();
-        let outputs = self.graph().outputs().iter().enumerate();
-        for (index, output) in outputs.filter(|(_, output)| !output.is_stored()) {
-            let root = self.root(output.value);
-            let step = steps.iter().position(|step| step.node == root.node);
-            let Some(step) =
-                step.filter(|_| !matches!(self.graph().node(root.node).op, Op::Transfer(_)))
-            else {
-                continue;
-            };
-            let Some(place) = self.place_of(output.value, step) else {
-                continue;
-            };
-            let operand = self.operand(output.value, &place, self.tile);
-            stores.push(HostValue {
-                name: output.name.clone(),
-                index,
-                operand,
-            });
-        }
-        stores
-    }
-
-    /// Where an output lies: its root's place, and the columns of the slices above it.
-    fn place_of(&self, value: Value, step: usize) -> Option<Place> {
-        if let Op::Slice(slice) = &self.graph().node(value.node).op {
-            let mut place = self.place_of(self.graph().inputs(value.node)[0], step)?;
-            place.column += slice.start;
-            return Some(place);
-        }
-        if let Op::Part(part) = &self.graph().node(value.node).op {
-            let operand = self.graph().inputs(value.node)[0];
-            let mut place = self.place_of(operand, step)?;
-            if let Some(lxpod_ir::Layout::Union(parts)) = self
-                .graph()
-                .ty(operand)
-                .rows
-                .map(|space| &self.graph().spaces.get(space).layout)
-            {
-                place.after.extend_from_slice(&parts[..part.index]);
-            }
-            return Some(place);
-        }
-        self.program.steps[step]
-            .outputs
-            .get(usize::from(value.output))
-            .cloned()
     }
 }

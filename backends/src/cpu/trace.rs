@@ -10,7 +10,8 @@ use std::ops::Range;
 use lxpod_passes::plan::{Category, Memory, Tile};
 
 use super::arena::Arena;
-use super::operand::{Moment, Operand, Role};
+use super::members::Moment;
+use super::operand::{Operand, Role};
 use super::step::{CpuStep, Source};
 
 /// What a poisoned byte holds: a float of such bytes is NaN, an index is -1.

@@ -10,6 +10,7 @@ use lxpod_passes::plan::{Buffer, Category, Plan};
 use lxpod_passes::schedule::Phase;
 
 use super::kernels::{self, Panels, View, ViewMut};
+use super::members::Members;
 use super::step::{CpuProgram, Source};
 use super::store::Resident;
 use super::team::Worker;
@@ -241,7 +242,7 @@ impl Cpu {
                         Play {
                             tile,
                             program,
-                            micro_batch: 0,
+                            visit: 0,
                         },
                     ));
                 }
@@ -256,6 +257,15 @@ impl Cpu {
     fn update(&self, feed: &Feed, results: &[Cell]) -> Result<(), BackendError> {
         let plays = self.update_plays();
         let failure = Mutex::new(None);
+        let members = Members {
+            spaces: &self.plan.graph_of(Phase::Update).spaces,
+            feeds: std::slice::from_ref(feed),
+            every: 1,
+            count: 1,
+            joined: &feed.extents,
+            visit: 0,
+            first: 0,
+        };
         self.team.run(&|worker| {
             if self.plan.replicas > 1 {
                 self.sum_over_replicas(worker);
@@ -269,9 +279,9 @@ impl Cpu {
                         replica,
                         tile: play.tile,
                         program: play.program,
-                        micro_batch: 0,
-                        feed,
+                        members,
                         results,
+                        outputs: results.len(),
                         failure: &failure,
                         overflow: None,
                     };

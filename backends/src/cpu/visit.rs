@@ -1,4 +1,4 @@
-//! One visit of the team to a tile: one program for one micro-batch.
+//! One visit of the team to a tile: one program for the micro-batches that the plan groups.
 
 use std::sync::Mutex;
 use std::time::Instant;
@@ -6,26 +6,27 @@ use std::time::Instant;
 use lxpod_ir::{Data, Tensor, Value};
 
 use super::exec::{Halt, Machine};
+use super::host::HostValue;
 use super::kernels::{self, Scratch, View, ViewMut};
-use super::operand::{Moment, Operand};
-use super::step::{CpuProgram, CpuStep, HostValue, Source};
+use super::members::{Members, Moment, Turns};
+use super::operand::Operand;
+use super::step::{CpuProgram, CpuStep, Source};
 use super::team::{Poisoned, Worker};
 use super::trace::{Guard, TileTrace};
 use super::{Cpu, lock};
-use crate::{BackendError, Feed, Overflow};
+use crate::{BackendError, Overflow};
 
-/// One program for one micro-batch.
+/// One program for some micro-batches, its members.
 pub(super) struct Visit<'a> {
     pub cpu: &'a Cpu,
     pub replica: usize,
     pub tile: usize,
     /// The program's position in the tile.
     pub program: usize,
-    /// The micro-batch, counted per replica.
-    pub micro_batch: usize,
-    pub feed: &'a Feed,
-    /// Where the outputs go.
+    pub members: Members<'a>,
+    /// Where the outputs go, as members lie in their feeds: so many for each feed.
     pub results: &'a [Cell],
+    pub outputs: usize,
     /// The first error of any worker.
     pub failure: &'a Mutex<Option<BackendError>>,
     /// Where the first value that is not finite goes, if it is looked for.
@@ -38,10 +39,21 @@ impl Visit<'_> {
     }
 
     fn moment(&self) -> Moment<'_> {
-        Moment {
-            extents: &self.feed.extents,
-            micro_batch: self.micro_batch,
-        }
+        Moment::of(self.members)
+    }
+
+    /// The moments in which a step computes all members. Where overflows are looked for, members are added one by one to
+    /// what they share.
+    fn turns<'s>(&'s self, step: &CpuStep) -> impl Iterator<Item = Moment<'s>> {
+        let is_shared = |operand: &Operand| operand.rows.is_none() && operand.copy == 0;
+        let one_by_one = match step.turns {
+            Turns::Together => false,
+            Turns::Sums => self.overflow.is_some() && step.outputs.iter().any(is_shared),
+            Turns::InTurn => true,
+        };
+        let together = (!one_by_one).then(|| self.moment());
+        let each = one_by_one.then(|| self.moment().each());
+        together.into_iter().chain(each.into_iter().flatten())
     }
 
     /// Does this worker's share of all steps.
@@ -56,8 +68,7 @@ impl Visit<'_> {
             replicas: &self.cpu.arenas,
             replica: self.replica,
             arenas,
-            extents: &self.feed.extents,
-            micro_batch: self.micro_batch,
+            moment: self.moment(),
             sums: &self.cpu.sums,
         };
         // Without steps there is no moment at which something is dead.
@@ -69,7 +80,9 @@ impl Visit<'_> {
             guard.poison(&arenas[self.tile], program.first);
         }
         for load in &program.loads {
-            self.load(load, worker);
+            self.moment()
+                .each()
+                .for_each(|moment| self.load(load, moment, worker));
             self.trace_host(load, worker);
         }
         if !program.loads.is_empty() {
@@ -84,21 +97,23 @@ impl Visit<'_> {
             let before = |guard: &Guard<'_>| guard.before(time, step, self.moment());
             let checked = guard.as_ref().map_or(Ok(()), before);
             self.note(checked.map_err(BackendError::Internal));
-            match machine.run(step, worker, scratch) {
-                Err(Halt::Data(error)) => self.note(Err(self.data_error(step, &error))),
-                Err(Halt::Poisoned) => return Err(Poisoned),
-                Ok(()) => {}
+            for moment in self.turns(step) {
+                match (Machine { moment, ..machine }).run(step, worker, scratch) {
+                    Err(Halt::Data(error)) => self.note(Err(self.data_error(step, &error))),
+                    Err(Halt::Poisoned) => return Err(Poisoned),
+                    Ok(()) => {}
+                }
+                worker.meet()?;
+                if let Some(found) = self.overflow {
+                    if worker.index == 0 {
+                        self.look(step, moment, &mut lock(found));
+                    }
+                    worker.meet()?;
+                }
             }
             let after = |guard: &Guard<'_>| guard.after(&arenas[self.tile], time, end - 1);
             let checked = guard.as_ref().map_or(Ok(()), after);
             self.note(checked.map_err(BackendError::Internal));
-            worker.meet()?;
-            if let Some(found) = self.overflow {
-                if worker.index == 0 {
-                    self.look(step, &mut lock(found));
-                }
-                worker.meet()?;
-            }
             if worker.index == 0 {
                 let now = Instant::now();
                 lock(&self.cpu.times)[self.tile][time] += now - start;
@@ -112,7 +127,9 @@ impl Visit<'_> {
     fn finish(&self, worker: &Worker<'_>) -> Result<(), Poisoned> {
         let program = self.program();
         for store in &program.stores {
-            self.store(store, worker);
+            self.moment()
+                .each()
+                .for_each(|moment| self.store(store, moment, worker));
             self.trace_host(store, worker);
         }
         if worker.index == 0 {
@@ -136,30 +153,31 @@ impl Visit<'_> {
     }
 
     /// Keeps the first result of a step that is not finite, if nothing is kept yet. No step may run.
-    fn look(&self, step: &CpuStep, found: &mut Option<Overflow>) {
+    fn look(&self, step: &CpuStep, moment: Moment<'_>, found: &mut Option<Overflow>) {
         if found.is_some() {
             return;
         }
-        let mut outputs = step.outputs.iter();
-        let infinite = |operand: &Operand| operand.dtype.is_float() && !self.is_finite(operand);
-        *found = outputs.position(infinite).map(|output| {
+        *found = moment.each().find_map(|moment| {
+            let infinite =
+                |operand: &Operand| operand.dtype.is_float() && !self.is_finite(operand, moment);
+            let output = step.outputs.iter().position(infinite)?;
             let plan = &self.cpu.plan;
             let phase = plan.tiles[self.tile].programs[self.program].phase;
             let value = Value {
                 node: step.node,
                 output: output as u16,
             };
-            let micro_batch = self.micro_batch * plan.replicas + self.replica;
-            Overflow::new(plan.graph_of(phase), value, micro_batch)
+            let micro_batch = moment.micro_batch() * plan.replicas + self.replica;
+            Some(Overflow::new(plan.graph_of(phase), value, micro_batch))
         });
     }
 
-    fn is_finite(&self, operand: &Operand) -> bool {
-        let arenas = &self.cpu.arenas[self.replica];
+    fn is_finite(&self, operand: &Operand, moment: Moment<'_>) -> bool {
+        let (place, pieces) = operand.parts(moment);
         // SAFETY: no step runs, so nobody writes.
-        let x = unsafe { operand.view(arenas, self.moment()) };
+        let x = unsafe { operand.view(&self.cpu.arenas[self.replica], place) };
         let mut row = vec![0.0; x.cols()];
-        (0..x.rows()).all(|index| {
+        pieces.into_iter().flatten().all(|index| {
             x.load_row(self.cpu.kernels, index, 0..x.cols(), &mut row);
             row.iter().all(|value| value.is_finite())
         })
@@ -192,39 +210,55 @@ impl Visit<'_> {
         }
     }
 
-    /// Writes this worker's share of an input into the stage's host buffer.
-    fn load(&self, load: &HostValue, worker: &Worker<'_>) {
+    /// Writes this worker's share of an input of a member into the stage's host buffer.
+    fn load(&self, load: &HostValue, moment: Moment<'_>, worker: &Worker<'_>) {
         let arenas = &self.cpu.arenas[self.replica];
-        let tensor = &self.feed.inputs[&load.name];
-        match &tensor.data {
-            Data::Real(values) => {
-                let (rows, columns) = (tensor.shape.rows(), tensor.shape.row_elements());
-                // SAFETY: workers write disjoint rows, and no step runs.
-                let out = unsafe { load.operand.view_mut(arenas, self.moment()) };
-                kernels::copy(
-                    self.cpu.kernels,
-                    View::new(values, rows, columns),
-                    out,
-                    worker.share(rows),
-                );
+        let (place, pieces) = load.operand.parts(moment);
+        let tensor = &moment.feed().inputs[&load.name];
+        let columns = tensor.shape.row_elements();
+        let mut first = 0;
+        for piece in pieces {
+            let given = first..first + piece.len();
+            first = given.end;
+            match &tensor.data {
+                Data::Real(values) => {
+                    let x = View::new(values, tensor.shape.rows(), columns).row_range(given);
+                    // SAFETY: workers write disjoint rows, and no step runs.
+                    let out = unsafe { load.operand.view_mut(arenas, place) };
+                    let (own, out) = (worker.share(piece.len()), out.row_range(piece));
+                    kernels::copy(self.cpu.kernels, x, out, own);
+                }
+                Data::Int(values) if worker.index == 0 => {
+                    // SAFETY: only worker 0 writes integers, and no step runs.
+                    let out = unsafe { load.operand.ints_mut(arenas, place) };
+                    out[piece.start * columns..piece.end * columns]
+                        .copy_from_slice(&values[given.start * columns..given.end * columns]);
+                }
+                Data::Int(_) => {}
             }
-            Data::Int(values) if worker.index == 0 => {
-                // SAFETY: only worker 0 writes integers, and no step runs.
-                unsafe { load.operand.ints_mut(arenas, self.moment()) }.copy_from_slice(values);
-            }
-            Data::Int(_) => {}
         }
     }
 
-    /// Reads this worker's share of an output from the stage's host buffer.
-    fn store(&self, store: &HostValue, worker: &Worker<'_>) {
-        let arenas = &self.cpu.arenas[self.replica];
+    /// Reads this worker's share of an output of a member from the stage's host buffer.
+    fn store(&self, store: &HostValue, moment: Moment<'_>, worker: &Worker<'_>) {
+        let result = &self.results[moment.first() * self.members.every * self.outputs..];
+        let (place, pieces) = store.operand.parts(moment);
         // SAFETY: all steps are done, so nobody writes.
-        let x = unsafe { store.operand.view(arenas, self.moment()) };
-        let rows = x.rows();
-        // SAFETY: the cell belongs to this micro-batch and output, and workers write disjoint rows.
-        let out = unsafe { self.results[store.index].view_mut(rows, x.cols()) };
-        kernels::copy(self.cpu.kernels, x, out, worker.share(rows));
+        let x = unsafe { store.operand.view(&self.cpu.arenas[self.replica], place) };
+        let mut first = 0;
+        for piece in pieces {
+            let rows = piece.len();
+            // SAFETY: the cell belongs to this micro-batch and output, and workers write disjoint rows.
+            let out = unsafe { result[store.index].view_mut(first + rows, x.cols()) };
+            let out = out.row_range(first..first + rows);
+            first += rows;
+            kernels::copy(
+                self.cpu.kernels,
+                x.row_range(piece),
+                out,
+                worker.share(rows),
+            );
+        }
     }
 }
 

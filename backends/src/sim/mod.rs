@@ -10,8 +10,8 @@
 //! run the same timeline.
 //!
 //! # Where the time goes
-//! Let b be the tile with the most cycles, T(b) its cycles for one micro-batch, forward and
-//! backward, and m the micro-batches of a step. Of the time from the first slot to the last, b works
+//! Let b be the tile with the most cycles, T(b) its cycles for one visit of its programs, forward and
+//! backward, and m the visits of a step, each of one micro-batch unless the plan groups them. Of the time from the first slot to the last, b works
 //! m T(b) cycles: they are shared out to compute, exchange, sync, transfer and host as b's own cycles
 //! are. In the others it waits, mostly for the pipeline to fill and to drain; they are `fill_flush`.
 //! The update of the slowest tile follows. So the parts of a [`Breakdown`] add up to the step
@@ -20,8 +20,10 @@
 mod timeline;
 mod trace;
 
+use std::ops::Range;
+
 use lxpod_passes::plan::{Plan, StageCycles};
-use lxpod_passes::schedule::{Phase, Schedule, Timed, Timeline};
+use lxpod_passes::schedule::{Phase, Schedule, Slot, Timed, Timeline};
 use serde::Serialize;
 
 pub use timeline::{Activity, Interval};
@@ -34,6 +36,8 @@ pub struct Simulation {
     pod: Pod,
     /// Micro-batches of one replica and step.
     micro_batches: usize,
+    /// Micro-batches that one visit computes together: what the schedule takes for one.
+    group: usize,
     schedule: Schedule,
     work: Work,
     timeline: Timeline,
@@ -42,7 +46,7 @@ pub struct Simulation {
 /// The cycles of the programs of one replica.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Work {
-    /// By stage: one micro-batch forward, and backward.
+    /// By stage: one visit forward, and backward.
     stages: Vec<[StageCycles; 2]>,
     /// By tile: what follows the last micro-batch of a step.
     update: Vec<UpdateCycles>,
@@ -153,15 +157,17 @@ impl Simulation {
             replicas: plan.replicas,
             samples,
         };
-        Simulation::play(Work::of(plan), plan.schedule.clone(), pod, micro_batches)
+        let sizes = [micro_batches, plan.group];
+        Simulation::play(Work::of(plan), plan.schedule.clone(), pod, sizes)
     }
 
-    fn play(work: Work, schedule: Schedule, pod: Pod, micro_batches: usize) -> Self {
+    fn play(work: Work, schedule: Schedule, pod: Pod, [micro_batches, group]: [usize; 2]) -> Self {
         let cycles = |stage: usize, phase: Phase| work.stages[stage][phase as usize].total();
         Simulation {
-            timeline: schedule.play(micro_batches, cycles),
+            timeline: schedule.play(micro_batches.div_ceil(group), cycles),
             pod,
             micro_batches,
+            group,
             schedule,
             work,
         }
@@ -196,18 +202,29 @@ impl Simulation {
         &self.schedule
     }
 
-    /// Cycles in which a tile works on one micro-batch of a stage, forward and backward.
+    /// Visits of a program in one step.
+    pub fn visits(&self) -> usize {
+        self.micro_batches.div_ceil(self.group)
+    }
+
+    /// The micro-batches that a slot computes.
+    pub fn members(&self, slot: &Slot) -> Range<usize> {
+        let first = slot.micro_batch * self.group;
+        first..self.micro_batches.min(first + self.group)
+    }
+
+    /// Cycles in which a tile works on one visit of a stage, forward and backward.
     pub fn stage_cycles(&self, stage: usize) -> u64 {
         self.work.stages[stage].iter().map(StageCycles::total).sum()
     }
 
-    /// Programs of one micro-batch on a tile: forward and backward of its stages.
+    /// Programs of one visit to a tile: forward and backward of its stages.
     fn programs(&self, tile: usize) -> impl Iterator<Item = &StageCycles> {
         let stages = self.work.stages.iter().skip(tile);
         stages.step_by(self.schedule.tiles).flatten()
     }
 
-    /// Cycles in which a tile works on one micro-batch.
+    /// Cycles in which a tile works on one visit.
     pub fn tile_cycles(&self, tile: usize) -> u64 {
         self.programs(tile).map(StageCycles::total).sum()
     }
@@ -218,7 +235,7 @@ impl Simulation {
         ratio(busy as f64, self.step_cycles() as f64)
     }
 
-    /// The tile with the most cycles for a micro-batch; the first of several.
+    /// The tile with the most cycles for a visit; the first of several.
     pub fn bottleneck(&self) -> usize {
         let slowest = (0..self.schedule.tiles).rev();
         slowest
@@ -246,7 +263,7 @@ impl Simulation {
             step_seconds,
             bubble_fraction: ratio(breakdown.fill_flush, step_seconds),
             bottleneck_tile: bottleneck,
-            steady_samples_per_second: ratio(samples, slowest),
+            steady_samples_per_second: ratio(samples * self.group as f64, slowest),
             latency_seconds: self.seconds(latency),
             breakdown,
         }
@@ -258,7 +275,7 @@ impl Simulation {
             let cycles = self
                 .programs(bottleneck)
                 .map(|program| activity.cycles(program));
-            self.seconds(cycles.sum::<u64>() * self.micro_batches as u64)
+            self.seconds(cycles.sum::<u64>() * self.visits() as u64)
         };
         let waiting = self.timeline.makespan - self.timeline.busy[bottleneck];
         let update = self.update();

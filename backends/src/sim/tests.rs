@@ -24,7 +24,7 @@ fn simulate(stages: Vec<StageCycles>, micro_batches: usize) -> Simulation {
         update: vec![UpdateCycles::default(); stages.len()],
         stages: stages.into_iter().map(|stage| [stage, backward]).collect(),
     };
-    Simulation::play(work, schedule, POD, micro_batches)
+    Simulation::play(work, schedule, POD, [micro_batches, 1])
 }
 
 const POD: Pod = Pod {
@@ -52,7 +52,7 @@ fn training(rule: Rule, chunks: usize) -> Simulation {
             .collect(),
         update: (0..schedule.tiles as u64).map(update).collect(),
     };
-    Simulation::play(work, schedule, POD, 8)
+    Simulation::play(work, schedule, POD, [8, 1])
 }
 
 #[test]

@@ -70,7 +70,7 @@ impl<W: Write> Events<'_, W> {
         for Timed { slot, start, end } in simulation.slots() {
             let cycles = end - start;
             let args = json!({
-                "micro_batch": slot.micro_batch, "phase": slot.phase, "step": step, "cycles": cycles,
+                "micro_batch": simulation.members(slot).start, "phase": slot.phase, "step": step, "cycles": cycles,
             });
             let mut name = label(labels, slot.stage);
             if slot.phase == Phase::Backward {
@@ -80,7 +80,7 @@ impl<W: Write> Events<'_, W> {
             self.slice(&name, "program", (replica, slot.tile), time, &args)?;
         }
         for part in simulation.intervals() {
-            let micro_batch = part.slot.map(|slot| slot.micro_batch);
+            let micro_batch = part.slot.map(|slot| simulation.members(&slot).start);
             let args = json!({
                 "micro_batch": micro_batch, "phase": part.phase(), "cycles": part.cycles,
             });

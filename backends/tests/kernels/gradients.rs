@@ -1,8 +1,10 @@
 //! The kernels of the backward half, against the `eval` of their ops in f64.
 
+use std::slice::from_ref;
+
 use lxpod_backends::cpu::kernels::{
-    self, Addend, Attention, AttentionGrad, HeadDropout, IGNORE_INDEX, Kernels, LayerNormGrad,
-    MATMUL_SCRATCH, Matmul, ScatterAdd, Scratch,
+    self, Addend, Attention, AttentionGrad, Chain, HeadDropout, IGNORE_INDEX, Kernels,
+    LayerNormGrad, MATMUL_SCRATCH, Matmul, ScatterAdd, Scratch,
 };
 use lxpod_ir::ops::{self, Activation, Eval, Op, Reduction};
 use lxpod_ir::random_bits::{RowState, name_hash, part_salt};
@@ -85,11 +87,28 @@ fn units(count: usize, split: bool) -> Vec<Vec<std::ops::Range<usize>>> {
     vec![ranges(1), ranges(0)]
 }
 
-fn multiply(kernels: &Kernels, product: &Matmul<'_>, out: &mut Matrix, split: bool) {
+fn multiply(
+    kernels: &Kernels,
+    product: &Matmul<'_>,
+    add: Addend<'_>,
+    out: &mut Matrix,
+    split: bool,
+) {
     let mut scratch = Scratch::new(MATMUL_SCRATCH);
     for ranges in units(product.units(), split) {
-        let out = out.view_mut();
-        kernels::matmul(kernels, product, out, &mut ranges.into_iter(), &mut scratch);
+        let all = 0..product.b.rows();
+        let chain = Chain {
+            over: from_ref(&all),
+            add,
+            out: out.view_mut(),
+        };
+        kernels::matmul(
+            kernels,
+            product,
+            &[chain],
+            &mut ranges.into_iter(),
+            &mut scratch,
+        );
     }
 }
 
@@ -119,13 +138,13 @@ proptest! {
             plain(ops::Matmul {}, given, &[&[m, n]])
         };
         let add = if added && transposed { Addend::View(start.view()) } else { Addend::Nothing };
-        let product = Matmul { a: a.view(), transposed, b: b.view(), add };
+        let product = Matmul { a: a.view(), transposed, b: b.view() };
         for kernels in tables() {
             let mut out = Matrix::output(dtypes[2], m, n, gap);
-            multiply(kernels, &product, &mut out, false);
+            multiply(kernels, &product, add, &mut out, false);
             check(kernels, dtypes[2], &out, &want[0], 2e-6 * (d as f64).max(4.0));
             let mut parts = Matrix::output(dtypes[2], m, n, gap);
-            multiply(kernels, &product, &mut parts, true);
+            multiply(kernels, &product, add, &mut parts, true);
             let mut row = Matrix::output(dtypes[2], 1, n, 0);
             let last = m - 1..m;
             let a = if transposed { a.view().col_range(last.clone()) } else { a.view().row_range(last.clone()) };
@@ -133,7 +152,7 @@ proptest! {
                 Addend::View(add) => Addend::View(add.row_range(last)),
                 none => none,
             };
-            multiply(kernels, &Matmul { a, add, ..product }, &mut row, false);
+            multiply(kernels, &Matmul { a, ..product }, add, &mut row, false);
             prop_assert_eq!(row.bits(0), out.bits(m - 1));
             for r in 0..m {
                 prop_assert_eq!(parts.bits(r), out.bits(r));
@@ -141,12 +160,90 @@ proptest! {
             let zeros = Matrix::new(dtypes[2], m, n, gap, |_, _| 0.0);
             let [fresh, started] = [Addend::Zeros, Addend::View(zeros.view())].map(|add| {
                 let mut out = Matrix::output(dtypes[2], m, n, gap);
-                multiply(kernels, &Matmul { add, ..product }, &mut out, false);
+                multiply(kernels, &product, add, &mut out, false);
                 out
             });
             for r in 0..m {
                 prop_assert_eq!(fresh.bits(r), started.bits(r));
             }
+        }
+    }
+
+    #[test]
+    fn chains_are_the_products_of_their_rows_added_up(
+        seed: u64, m in prop_oneof![8 => 1..40_usize, 1 => 90..220_usize],
+        n in prop_oneof![8 => 1..90_usize, 1 => 400..420_usize],
+        cuts in prop::collection::vec(depth(), 1..6), dtypes in [float(), float(), float()], fresh: bool,
+    ) {
+        let mut random = Random::new(seed);
+        let rows: usize = cuts.iter().sum();
+        let [a, b] = [(dtypes[0], m), (dtypes[1], n)].map(|(dtype, cols)| Matrix::random(&mut random, dtype, rows, cols, 1));
+        let start = Matrix::random(&mut random, dtypes[2], m, n, 0);
+        let mut ranges = Vec::new();
+        for cut in cuts {
+            let from = ranges.last().map_or(0, |last: &std::ops::Range<usize>| last.end);
+            ranges.push(from..from + cut);
+        }
+        // Every other chain is over two ranges, the later one first.
+        let pairs = ranges.chunks(3).flat_map(|three| match three {
+            [one, two, three] => vec![vec![one.clone()], vec![three.clone(), two.clone()]],
+            fewer => fewer.iter().map(|range| vec![range.clone()]).collect(),
+        });
+        let chains: Vec<Vec<std::ops::Range<usize>>> = pairs.collect();
+        let product = Matmul { a: a.view(), transposed: true, b: b.view() };
+        let first = if fresh { Addend::Zeros } else { Addend::View(start.view()) };
+        for kernels in tables() {
+            let mut want = Matrix::output(dtypes[2], m, n, 2);
+            let mut scratch = Scratch::new(MATMUL_SCRATCH);
+            let all = || std::iter::once(0..product.units());
+            for (index, over) in chains.iter().enumerate() {
+                // The rows of a chain end to end.
+                let picked: Vec<usize> = over.iter().cloned().flatten().collect();
+                let [a, b] = [&a, &b].map(|x| Matrix::new(x.view().dtype(), picked.len(), x.cols, 0, |r, c| x.get(picked[r], c)));
+                let before = Matrix::new(dtypes[2], m, n, 0, |r, c| if index == 0 { 0.0 } else { want.get(r, c) });
+                let add = if index == 0 { first } else { Addend::View(before.view()) };
+                multiply(kernels, &Matmul { a: a.view(), transposed: true, b: b.view() }, add, &mut want, false);
+            }
+            let mut out = Matrix::output(dtypes[2], m, n, 2);
+            let (sum, places) = out.in_places(chains.len());
+            let chain = |((index, over), out): ((usize, _), _)| Chain {
+                over,
+                add: if index == 0 { first } else { Addend::View(sum) },
+                out,
+            };
+            let chains: Vec<Chain<'_>> = chains.iter().map(Vec::as_slice).enumerate().zip(places).map(chain).collect();
+            kernels::matmul(kernels, &product, &chains, &mut all(), &mut scratch);
+            for r in 0..m {
+                prop_assert_eq!(out.bits(r), want.bits(r));
+            }
+        }
+    }
+
+    #[test]
+    fn sums_over_some_rows_are_those_of_the_rows_alone(
+        seed: u64, rows in 3..50_usize, cols in 1..200_usize, dtypes in [float(), float()], at: [usize; 2],
+    ) {
+        let mut random = Random::new(seed);
+        let [dy, x] = [0, 1].map(|i| Matrix::random(&mut random, dtypes[0], rows, cols, i));
+        let gamma = random.many(cols);
+        let [first, second] = at.map(|at| at % rows);
+        let over = [first.min(second)..first.max(second), 0..first.min(second)];
+        let picked: Vec<usize> = over.iter().cloned().flatten().collect();
+        let alone = [&dy, &x].map(|x| Matrix::new(dtypes[0], picked.len(), cols, 0, |r, c| x.get(picked[r], c)));
+        let mut scratch = Scratch::new(kernels::layer_norm_grad_scratch(rows));
+        for kernels in tables() {
+            let mut sums = |dy: &Matrix, x: &Matrix, over: &[std::ops::Range<usize>]| {
+                let mut out = [(); 3].map(|()| Matrix::output(dtypes[1], 1, cols, 0));
+                let [plain, gain, bias] = &mut out;
+                kernels::sum_rows(kernels, x.view(), over, plain.view_mut(), 0..cols);
+                let grad = LayerNormGrad { dy: dy.view(), x: x.view(), residual: None, gamma: &gamma, eps: 1e-3 };
+                let moments = kernels::layer_norm_moments(kernels, &grad, &mut scratch);
+                let sums = [gain.view_mut(), bias.view_mut()];
+                kernels::layer_norm_grad_sums(kernels, &grad, moments, over, sums, 0..cols);
+                out.map(|sum| sum.bits(0))
+            };
+            let want = sums(&alone[0], &alone[1], from_ref(&(0..picked.len())));
+            prop_assert_eq!(sums(&dy, &x, &over), want);
         }
     }
 
@@ -157,7 +254,7 @@ proptest! {
         for kernels in tables() {
             let mut out = Matrix::output(dtypes[1], 1, cols, 0);
             for columns in [0..at % cols, at % cols..cols] {
-                kernels::sum_rows(kernels, x.view(), out.view_mut(), columns);
+                kernels::sum_rows(kernels, x.view(), from_ref(&(0..rows)), out.view_mut(), columns);
             }
             check(kernels, dtypes[1], &out, &want[0], 1e-5);
         }
@@ -272,7 +369,7 @@ proptest! {
             let [mut gain, mut bias] = [(); 2].map(|()| Matrix::output(dtypes[2], 1, cols, 0));
             for columns in [0..at % cols, at % cols..cols] {
                 let sums = [gain.view_mut(), bias.view_mut()];
-                kernels::layer_norm_grad_sums(kernels, &grad, moments, sums, columns);
+                kernels::layer_norm_grad_sums(kernels, &grad, moments, from_ref(&(0..rows)), sums, columns);
             }
             check(kernels, dtypes[2], &gain, &want[1], 1e-4);
             check(kernels, dtypes[2], &bias, &want[2], 1e-5);

@@ -108,17 +108,24 @@ impl Matrix {
 
     /// The same memory to read and to write, for kernels that work in place.
     pub(crate) fn in_place(&mut self) -> (View<'_>, ViewMut<'_>) {
+        let (view, mut places) = self.in_places(1);
+        (view, places.remove(0))
+    }
+
+    /// [`Matrix::in_place`], to write so many times, one time after the other.
+    pub(crate) fn in_places(&mut self, times: usize) -> (View<'_>, Vec<ViewMut<'_>>) {
         let (data, dtype) = match &mut self.data {
             Data::F32(data) => (data.as_mut_ptr().cast::<u8>(), DType::F32),
             Data::F16(data) => (data.as_mut_ptr().cast(), DType::F16),
             Data::BF16(data) => (data.as_mut_ptr().cast(), DType::BF16),
         };
-        let extent = [self.rows, self.cols];
+        let (extent, stride) = ([self.rows, self.cols], self.stride);
         // SAFETY: the rows exist, and such a kernel reads each element before it writes it.
         unsafe {
+            let place = |_| ViewMut::from_raw_parts(data, dtype, extent, stride);
             (
-                View::from_raw_parts(data, dtype, extent, self.stride),
-                ViewMut::from_raw_parts(data, dtype, extent, self.stride),
+                View::from_raw_parts(data, dtype, extent, stride),
+                (0..times).map(place).collect(),
             )
         }
     }

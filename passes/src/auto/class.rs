@@ -4,7 +4,9 @@ use lxpod_ir::front::LxmertConfig;
 use lxpod_ir::{Graph, Target};
 
 use super::bound::UpdateNeeds;
-use crate::compile::{CompileError, CompileOptions, Optimised, Placed, Placement, state_bytes};
+use crate::compile::{
+    CompileError, CompileOptions, Group, Optimised, Placed, Placement, state_bytes,
+};
 use crate::cost;
 use crate::partition::{Among, Floor, Pipeline, Split, floor, refuted};
 use crate::pass::Recompute;
@@ -167,6 +169,7 @@ impl Task<'_> {
             replicas: self.shards,
             schedule: self.schedule.clone(),
             accumulation: self.accumulation,
+            group: Group::Exactly(1),
             pinned: None,
             branches: false,
         }

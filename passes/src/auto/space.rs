@@ -87,7 +87,7 @@ impl Candidate {
         }
     }
 
-    /// `base` with these options.
+    /// `base` with these options, one micro-batch at a time.
     pub fn options(&self, base: &CompileOptions) -> CompileOptions {
         let mut options = base.clone();
         options.model.micro_batch = self.micro_batch;
@@ -97,6 +97,7 @@ impl Candidate {
             rule: self.schedule,
             chunks: self.chunks,
             accumulation: self.accumulation,
+            group: Some(1),
             recompute: self.recompute,
             replicated_tensor_sharding: self.replicated_tensor_sharding,
             ..training.clone()

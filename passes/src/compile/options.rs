@@ -1,7 +1,7 @@
 //! What to compile for, and what follows from it.
 
 use lxpod_ir::front::{Losses, ModelOptions};
-use lxpod_ir::{DType, Target};
+use lxpod_ir::{DType, Machine, Target};
 
 use super::CompileError;
 use crate::partition::PinnedStages;
@@ -39,6 +39,9 @@ pub struct TrainingOptions {
     pub chunks: usize,
     /// Micro-batches of each replica that are summed before an update.
     pub accumulation: usize,
+    /// Micro-batches that one visit of a program computes together, so that it reads its parameters once for all of
+    /// them. Without it one, or for a processor whose parameters lie behind its caches as many as pay and fit.
+    pub group: Option<usize>,
     /// Which values are computed again for the backward half.
     pub recompute: Recompute,
     /// How sums of gradients are stored: f32 or f16.
@@ -57,6 +60,7 @@ impl Default for TrainingOptions {
             rule: Rule::GPipe,
             chunks: 2,
             accumulation: 1,
+            group: None,
             recompute: Recompute::None,
             accumulator: DType::F32,
             replicated_tensor_sharding: false,
@@ -77,6 +81,59 @@ impl Default for TrainingOptions {
             }),
         }
     }
+}
+
+/// Rows of a product beyond which it is bound by computing, not by reading its weights: several blocks of the CPU's kernels.
+const ROWS_THAT_PAY: usize = 384;
+/// The most micro-batches that are computed together unless told: with more, what is read once for all of them is no share of
+/// the step that counts, and activations take more and more memory.
+const MOST_TOGETHER: usize = 8;
+
+/// Micro-batches that one visit of a program computes together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// So many.
+    Exactly(usize),
+    /// So many, or as many as fit the tiles' memory.
+    AtMost(usize),
+}
+
+impl Group {
+    /// The sizes to try for a step of that many micro-batches, the best first: visits are as equal as can be, and doubled
+    /// in number from one to the next.
+    pub(super) fn sizes(self, micro_batches: usize) -> impl Iterator<Item = usize> {
+        let (first, last) = match self {
+            Group::Exactly(group) => (group, group),
+            Group::AtMost(most) => (micro_batches.div_ceil(micro_batches.div_ceil(most)), 1),
+        };
+        std::iter::successors(Some(first), move |&group| {
+            (group > last).then(|| group.div_ceil(2))
+        })
+    }
+}
+
+/// Checks that a step's micro-batches can be computed in groups.
+fn check_group(
+    schedule: &Schedule,
+    micro_batches: usize,
+    group: usize,
+) -> Result<(), CompileError> {
+    let flag = "--group";
+    if !(1..=micro_batches).contains(&group) {
+        let message = format!(
+            "is {group}; a step has {micro_batches} micro-batches (--gradient-accumulation), so use 1 to {micro_batches}"
+        );
+        return Err(CompileError::Option { flag, message });
+    }
+    let visits = micro_batches.div_ceil(group);
+    schedule.check(visits).map_err(|_| CompileError::Option {
+        flag,
+        message: format!(
+            "of {group} makes {visits} groups of {micro_batches} micro-batches, which --schedule {} cannot order over {} \
+             tiles; leave it out, or use --schedule 1f1b or gpipe",
+            schedule.rule, schedule.tiles
+        ),
+    })
 }
 
 impl CompileOptions {
@@ -151,7 +208,26 @@ impl CompileOptions {
         }
         let micro_batches = training.accumulation.max(1);
         schedule.check(micro_batches).map_err(problem)?;
+        if let Some(group) = training.group {
+            check_group(&schedule, micro_batches, group)?;
+        }
         Ok((schedule, micro_batches))
+    }
+
+    /// How many micro-batches a visit computes together.
+    pub(super) fn group(&self) -> Group {
+        let Some(training) = &self.training else {
+            return Group::Exactly(1);
+        };
+        match (training.group, self.target.machine) {
+            (Some(group), _) => Group::Exactly(group),
+            (None, Machine::Cpu) if training.update.is_some() => {
+                // Boxes are rows that every sample has; texts may be shorter than planned.
+                let rows = (self.model.micro_batch * self.model.boxes).max(1);
+                Group::AtMost(ROWS_THAT_PAY.div_ceil(rows).min(MOST_TOGETHER))
+            }
+            (None, _) => Group::Exactly(1),
+        }
     }
 
     /// What the update is, for so many replicas.

@@ -59,6 +59,8 @@ struct Work<'a> {
     output: TensorType,
     spaces: &'a Spaces,
     extents: Option<&'a Extents>,
+    /// The micro-batches whose rows they are.
+    group: usize,
 }
 
 impl Cpu {
@@ -163,11 +165,14 @@ impl Cpu {
     }
 
     fn at(&self, graph: &Graph, id: NodeId, extents: Option<&Extents>) -> Cycles {
-        let op = &graph.node(id).op;
-        if op.is_leaf() || op.is_view() || matches!(op, Op::Transfer(_)) {
+        self.of(&Work::of(graph, id, extents))
+    }
+
+    fn of(&self, work: &Work<'_>) -> Cycles {
+        if work.op.is_leaf() || work.op.is_view() || matches!(work.op, Op::Transfer(_)) {
             return Cycles::default();
         }
-        let (compute, memory) = self.cycles(&Work::of(graph, id, extents));
+        let (compute, memory) = self.cycles(work);
         let (compute, memory) = (compute.ceil() as u64, memory.ceil() as u64);
         Cycles {
             compute,
@@ -187,7 +192,20 @@ impl<'a> Work<'a> {
             output: at(&graph.node(id).types[0]),
             spaces: &graph.spaces,
             extents,
+            group: 1,
         }
+    }
+
+    /// A node for so many micro-batches at once, all rows end to end.
+    fn of_visit(graph: &'a Graph, id: NodeId, group: usize) -> Self {
+        let mut work = Work::of(graph, id, None);
+        for ty in work.inputs.iter_mut().chain([&mut work.output]) {
+            if ty.rows.is_some() {
+                let rows = ty.shape.rows() * group;
+                ty.shape = ty.shape.with_rows(rows);
+            }
+        }
+        Work { group, ..work }
     }
 
     /// Segments of an attention, and pairs of a query with a key or a key's padding in all of them.
@@ -206,7 +224,7 @@ impl<'a> Work<'a> {
                 (segments.len() as u64, segments.map(of).sum())
             }
             (None, Some(owner)) => {
-                let segments = self.spaces.get(owner).capacity;
+                let segments = self.spaces.get(owner).capacity * self.group;
                 let each = pairs(self.spaces.longest(queries), self.spaces.longest(keys));
                 (segments as u64, segments as f64 * each)
             }
@@ -223,6 +241,15 @@ impl CostModel for Cpu {
 
     fn node(&self, graph: &Graph, id: NodeId) -> Cycles {
         self.at(graph, id, None)
+    }
+
+    fn visit(&self, graph: &Graph, id: NodeId, group: usize) -> Cycles {
+        // A gradient's sum is walked once for all micro-batches; other values without rows are of each by itself.
+        let node = graph.node(id);
+        match (&node.op, node.types[0].rows) {
+            (_, Some(_)) | (Op::WeightGrad(_), None) => self.of(&Work::of_visit(graph, id, group)),
+            (_, None) => self.node(graph, id).times(group as u64),
+        }
     }
 
     fn node_at(&self, graph: &Graph, id: NodeId, extents: &Extents) -> Cycles {

@@ -25,6 +25,15 @@ impl Cycles {
     pub fn total(self) -> u64 {
         self.compute + self.exchange + self.sync
     }
+
+    /// So many times as many.
+    pub fn times(self, count: u64) -> Cycles {
+        Cycles {
+            compute: self.compute.saturating_mul(count),
+            exchange: self.exchange.saturating_mul(count),
+            sync: self.sync.saturating_mul(count),
+        }
+    }
 }
 
 impl std::ops::Add for Cycles {
@@ -52,6 +61,11 @@ pub trait CostModel {
 
     /// Cycles of a node at full capacity. Leaves and views take none.
     fn node(&self, graph: &Graph, id: NodeId) -> Cycles;
+
+    /// Cycles of a node for `group` micro-batches at once, at full capacity; by default those of each of them.
+    fn visit(&self, graph: &Graph, id: NodeId, group: usize) -> Cycles {
+        self.node(graph, id).times(group as u64)
+    }
 
     /// Cycles of a node in a run at these extents, which must be of the graph. By default those at
     /// full capacity: a pod's programs are fixed, and compute every row there may be.

@@ -58,6 +58,7 @@ struct Written<'a> {
     partition: &'a Partition,
     schedule: Schedule,
     accumulation: usize,
+    group: usize,
     tiles: &'a [Tile],
     graph: String,
     update: Option<String>,
@@ -72,6 +73,7 @@ struct Read {
     partition: Partition,
     schedule: Schedule,
     accumulation: usize,
+    group: usize,
     tiles: Vec<Tile>,
     graph: String,
     update: Option<String>,
@@ -100,6 +102,7 @@ impl Plan {
             tiles,
             schedule,
             accumulation,
+            group,
         } = self;
         let written = Written {
             provenance,
@@ -108,6 +111,7 @@ impl Plan {
             partition,
             schedule: schedule.clone(),
             accumulation: *accumulation,
+            group: *group,
             tiles,
             graph: graph.to_string(),
             update: update.as_ref().map(Graph::to_string),
@@ -166,6 +170,7 @@ impl Plan {
             tiles: read.tiles,
             schedule: read.schedule,
             accumulation: read.accumulation,
+            group: read.group,
         };
         plan.check()?;
         Ok(plan)
@@ -211,8 +216,13 @@ impl Plan {
         if used == 0 || self.tiles.len() != used || self.accumulation == 0 {
             return Err(file("the plan's tiles do not match its schedule"));
         }
+        if !(1..=self.accumulation).contains(&self.group) {
+            return Err(file(
+                "the plan groups more micro-batches than a step has, or none",
+            ));
+        }
         self.schedule
-            .check(self.accumulation)
+            .check(self.visits(self.accumulation))
             .map_err(|problem| file(&problem))?;
         if self.replicas == 0 || self.replicas > tiles / used {
             return Err(file(
@@ -242,6 +252,7 @@ impl Plan {
             update: self.update.as_ref(),
             schedule: &self.schedule,
             accumulation: self.accumulation,
+            group: self.group,
         };
         if lower(work, &self.target, cost.as_ref())? != self.tiles {
             return Err(file("the plan's programs are not those of its graph"));
@@ -328,6 +339,8 @@ mod tests {
             ("/tiles/1/buffers/3/bytes", 1),
             ("/tiles/0/programs/0/steps/1/node", 100_000),
             ("/replicas", 1 << 60),
+            ("/group", 0),
+            ("/group", 2),
             ("/schedule/tiles", 3),
             ("/target/host/bytes_per_second", 0),
             ("/target/tile/cores", 1 << 60),

@@ -22,6 +22,8 @@ pub struct Work<'a> {
     pub schedule: &'a Schedule,
     /// Micro-batches of a training step.
     pub accumulation: usize,
+    /// Micro-batches that one visit of a program computes together.
+    pub group: usize,
 }
 
 /// The tiles of one replica.
@@ -38,9 +40,10 @@ pub fn lower(
         update,
         schedule,
         accumulation,
+        group,
     } = work;
     let mut tiles = Vec::with_capacity(schedule.tiles);
-    let micro = Values::of_micro_batch(graph, schedule, accumulation);
+    let micro = Values::of_micro_batch(graph, schedule, accumulation, group);
     let update = update.map(|update| Values::of_update(update, schedule));
     let graphs: Vec<&Values<'_>> = [&micro].into_iter().chain(&update).collect();
     let mut places: Vec<Places> = graphs.iter().map(|_| Places::default()).collect();
@@ -62,8 +65,7 @@ pub fn lower(
                 Phase::Update => (graphs[1], &places[1]),
                 _ => (graphs[0], &places[0]),
             };
-            tile.programs
-                .push(planned.resolve(values.graph, cost, places));
+            tile.programs.push(planned.resolve(values, cost, places));
         }
         let graph_of = |phase| {
             if phase == Phase::Update {
@@ -247,7 +249,8 @@ fn view(graph: &Graph, id: NodeId, places: &Places) -> Result<Place, PlanError> 
 }
 
 impl Planned {
-    fn resolve(self, graph: &Graph, cost: &dyn CostModel, places: &Places) -> Program {
+    fn resolve(self, values: &Values<'_>, cost: &dyn CostModel, places: &Places) -> Program {
+        let graph = values.graph;
         let place = |value: &Value| places[value].clone();
         let step = |&id: &NodeId| Step {
             node: id.index(),
@@ -255,7 +258,7 @@ impl Planned {
             outputs: crate::walk::values(graph, id)
                 .map(|value| place(&value))
                 .collect(),
-            cycles: cost.node(graph, id),
+            cycles: cost.visit(graph, id, values.group()),
         };
         Program {
             stage: self.stage,

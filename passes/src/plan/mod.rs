@@ -2,8 +2,9 @@
 //!
 //! A plan has two levels. A [`Program`] is what one stage does for one micro-batch, forward or
 //! backward: steps over buffers at fixed offsets of its tile's memory. A [`Schedule`] orders the
-//! programs: which tile works on which micro-batch when. The CPU and the simulator play the same list,
-//! and nothing is unrolled over micro-batches. After the last micro-batch of a training step come the
+//! programs: which tile works on which micro-batch when. Where the plan groups micro-batches, one *visit* of
+//! a program computes a group of them, and a visit is what the schedule takes for a micro-batch. The CPU and
+//! the simulator play the same list, and nothing is unrolled over micro-batches. After the last micro-batch of a training step come the
 //! programs of the update, which have a graph of their own.
 
 mod collective;
@@ -49,6 +50,8 @@ pub struct Plan {
     pub schedule: Schedule,
     /// Micro-batches of one replica in a training step; 1 of an inference plan, which takes any number.
     pub accumulation: usize,
+    /// Micro-batches that one visit of a program computes together; the last visit of a phase may have fewer.
+    pub group: usize,
 }
 
 /// What made a plan, so that a plan file explains itself.
@@ -165,7 +168,7 @@ pub struct Step {
     pub inputs: Vec<Place>,
     /// Where its outputs lie; those of a `transfer` lie in the tile of the receiving stage.
     pub outputs: Vec<Place>,
-    /// Predicted cycles.
+    /// Predicted cycles of one visit.
     pub cycles: Cycles,
 }
 
@@ -224,9 +227,9 @@ pub struct Buffer {
     pub category: Category,
     /// First byte in the tile's memory.
     pub offset: u64,
-    /// Bytes of one slot at full capacity, unpadded.
+    /// Bytes of one slot at full capacity, unpadded: what one visit has of the value.
     pub bytes: u64,
-    /// Slots: micro-batch i uses slot i mod slots, since several micro-batches may be alive in it.
+    /// Slots: visit i uses slot i mod slots, since those of several visits may be alive in it.
     pub slots: u32,
     /// The step that first writes it.
     pub birth: u32,
@@ -315,7 +318,12 @@ impl Plan {
         }
     }
 
-    /// Cycles in which a tile works on one micro-batch, forward and backward.
+    /// Visits that so many micro-batches of a replica take.
+    pub fn visits(&self, micro_batches: usize) -> usize {
+        micro_batches.div_ceil(self.group)
+    }
+
+    /// Cycles in which a tile works on one visit, forward and backward.
     pub fn tile_cycles(&self, tile: usize) -> StageCycles {
         let phases = [Phase::Forward, Phase::Backward];
         let cycles = self
@@ -351,7 +359,7 @@ impl Plan {
             .filter(move |&id| self.graph.node(id).stage == Some(stage as u32))
     }
 
-    /// Cycles in which the stage's tile works on one micro-batch in that phase: its steps, what it
+    /// Cycles in which the stage's tile works on one visit in that phase: its steps, what it
     /// sends and receives, and its host buffers. Partition minimises the largest sum over the phases
     /// of a micro-batch.
     pub fn stage_cycles(&self, stage: usize, phase: Phase) -> StageCycles {
@@ -361,7 +369,12 @@ impl Plan {
         let programs = tile.programs.iter().filter(own);
         let steps = programs.flat_map(|program| &program.steps);
         let phase_of = phases(graph);
-        let bytes = |value: Value| sharding::shard_bytes(graph, value) as u64;
+        let members = if phase == Phase::Update {
+            1
+        } else {
+            self.group
+        };
+        let bytes = |value: Value| (sharding::shard_bytes(graph, value) * members) as u64;
         let in_phase = |id: NodeId| phase == Phase::Update || phase_of[id.index()] == phase;
         let at_home = |id: &NodeId| lower::home(graph, *id) == Some(stage as u32);
         let here: Vec<NodeId> = graph.nodes().filter(at_home).collect();
@@ -407,7 +420,7 @@ fn sent(graph: &Graph, phase: Phase, transfers: &[NodeId]) -> impl Iterator<Item
     sent.into_iter()
 }
 
-/// Cycles of one stage for one micro-batch.
+/// Cycles of one stage for one visit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StageCycles {
     /// The steps.

@@ -13,7 +13,7 @@ use crate::schedule::{Phase, Schedule};
 /// A plan's programs and what they take.
 pub struct Programs<'a> {
     plan: &'a Plan,
-    /// By stage: cycles forward and backward.
+    /// By stage: cycles of a visit forward and backward.
     stages: Vec<[u64; 2]>,
     /// By tile: cycles of the update, and the bytes that go around the ring of replicas before it.
     update: Vec<[u64; 2]>,
@@ -43,14 +43,15 @@ impl<'a> Programs<'a> {
         let tile =
             |[cycles, ring]: &[u64; 2]| cycles + ring_cycles(&self.plan.target, *ring, replicas);
         let update = self.update.iter().map(tile).max();
-        schedule.play(micro_batches, cycles).makespan + update.unwrap_or(0)
+        let visits = self.plan.visits(micro_batches);
+        schedule.play(visits, cycles).makespan + update.unwrap_or(0)
     }
 
     /// Bytes of each tile under that schedule, code and padding included: what
     /// [`lower`](super::lower) would plan.
     pub fn tile_bytes(&self, schedule: &Schedule, accumulation: usize) -> Vec<u64> {
         let graph = &self.plan.graph;
-        let values = Values::of_micro_batch(graph, schedule, accumulation);
+        let values = Values::of_micro_batch(graph, schedule, accumulation, self.plan.group);
         let slots = |buffer: &super::Buffer| match graph.at(buffer.node) {
             Some(node) if !buffer.update => {
                 let output = buffer.output as u16;

@@ -23,8 +23,10 @@ pub(super) struct Values<'a> {
     pub update: bool,
     /// The order of the programs.
     pub schedule: &'a Schedule,
-    /// The schedule over as many micro-batches as slots are counted for.
+    /// The schedule over as many visits as slots are counted for.
     played: Vec<Slot>,
+    /// Micro-batches of a visit.
+    group: usize,
     phases: Vec<Phase>,
     rounds: Vec<usize>,
     depths: RefCell<FxHashMap<(Role, Role), usize>>,
@@ -38,11 +40,12 @@ impl<'a> Values<'a> {
         graph: &'a Graph,
         schedule: &'a Schedule,
         accumulation: usize,
+        group: usize,
     ) -> Self {
-        // An inference plan takes any number of micro-batches; beyond a full pipeline nothing changes.
+        // An inference plan takes any number of visits; beyond a full pipeline nothing changes.
         let steady = 2 * schedule.stages();
-        let micro_batches = if schedule.training {
-            accumulation
+        let visits = if schedule.training {
+            accumulation.div_ceil(group)
         } else {
             steady
         };
@@ -50,7 +53,8 @@ impl<'a> Values<'a> {
             graph,
             update: false,
             schedule,
-            played: schedule.slots(micro_batches),
+            played: schedule.slots(visits),
+            group,
             phases: phases(graph),
             rounds: vec![0; graph.bound()],
             depths: RefCell::default(),
@@ -74,11 +78,17 @@ impl<'a> Values<'a> {
             update: true,
             schedule,
             played: Vec::new(),
+            group: 1,
             phases: vec![Phase::Update; graph.bound()],
             rounds,
             depths: RefCell::default(),
             stored: replaced(graph),
         }
+    }
+
+    /// Micro-batches of a visit.
+    pub(super) fn group(&self) -> usize {
+        self.group
     }
 
     /// The phase of a node.
@@ -112,7 +122,7 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// Micro-batches of the value that are alive at once, and whether its bytes outlive the program
+    /// Visits whose values are alive at once, and whether its bytes outlive the program
     /// that writes them.
     pub(super) fn slots(&self, value: Value) -> (u32, bool) {
         let mut readers = Vec::new();
@@ -162,11 +172,14 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// Bytes that a replica holds of the value. A sum of gradients is whole until replicas add theirs up.
+    /// Bytes that a replica holds of the value for a visit. A sum of gradients is whole until replicas add theirs up;
+    /// parameters and states are shared by all micro-batches.
     pub(super) fn bytes(&self, value: Value) -> u64 {
+        let whole = self.graph.ty(value).bytes();
         let bytes = match self.category(value) {
             Category::Optimizer => sharding::shard_bytes(self.graph, value),
-            _ => self.graph.ty(value).bytes(),
+            Category::Weights | Category::Accumulators => whole,
+            _ => whole.saturating_mul(self.group),
         };
         bytes as u64
     }

@@ -93,8 +93,8 @@ fn timeline(report: &Report<'_>) -> String {
     let programs = phases * simulation.schedule().stages();
     let shown = (MOST_RECTANGLES / (5 * programs).max(1)).max(1);
     let parts = || {
-        let micro_batch = |part: &Interval| part.slot.map(|slot| slot.micro_batch + 1);
-        let last = move |part: &Interval| micro_batch(part).unwrap_or(simulation.micro_batches());
+        let end = |part: &Interval| Some(simulation.members(&part.slot?).end);
+        let last = move |part: &Interval| end(part).unwrap_or(simulation.micro_batches());
         simulation
             .intervals()
             .filter(move |part| last(part) <= shown)
@@ -122,7 +122,7 @@ fn timeline(report: &Report<'_>) -> String {
     );
     names(&mut text, &simulation.tile_labels(&report.labels()));
     for part in parts() {
-        rectangle(&mut text, &part, scale);
+        rectangle(&mut text, simulation, &part, scale);
     }
     let last = height - 4.0;
     let _ = write!(
@@ -141,17 +141,25 @@ fn activities(simulation: &Simulation) -> Vec<&'static str> {
     all.map(Activity::name).collect()
 }
 
+/// Micro-batches that are computed together.
+fn named(members: &std::ops::Range<usize>) -> String {
+    match members.len() {
+        1 => format!("micro-batch {}", members.start),
+        _ => format!("micro-batches {} to {}", members.start, members.end - 1),
+    }
+}
+
 /// An interval of the timeline; paler if backward.
-fn rectangle(text: &mut String, part: &Interval, scale: f64) {
+fn rectangle(text: &mut String, simulation: &Simulation, part: &Interval, scale: f64) {
     let class = match part.phase() {
         Phase::Backward => " backward",
         Phase::Forward | Phase::Update => "",
     };
     let of = match part.slot {
         Some(slot) => format!(
-            "stage {}, micro-batch {} {}",
+            "stage {}, {} {}",
             slot.stage,
-            slot.micro_batch,
+            named(&simulation.members(&slot)),
             slot.phase.name()
         ),
         None => "update".to_owned(),

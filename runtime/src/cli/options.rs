@@ -92,6 +92,11 @@ pub(crate) struct PlanOptions {
     #[arg(long, value_name = "G", value_parser = positive)]
     pub(crate) gradient_accumulation: Option<usize>,
 
+    /// Micro-batches of a step that a tile computes together, so that it reads its parameters once for all of them;
+    /// changes no result [default: 1; on cpu as many as pay and fit]
+    #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "auto")]
+    pub(crate) group: Option<usize>,
+
     /// How values are stored: fp32 or mixed [default: mixed]
     #[arg(long)]
     pub(crate) precision: Option<Precision>,
@@ -281,6 +286,7 @@ impl PlanOptions {
             rule: self.schedule.unwrap_or_default(),
             chunks: self.chunks.unwrap_or(defaults.chunks),
             accumulation: self.gradient_accumulation.unwrap_or(1),
+            group: self.group,
             replicated_tensor_sharding: self.replicated_tensor_sharding,
             recompute: match self.recompute.unwrap_or(Recompute::None) {
                 Recompute::None => lxpod_passes::Recompute::None,
@@ -371,6 +377,7 @@ impl PlanOptions {
             ("--seq-len", self.seq_len.is_some()),
             ("--boxes", self.boxes.is_some()),
             ("--micro-batch", self.micro_batch.is_some()),
+            ("--group", self.group.is_some()),
             ("--precision", self.precision.is_some()),
             ("--recompute", self.recompute.is_some()),
             ("--chunks", self.chunks.is_some()),
@@ -425,6 +432,10 @@ impl PlanOptions {
             (
                 !training && self.replicated_tensor_sharding,
                 "--replicated-tensor-sharding for inference; it is for --mode training",
+            ),
+            (
+                !training && self.group.is_some(),
+                "--group for inference; it is for --mode training",
             ),
             (
                 self.chunks.is_some() && self.schedule != Some(Rule::Interleaved),

@@ -167,6 +167,7 @@ impl<'a> Report<'a> {
             "seq_len": self.option("seq_len"),
             "boxes": self.option("boxes"),
             "gradient_accumulation": self.used.micro_batches,
+            "group": plan.group,
             "schedule": self.used.schedule,
             "longest_path": plan.schedule.longest_path(),
             "recompute": self.recompute(),
@@ -248,11 +249,15 @@ impl<'a> Report<'a> {
         text += &line(
             "options",
             format!(
-                "{}, task {}, {} precision, micro-batch {}, {} tokens, {} boxes",
+                "{}, task {}, {} precision, micro-batch {}{}, {} tokens, {} boxes",
                 value("mode"),
                 value("task"),
                 value("precision"),
                 micro_batch(&plan.graph),
+                match plan.group {
+                    1 => String::new(),
+                    group => format!(", {group} computed together"),
+                },
                 self.option("seq_len"),
                 self.option("boxes"),
             ),

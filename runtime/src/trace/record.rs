@@ -85,6 +85,7 @@ fn observing(plan: &Plan, values: &[Value]) -> Result<Plan> {
         update: plan.update.as_ref(),
         schedule: &plan.schedule,
         accumulation: plan.accumulation,
+        group: plan.group,
     };
     plan.tiles = lower(work, &plan.target, cost.as_ref())?;
     Ok(plan)

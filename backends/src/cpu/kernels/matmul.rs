@@ -1,5 +1,9 @@
 //! `matmul`: A · B with B as it is stored, row by row; A as it is stored or transposed.
 //!
+//! The summed index may be cut into several sums, each finished before the next and added to what that is to be added to:
+//! a weight's gradient of several micro-batches. All of them are taken for a block of results before the next block, so that
+//! results that each sum is added to wait in a cache, not in memory.
+//!
 //! B needs no packing beforehand: the first tile of rows that meets a panel of its columns packs it for the others,
 //! with instructions that cost it no time. The summed index is cut into shares of [`DEPTH`], so that what one share
 //! reads of A and B stays in the nearer caches; sums wait in f32 between shares.
@@ -65,8 +69,81 @@ pub struct Matmul<'a> {
     pub transposed: bool,
     /// The right side, \[d, n\].
     pub b: View<'a>,
-    /// Added to the finished sums.
+}
+
+/// One sum of each result of a product.
+pub struct Chain<'a> {
+    /// What of the summed index it is over, in this order.
+    pub over: &'a [Range<usize>],
+    /// Added to the finished sum; \[m, n\].
     pub add: Addend<'a>,
+    /// Where the result goes, \[m, n\]; may be the memory of `add`, of this chain and of those behind it.
+    pub out: ViewMut<'a>,
+}
+
+impl Chain<'_> {
+    /// Its products in shares.
+    fn shares(&self) -> Shares<'_> {
+        Shares {
+            over: self.over,
+            done: 0,
+            left: self.over.iter().map(ExactSizeIterator::len).sum(),
+            first: true,
+        }
+    }
+
+    /// Whether results go past the caches: they start a sum that the next micro-batch, or the update, goes on with, and
+    /// the 16 columns of a panel are a cache line.
+    fn streams(&self) -> bool {
+        let line = LINE * size_of::<f32>();
+        let out = &self.out;
+        let start = out.as_view().row(0).at(0).addr();
+        let whole = (start | (out.stride() * size_of::<f32>())).is_multiple_of(line);
+        matches!(self.add, Addend::Zeros) && out.dtype() == DType::F32 && out.rows() > 0 && whole
+    }
+}
+
+/// The shares of a chain: none reaches from one range into the next. A chain over nothing has one of no products.
+#[derive(Clone)]
+struct Shares<'a> {
+    over: &'a [Range<usize>],
+    /// Products of the first range that are in shares already.
+    done: usize,
+    /// Products that are in none yet.
+    left: usize,
+    first: bool,
+}
+
+impl Iterator for Shares<'_> {
+    type Item = Share;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Share> {
+        while self
+            .over
+            .first()
+            .is_some_and(|range| range.len() == self.done)
+        {
+            self.over = &self.over[1..];
+            self.done = 0;
+        }
+        if self.left == 0 && !self.first {
+            return None;
+        }
+        let range = self
+            .over
+            .first()
+            .map_or(0..0, |range| range.start + self.done..range.end);
+        let depth = DEPTH.min(range.len());
+        self.left -= depth;
+        self.done += depth;
+        Some(Share {
+            start: range.start,
+            depth,
+            first: std::mem::replace(&mut self.first, false),
+            last: self.left == 0,
+        })
+    }
 }
 
 impl Matmul<'_> {
@@ -93,15 +170,6 @@ impl Matmul<'_> {
         GRAIN
     }
 
-    /// Whether results go past the caches: they start a sum that the next micro-batch, or the update, goes on with, and
-    /// the 16 columns of a panel are a cache line.
-    fn streams(&self, out: &ViewMut<'_>) -> bool {
-        let line = LINE * size_of::<f32>();
-        let start = out.as_view().row(0).at(0).addr();
-        let whole = (start | (out.stride() * size_of::<f32>())).is_multiple_of(line);
-        matches!(self.add, Addend::Zeros) && out.dtype() == DType::F32 && out.rows() > 0 && whole
-    }
-
     /// Rows of each block but the last: nearly equal, in whole tiles.
     fn block_rows(&self) -> usize {
         let blocks = self.rows().div_ceil(ROW_BLOCK).max(1);
@@ -109,40 +177,43 @@ impl Matmul<'_> {
     }
 }
 
-/// Writes the given units of A · B (+ `add`) to `out`, \[m, n\].
+/// Writes the given units of A · B, one [`Chain`] after the other.
 ///
-/// Each element is one sum in ascending order, in f32, whatever the units are; `add` and one rounding to the dtype of
-/// `out` follow. `out` may be the memory of `add`. `scratch` must have [`MATMUL_SCRATCH`] values.
+/// Each element of a chain's result is one sum in the chain's order, in f32, whatever the units are; `add` and one rounding to
+/// the dtype of `out` follow. `scratch` must have [`MATMUL_SCRATCH`] values.
 ///
 /// # Panics
-/// If shapes disagree or units are out of range.
+/// If shapes disagree, or units or what chains are over are out of range.
 pub fn matmul(
     kernels: &Kernels,
     product: &Matmul<'_>,
-    out: ViewMut<'_>,
+    chains: &[Chain<'_>],
     units: &mut dyn Iterator<Item = Range<usize>>,
     scratch: &mut Scratch,
 ) {
-    let Matmul { a, b, add, .. } = *product;
-    let depth = if product.transposed {
-        a.rows()
-    } else {
-        a.cols()
-    };
+    let Matmul { a, transposed, b } = *product;
+    let depth = if transposed { a.rows() } else { a.cols() };
     assert_eq!(depth, b.rows(), "summed index of a product");
     let shape = (product.rows(), b.cols());
-    assert_eq!((out.rows(), out.cols()), shape, "output shape of a product");
-    assert!(
-        add.view()
-            .is_none_or(|add| (add.rows(), add.cols()) == shape),
-        "shape of what is added to a product"
-    );
+    for Chain { over, add, out } in chains {
+        assert!(
+            over.iter()
+                .all(|range| range.start <= range.end && range.end <= depth),
+            "sums over {over:?} of {depth}"
+        );
+        assert_eq!((out.rows(), out.cols()), shape, "output shape of a product");
+        assert!(
+            add.view()
+                .is_none_or(|add| (add.rows(), add.cols()) == shape),
+            "shape of what is added to a product"
+        );
+    }
     let work = scratch.take(MATMUL_SCRATCH);
     // SAFETY: a table exists only for a CPU that can run it, and the shapes were checked.
     unsafe {
         (kernels.matmul)(Args {
             product,
-            out,
+            chains,
             units,
             work,
         })
@@ -152,7 +223,7 @@ pub fn matmul(
 /// A checked call of [`matmul`].
 pub(super) struct Args<'a> {
     product: &'a Matmul<'a>,
-    out: ViewMut<'a>,
+    chains: &'a [Chain<'a>],
     units: &'a mut dyn Iterator<Item = Range<usize>>,
     work: &'a mut [f32],
 }
@@ -179,7 +250,8 @@ pub(super) unsafe fn run<S: Tiled>(s: S, args: Args<'_>) {
 #[inline(always)]
 unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) {
     let (product, panels) = (args.product, args.product.panels());
-    let streams = product.streams(&args.out);
+    // Results that another chain adds to are better in a cache.
+    let streams = args.chains.len() == 1 && args.chains[0].streams();
     let mut ahead = args.units.next();
     while let Some(range) = ahead {
         assert!(range.end <= product.units(), "units {range:?}");
@@ -192,17 +264,22 @@ unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) {
             let start = block * product.block_rows();
             unit += count;
             let next = Some(unit).filter(|&unit| unit < range.end).or(after);
-            let strip = Strip {
-                product,
-                out: &args.out,
-                next: next.map(|unit| unit % panels * PANEL),
-                rows: start..product.rows().min(start + product.block_rows()),
-                columns: first..product.b.cols().min(first + count * PANEL),
-                streams,
-                work: args.work.as_mut_ptr(),
-            };
-            // SAFETY: the caller's contract; rows and columns exist.
-            unsafe { strip.run::<S, W>(s) };
+            let next = next.map(|unit| unit % panels * PANEL);
+            for (index, chain) in args.chains.iter().enumerate() {
+                let behind = args.chains.get(index + 1).map(|chain| (chain, first));
+                let again = args.chains.first().zip(next);
+                let strip = Strip {
+                    product,
+                    chain,
+                    next: behind.or(again),
+                    rows: start..product.rows().min(start + product.block_rows()),
+                    columns: first..product.b.cols().min(first + count * PANEL),
+                    streams,
+                    work: args.work.as_mut_ptr(),
+                };
+                // SAFETY: the caller's contract; rows and columns exist.
+                unsafe { strip.run::<S, W>(s) };
+            }
         }
     }
     if streams {
@@ -210,14 +287,14 @@ unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) {
     }
 }
 
-/// Some panels of one block of rows.
+/// Some panels of one block of rows, of one chain.
 struct Strip<'a> {
     product: &'a Matmul<'a>,
-    out: &'a ViewMut<'a>,
+    chain: &'a Chain<'a>,
     rows: Range<usize>,
     columns: Range<usize>,
-    /// The first column of the strip to follow.
-    next: Option<usize>,
+    /// The chain and the first column of the strip to follow.
+    next: Option<(&'a Chain<'a>, usize)>,
     /// Whether results go past the caches.
     streams: bool,
     work: *mut f32,
@@ -239,22 +316,16 @@ impl Strip<'_> {
     /// The rows and columns exist, and `work` has [`MATMUL_SCRATCH`] values that nobody else uses.
     #[inline(always)]
     unsafe fn run<S: Tiled, W: Floats>(&self, s: S) {
-        let total = self.product.b.rows();
-        let mut start = 0;
-        loop {
-            let depth = DEPTH.min(total - start);
-            let share = Share {
-                start,
-                depth,
-                first: start == 0,
-                last: start + depth == total,
-            };
+        let mut shares = self.chain.shares();
+        let mut ahead = shares.next();
+        while let Some(share) = ahead {
+            ahead = shares.next();
             // SAFETY: the caller's contract; the share exists.
             unsafe {
                 self.load_left(s, share);
                 for first in self.columns.clone().step_by(fetched::<S>() * PANEL) {
                     let group = first..self.columns.end.min(first + fetched::<S>() * PANEL);
-                    let mut feed = self.feed::<S>(share, group.clone());
+                    let mut feed = self.feed::<S>((share, ahead), group.clone());
                     let mut column = group.start;
                     while column < group.end {
                         let whole = (group.end - column) / PANEL >= at_once::<S>();
@@ -263,10 +334,6 @@ impl Strip<'_> {
                         column += panels * PANEL;
                     }
                 }
-            }
-            start += depth;
-            if share.last {
-                break;
             }
         }
     }
@@ -354,31 +421,31 @@ impl Strip<'_> {
         }
     }
 
-    /// What is read of B after a group of panels: the same share of the next group, the next share of the first, or what
+    /// What is read of B after a group of panels: the same share of the next group, the share `ahead` of the first, or what
     /// follows the strip.
     #[inline(always)]
-    fn feed<S: Tiled>(&self, share: Share, group: Range<usize>) -> Feed {
+    fn feed<S: Tiled>(&self, (share, ahead): (Share, Option<Share>), group: Range<usize>) -> Feed {
         let b = self.product.b;
-        let (start, column) = if b.rows() == 0 {
-            return Feed::none();
-        } else if group.end < self.columns.end {
-            (share.start, group.end)
-        } else if !share.last {
-            (share.start + share.depth, self.columns.start)
-        } else if let Some(next) = self.next {
-            (0, next)
+        let (next, column) = if group.end < self.columns.end {
+            (Some(share), group.end)
+        } else if ahead.is_some() {
+            (ahead, self.columns.start)
+        } else if let Some((chain, column)) = self.next {
+            (chain.shares().next(), column)
         } else {
             return Feed::none();
         };
-        let count = DEPTH.min(b.rows() - start);
+        let Some(next) = next.filter(|next| next.depth > 0) else {
+            return Feed::none();
+        };
         let columns = (fetched::<S>() * PANEL).min(b.cols() - column);
         let size = b.dtype().size();
         let tiles = Tiles::new(self.rows.len(), S::MAX_ROWS).count();
         let visits = group.len().div_ceil(PANEL * at_once::<S>());
         let blocks = visits * tiles * (share.depth / BLOCK);
         Feed::runs(
-            b.row(start).at(column),
-            count,
+            b.row(next.start).at(column),
+            next.depth,
             (columns * size, b.stride() * size),
             blocks,
         )

@@ -47,7 +47,7 @@ pub use loss::{
     CrossEntropy, IGNORE_INDEX, LabelError, bce_with_logits, cross_entropy, cross_entropy_grad,
     smooth_l1,
 };
-pub use matmul::{MATMUL_SCRATCH, Matmul, matmul};
+pub use matmul::{Chain, MATMUL_SCRATCH, Matmul, matmul};
 pub use norm::{LayerNorm, layer_norm};
 pub use norm_grad::{
     LayerNormGrad, layer_norm_grad, layer_norm_grad_scratch, layer_norm_grad_sums,

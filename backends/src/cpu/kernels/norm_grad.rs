@@ -99,19 +99,26 @@ pub fn layer_norm_moments<'a>(
     moments
 }
 
-/// Writes the given columns of Σ dy ∘ ẑ and Σ dy, each one sum over all rows in ascending order, to the first rows of `sums`.
+/// Writes the given columns of Σ dy ∘ ẑ and Σ dy, each one sum over the rows of `over` in that order, to the first rows of
+/// `sums`.
 ///
 /// # Panics
-/// If shapes disagree, columns are out of range, or there is not one pair of moments per row.
+/// If shapes disagree, columns or rows are out of range, or there is not one pair of moments per row of the input.
 pub fn layer_norm_grad_sums(
     kernels: &Kernels,
     grad: &LayerNormGrad<'_>,
     moments: &[f32],
+    over: &[Range<usize>],
     sums: [ViewMut<'_>; 2],
     columns: Range<usize>,
 ) {
     grad.check(None);
     assert_eq!(moments.len(), 2 * grad.x.rows(), "moments of every row");
+    assert!(
+        over.iter().all(|rows| rows.end <= grad.x.rows()),
+        "rows {over:?} of {}",
+        grad.x.rows()
+    );
     for sum in &sums {
         assert_eq!(
             (sum.rows(), sum.cols()),
@@ -124,7 +131,7 @@ pub fn layer_norm_grad_sums(
             sum.cols()
         );
     }
-    let part = Part::Columns(moments, sums, columns);
+    let part = Part::Columns(moments, over, sums, columns);
     // SAFETY: a table exists only for a CPU that can run it, and the shapes were checked.
     unsafe { (kernels.layer_norm_grad)(Args { grad, part }) };
 }
@@ -138,7 +145,12 @@ pub(super) struct Args<'a> {
 enum Part<'a> {
     Rows(ViewMut<'a>, Range<usize>),
     Moments(&'a mut [f32]),
-    Columns(&'a [f32], [ViewMut<'a>; 2], Range<usize>),
+    Columns(
+        &'a [f32],
+        &'a [Range<usize>],
+        [ViewMut<'a>; 2],
+        Range<usize>,
+    ),
 }
 
 /// The body of all parts.
@@ -178,10 +190,10 @@ unsafe fn part<S: Simd>(s: S, args: Args<'_>, known: Option<DType>) {
                     pair.copy_from_slice(&[mean, factor]);
                 }
             }
-            Part::Columns(moments, sums, columns) => {
+            Part::Columns(moments, over, sums, columns) => {
                 for first in columns.clone().step_by(COLUMNS) {
                     let columns = first..columns.end.min(first + COLUMNS);
-                    add_rows(s, grad, moments, &sums, columns, known);
+                    add_rows(s, grad, (moments, over), &sums, columns, known);
                 }
             }
         }
@@ -258,20 +270,20 @@ unsafe fn row<S: Simd>(
 /// The sums of some columns, at most [`COLUMNS`].
 ///
 /// # Safety
-/// The columns exist, and there are two moments per row.
+/// The columns and rows exist, and there are two moments per row.
 #[inline(always)]
 unsafe fn add_rows<S: Simd>(
     s: S,
     grad: &LayerNormGrad<'_>,
-    moments: &[f32],
+    (moments, over): (&[f32], &[Range<usize>]),
     [dgamma, dbeta]: &[ViewMut<'_>; 2],
     columns: Range<usize>,
     known: Option<DType>,
 ) {
     let mut sums = [[s.splat(0.0); 2]; CHAINS];
-    for (r, moments) in moments.chunks_exact(2).enumerate() {
+    for r in over.iter().cloned().flatten() {
         let (z, dy) = (z(grad, r, known), grad.dy.row(r).known(known));
-        let (mean, factor) = (s.splat(moments[0]), s.splat(moments[1]));
+        let (mean, factor) = (s.splat(moments[2 * r]), s.splat(moments[2 * r + 1]));
         for (c, [gain, bias]) in columns.clone().step_by(LANES).zip(&mut sums) {
             // SAFETY: the caller's contract; only columns that exist are read.
             unsafe {

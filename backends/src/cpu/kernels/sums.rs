@@ -10,11 +10,22 @@ use super::{IndexError, Kernels, Scratch, View, ViewMut, elementwise};
 /// Vectors that are summed side by side.
 const CHAINS: usize = 8;
 
-/// Writes the given columns of Σ x\[r\], one sum over all rows in ascending order, to `out`, \[1, columns of x\].
+/// Writes the given columns of Σ x\[r\], one sum over the rows of `over` in that order, to `out`, \[1, columns of x\].
 ///
 /// # Panics
-/// If shapes disagree or columns are out of range.
-pub fn sum_rows(kernels: &Kernels, x: View<'_>, out: ViewMut<'_>, columns: Range<usize>) {
+/// If shapes disagree, or columns or rows are out of range.
+pub fn sum_rows(
+    kernels: &Kernels,
+    x: View<'_>,
+    over: &[Range<usize>],
+    out: ViewMut<'_>,
+    columns: Range<usize>,
+) {
+    assert!(
+        over.iter().all(|rows| rows.end <= x.rows()),
+        "rows {over:?} of {}",
+        x.rows()
+    );
     assert_eq!(
         (out.rows(), out.cols()),
         (1, x.cols()),
@@ -26,12 +37,20 @@ pub fn sum_rows(kernels: &Kernels, x: View<'_>, out: ViewMut<'_>, columns: Range
         x.cols()
     );
     // SAFETY: a table exists only for a CPU that can run it, and the shapes were checked.
-    unsafe { (kernels.sum_rows)(Args { x, out, columns }) };
+    unsafe {
+        (kernels.sum_rows)(Args {
+            x,
+            over,
+            out,
+            columns,
+        })
+    };
 }
 
 /// A checked call of [`sum_rows`].
 pub(super) struct Args<'a> {
     x: View<'a>,
+    over: &'a [Range<usize>],
     out: ViewMut<'a>,
     columns: Range<usize>,
 }
@@ -58,11 +77,16 @@ pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
 /// As [`run`].
 #[inline(always)]
 unsafe fn all_columns<S: Simd>(s: S, args: Args<'_>, known: Option<DType>) {
-    let Args { x, out, columns } = args;
+    let Args {
+        x,
+        over,
+        out,
+        columns,
+    } = args;
     for first in columns.clone().step_by(CHAINS * LANES) {
         let mut sums = [s.splat(0.0); CHAINS];
         let columns = first..columns.end.min(first + CHAINS * LANES);
-        for r in 0..x.rows() {
+        for r in over.iter().cloned().flatten() {
             let row = x.row(r).known(known);
             for (c, sum) in columns.clone().step_by(LANES).zip(&mut sums) {
                 // SAFETY: the columns exist.

@@ -474,7 +474,7 @@ mod tests {
                         values,
                         devices,
                         memory_limit,
-                        in_flight: (1..=devices as u64).collect(),
+                        in_flight: in_flight.to_vec(),
                         branches: Some(micro_batches),
                         ..Problem::default()
                     }

@@ -10,7 +10,7 @@ use lxpod_ir::random::{Rng, random_feeds};
 use lxpod_ir::{Binding, DType, Extents, Graph, Patch, Target, Tensor, Wire};
 use lxpod_passes::plan::{Plan, Provenance};
 use lxpod_passes::schedule::Schedule;
-use lxpod_passes::{Placement, plan_graph};
+use lxpod_passes::{Group, Placement, plan_graph};
 use serde_json::Value;
 
 use crate::cli::error::{CliError, Result};
@@ -185,6 +185,7 @@ fn plan(graph: &Graph) -> Result<Plan> {
         replicas: 1,
         schedule: Schedule::inference(1),
         accumulation: 1,
+        group: Group::Exactly(1),
         pinned: None,
         branches: false,
     };

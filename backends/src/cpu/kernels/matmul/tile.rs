@@ -8,7 +8,7 @@ use super::super::gemm::{BLOCK, Feed};
 use super::super::pack::PANEL;
 use super::super::simd::{Body, Floats, LANES, Simd, Single, Tiled, step};
 use super::super::{Addend, View};
-use super::{A_ROW, PACKED, PACKED_PANEL, STRIP, SUMS, Share, Strip};
+use super::{A_ROW, Chain, PACKED, PACKED_PANEL, STRIP, SUMS, Share, Strip};
 
 /// How many rows further the results are asked for.
 const AHEAD: usize = 12;
@@ -122,7 +122,10 @@ impl Tile<'_> {
     /// not be there.
     #[inline(always)]
     fn ask<S: Simd, const R: usize, const P: usize>(&self, s: S) {
-        let (rows, panel) = (self.strip.rows.len(), PANEL * self.strip.out.dtype().size());
+        let (rows, panel) = (
+            self.strip.rows.len(),
+            PANEL * self.strip.chain.out.dtype().size(),
+        );
         let (start, step) = self.place(0, 0);
         let next = start.wrapping_sub(rows * step).wrapping_add(P * panel);
         for r in AHEAD..AHEAD + R {
@@ -136,7 +139,7 @@ impl Tile<'_> {
     /// Where row `r` of the result begins in panel `p`, and the bytes from row to row.
     #[inline(always)]
     fn place(&self, p: usize, r: usize) -> (*mut u8, usize) {
-        let (out, column) = (self.strip.out, self.column + p * PANEL);
+        let (out, column) = (&self.strip.chain.out, self.column + p * PANEL);
         let (start, step) = (
             out.as_view().row(self.strip.rows.start).at(column),
             out.stride() * out.dtype().size(),
@@ -158,8 +161,8 @@ impl Tile<'_> {
     /// The scratch has room for the sums, and the rows and columns exist.
     #[inline(always)]
     unsafe fn store<S: Tiled, const R: usize>(&self, s: S, p: usize, acc: [S::C; R]) {
-        let (product, out) = (self.strip.product, self.strip.out);
-        let added = product.add.view().map_or(out.dtype(), View::dtype);
+        let Chain { add, out, .. } = self.strip.chain;
+        let added = add.view().map_or(out.dtype(), View::dtype);
         let column = self.column + p * PANEL;
         let whole = column + PANEL <= out.cols();
         // SAFETY: the caller's contract.
@@ -187,7 +190,7 @@ impl Tile<'_> {
     #[inline(always)]
     unsafe fn finish_whole<S: Tiled, const R: usize>(&self, s: S, p: usize, acc: [S::C; R]) {
         let (to, step) = self.place(p, 0);
-        let add = self.strip.product.add;
+        let add = self.strip.chain.add;
         let from = add.view().map(|add| {
             let row = add.row(self.strip.rows.start + self.first);
             let step = add.stride() * size_of::<f32>();
@@ -225,11 +228,11 @@ impl Tile<'_> {
         acc: [S::C; R],
         known: Option<DType>,
     ) {
-        let (end, added) = (self.strip.out.cols(), self.strip.product.add);
+        let (end, added) = (self.strip.chain.out.cols(), self.strip.chain.add);
         let zeros = matches!(added, Addend::Zeros);
         for (r, sums) in acc.into_iter().enumerate() {
             let row = self.strip.rows.start + self.first + r;
-            let out = self.strip.out.row(row).known(known);
+            let out = self.strip.chain.out.row(row).known(known);
             let add = added.view().map(|add| add.row(row).known(known));
             for (column, mut y) in (column..).step_by(LANES).zip(s.halves(sums)) {
                 let left = if known.is_some() {
