@@ -198,18 +198,18 @@ impl Schedule {
         let least = 2 * path - 1;
         match self.rule {
             Rule::Interleaved if self.training && !self.branches.is_chain() => Err(
-                "--schedule interleaved takes no --branches; leave them out, or use 1f1b"
+                "interleaved takes no --branches; leave them out, or use 1f1b"
                     .to_owned(),
             ),
             Rule::Interleaved if self.training && !micro_batches.is_multiple_of(self.tiles) => {
                 Err(format!(
-                    "--schedule interleaved needs a multiple of the {} tiles as --gradient-accumulation, not \
+                    "interleaved needs a multiple of the {} tiles as --gradient-accumulation, not \
                      {micro_batches}; change it, --stages, or --schedule to 1f1b or gpipe",
                     self.tiles
                 ))
             }
             Rule::PopArt if self.training && micro_batches < least => Err(format!(
-                "--schedule popart needs a --gradient-accumulation of at least {least} with {path} stages, not \
+                "popart needs a --gradient-accumulation of at least {least} with {path} stages, not \
                  {micro_batches}; change it, --stages, or --schedule to 1f1b or gpipe",
             )),
             _ => Ok(()),
