@@ -197,10 +197,9 @@ impl Schedule {
         let path = self.longest_path();
         let least = 2 * path - 1;
         match self.rule {
-            Rule::Interleaved if self.training && !self.branches.is_chain() => Err(
-                "interleaved takes no --branches; leave them out, or use 1f1b"
-                    .to_owned(),
-            ),
+            Rule::Interleaved if self.training && !self.branches.is_chain() => {
+                Err("interleaved takes no --branches; leave them out, or use 1f1b".to_owned())
+            }
             Rule::Interleaved if self.training && !micro_batches.is_multiple_of(self.tiles) => {
                 Err(format!(
                     "interleaved needs a multiple of the {} tiles as --gradient-accumulation, not \
