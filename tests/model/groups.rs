@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lxpod_backends::{Feed, Outputs};
+use lxpod_backends::Feed;
 use lxpod_ir::front::{AnswerLoss, Losses, LxmertConfig, ModelOptions, Task};
 use lxpod_ir::ops::Op;
 use lxpod_ir::random::{random_extents, random_feeds};
@@ -12,7 +12,9 @@ use lxpod_passes::schedule::Rule;
 use lxpod_passes::{CompileOptions, Precision, Recompute, TrainingOptions, compile};
 use lxpod_runtime::SessionOptions;
 use lxpod_runtime::checkpoint::Seeded;
-use lxpod_runtime::train::{Learner, Moment, Recipe, RecipeName};
+use lxpod_runtime::train::{Learner, Recipe, RecipeName};
+
+use crate::support::{persistent, step};
 
 const STEPS: usize = 2;
 
@@ -147,32 +149,6 @@ fn feed(graph: &Graph, extents: Extents, seed: u64) -> Feed {
     Feed { extents, inputs }
 }
 
-/// A step; returns the bits of every micro-batch's outputs, and of the update's.
-fn step(learner: &mut Learner, variant: &Variant, mut feeds: Vec<Feed>, at: usize) -> Vec<u32> {
-    let loss_scale = if learner.scaled { 256.0 } else { 1.0 };
-    learner.scale(&mut feeds, loss_scale);
-    let hyper = variant.recipe().hyper(&Moment {
-        step: at + 1,
-        steps: 10,
-        applied: at as u64,
-        micro_batches: feeds.len(),
-        loss_scale,
-        seed: 3,
-    });
-    let (mut outputs, mut update) = (Vec::new(), Outputs::new());
-    let run = learner
-        .executable
-        .step(&feeds, &hyper, &mut outputs, &mut update);
-    run.expect("a step");
-    let all = outputs.iter().flatten().chain(&update);
-    let bits: Vec<u32> = all
-        .flat_map(|tensor| tensor.reals())
-        .map(|x| x.to_bits())
-        .collect();
-    assert!(bits.iter().all(|&bits| f32::from_bits(bits).is_finite()));
-    bits
-}
-
 /// The bits of some steps and of what is left behind by them. Extents differ from micro-batch to micro-batch.
 fn run(variant: &Variant) -> (Vec<Vec<u32>>, BTreeMap<String, Vec<u32>>) {
     let plan = variant.plan();
@@ -182,13 +158,10 @@ fn run(variant: &Variant) -> (Vec<Vec<u32>>, BTreeMap<String, Vec<u32>>) {
         let seeds = (0..variant.micro_batches).map(|index| (at * 100 + index) as u64);
         let extents = |seed| random_extents(&plan.graph.spaces, seed);
         let feeds = seeds.map(|seed| feed(&plan.graph, extents(seed), seed));
-        step(&mut learner, variant, feeds.collect(), at)
+        step(&mut learner, &variant.recipe(), feeds.collect(), at)
     });
     let steps = steps.collect();
-    let kept = learner.executable.persistent();
-    let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect();
-    let kept = kept.iter().map(|(name, x)| (name.clone(), bits(x.reals())));
-    (steps, kept.collect())
+    (steps, persistent(&learner))
 }
 
 /// Checks that each variant gives the bits of `plain`.
@@ -320,7 +293,7 @@ fn at_full_extent_groups_take_what_was_planned() {
         let plan = variant.plan();
         let mut learner = variant.learner(&plan);
         let feeds = (0..4).map(|seed| feed(&plan.graph, Extents::full(&plan.graph.spaces), seed));
-        step(&mut learner, &variant, feeds.collect(), 0);
+        step(&mut learner, &variant.recipe(), feeds.collect(), 0);
         for ledger in learner.executable.ledger() {
             let planned = &plan.tiles[ledger.tile].memory;
             // Where the last visit is not full, it leaves places of its buffers empty.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lxpod_backends::sim::Simulation;
-use lxpod_backends::{Executable, Feed, Outputs};
+use lxpod_backends::{Executable, Feed};
 use lxpod_ir::front::{AnswerLoss, Losses, LxmertConfig, ModelOptions};
 use lxpod_ir::ops::Op;
 use lxpod_ir::random::random_feeds;
@@ -13,7 +13,9 @@ use lxpod_passes::schedule::Rule;
 use lxpod_passes::{CompileOptions, Precision, TrainingOptions, compile};
 use lxpod_runtime::SessionOptions;
 use lxpod_runtime::checkpoint::Seeded;
-use lxpod_runtime::train::{Learner, Moment, OptimizerName, Recipe, RecipeName};
+use lxpod_runtime::train::{Learner, OptimizerName, Recipe, RecipeName};
+
+use crate::support::{persistent, step};
 
 /// Micro-batches of a step, over all replicas.
 const MICRO_BATCHES: usize = 4;
@@ -111,40 +113,10 @@ fn feed(graph: &Graph, seed: u64) -> Feed {
     Feed { extents, inputs }
 }
 
-/// A step; returns the bits of the losses, the norm and the factor.
-fn step(learner: &mut Learner, graph: &Graph, recipe: &Recipe, at: usize) -> Vec<u32> {
+/// The micro-batches of a step.
+fn feeds(graph: &Graph, at: usize) -> Vec<Feed> {
     let seeds = (0..MICRO_BATCHES).map(|index| (at * MICRO_BATCHES + index) as u64);
-    let mut feeds: Vec<Feed> = seeds.map(|seed| feed(graph, seed)).collect();
-    let loss_scale = if learner.scaled { 256.0 } else { 1.0 };
-    learner.scale(&mut feeds, loss_scale);
-    let hyper = recipe.hyper(&Moment {
-        step: at + 1,
-        steps: 10,
-        applied: at as u64,
-        micro_batches: feeds.len(),
-        loss_scale,
-        seed: 3,
-    });
-    let (mut outputs, mut update) = (Vec::new(), Outputs::new());
-    let run = learner
-        .executable
-        .step(&feeds, &hyper, &mut outputs, &mut update);
-    run.expect("a step");
-    let all = outputs.iter().flatten().chain(&update);
-    let bits: Vec<u32> = all
-        .flat_map(|tensor| tensor.reals())
-        .map(|x| x.to_bits())
-        .collect();
-    assert!(bits.iter().all(|&bits| f32::from_bits(bits).is_finite()));
-    bits
-}
-
-fn persistent(learner: &Learner) -> Vec<(String, Vec<u32>)> {
-    let kept = learner.executable.persistent();
-    let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect();
-    kept.iter()
-        .map(|(name, tensor)| (name.clone(), bits(tensor.reals())))
-        .collect()
+    seeds.map(|seed| feed(graph, seed)).collect()
 }
 
 /// Checks that a run measures what its plan says, replica by replica.
@@ -176,10 +148,11 @@ fn check(variant: &Variant) {
     let (mut learner, plan) = variant.learner();
     let (mut expected, whole) = whole.learner();
     for at in 0..STEPS {
-        let found = step(&mut learner, &plan.graph, &variant.recipe, at);
-        let wanted = step(&mut expected, &whole.graph, &variant.recipe, at);
+        let found = step(&mut learner, &variant.recipe, feeds(&plan.graph, at), at);
+        let wanted = step(&mut expected, &variant.recipe, feeds(&whole.graph, at), at);
         assert_eq!(found, wanted, "step {at} of {variant:?}");
         let (found, wanted) = (persistent(&learner), persistent(&expected));
+        assert_eq!(found.len(), wanted.len());
         for ((name, found), (other, wanted)) in found.iter().zip(&wanted) {
             assert_eq!(name, other);
             assert!(found == wanted, "{name} after step {at} of {variant:?}");
@@ -261,7 +234,7 @@ fn a_state_goes_on_however_it_is_shared() {
         ..one.clone()
     };
     let (mut learner, plan) = one.learner();
-    step(&mut learner, &plan.graph, &recipe, 0);
+    step(&mut learner, &recipe, feeds(&plan.graph, 0), 0);
     let (mut other, _) = whole.learner();
     for (name, tensor) in learner.executable.persistent() {
         other
@@ -278,7 +251,7 @@ fn a_state_goes_on_however_it_is_shared() {
     }
     let each = [&mut learner, &mut other, &mut third];
     let bits = each.map(|learner| {
-        let losses = step(learner, &plan.graph, &recipe, 1);
+        let losses = step(learner, &recipe, feeds(&plan.graph, 1), 1);
         (losses, persistent(learner))
     });
     assert!(bits[0] == bits[1] && bits[0] == bits[2]);

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use lxpod_backends::{Feed, Outputs};
 use lxpod_ir::Target;
 use lxpod_ir::front::{AnswerLoss, Task};
 use lxpod_passes::plan::Plan;
 use lxpod_passes::{CompileOptions, Precision, compile};
 use lxpod_runtime::tensors::HostTensor;
+use lxpod_runtime::train::{Learner, Moment, Recipe};
 use lxpod_runtime::{Model, RunResult, Samples, Session, SessionOptions, read_tensors};
 
 /// The folder of a golden case. `LXPOD_GOLDENS` names another folder of cases than the repository's.
@@ -123,4 +125,44 @@ pub(crate) fn check(
             );
         }
     }
+}
+
+/// A step of random micro-batches; returns the bits of every one's outputs, and of the update's.
+pub(crate) fn step(
+    learner: &mut Learner,
+    recipe: &Recipe,
+    mut feeds: Vec<Feed>,
+    at: usize,
+) -> Vec<u32> {
+    let loss_scale = if learner.scaled { 256.0 } else { 1.0 };
+    learner.scale(&mut feeds, loss_scale);
+    let hyper = recipe.hyper(&Moment {
+        step: at + 1,
+        steps: 10,
+        applied: at as u64,
+        micro_batches: feeds.len(),
+        loss_scale,
+        seed: 3,
+    });
+    let (mut outputs, mut update) = (Vec::new(), Outputs::new());
+    let run = learner
+        .executable
+        .step(&feeds, &hyper, &mut outputs, &mut update);
+    run.expect("a step");
+    let all = outputs.iter().flatten().chain(&update);
+    let bits: Vec<u32> = all
+        .flat_map(|tensor| tensor.reals())
+        .map(|x| x.to_bits())
+        .collect();
+    assert!(bits.iter().all(|&bits| f32::from_bits(bits).is_finite()));
+    bits
+}
+
+/// The bits of what is left behind by steps, by name.
+pub(crate) fn persistent(learner: &Learner) -> BTreeMap<String, Vec<u32>> {
+    let kept = learner.executable.persistent();
+    let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect();
+    kept.iter()
+        .map(|(name, tensor)| (name.clone(), bits(tensor.reals())))
+        .collect()
 }
