@@ -65,14 +65,7 @@ pub struct Slowest {
 impl Split {
     /// The pairs of atoms of which the first may not be on a later stage than the second.
     pub(super) fn order(problem: &Problem) -> Vec<(usize, usize)> {
-        let edges = problem.edges.iter().map(|edge| (edge.from, edge.to));
-        let ordered = problem.values.iter().filter(|v| !v.feedback || v.relayed);
-        let implied = ordered.flat_map(|value| {
-            let ends = |p, u| if value.feedback { (u, p) } else { (p, u) };
-            let users = move |&p| value.users.iter().map(move |&u| ends(p, u));
-            value.producer.iter().flat_map(users)
-        });
-        let mut pairs: Vec<_> = edges.chain(implied).filter(|(a, b)| a != b).collect();
+        let mut pairs: Vec<_> = problem.ordering().collect();
         pairs.sort_unstable();
         pairs.dedup();
         pairs

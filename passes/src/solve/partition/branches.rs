@@ -19,7 +19,7 @@
 use super::model::{Kind, Model};
 use super::reach::Ground;
 use super::walk::{Fence, Walker};
-use super::{Limits, PartitionError, Problem, Solution, evaluate};
+use super::{Limits, PartitionError, Problem, Solution, Value, evaluate};
 use crate::solve::Budget;
 use crate::solve::lattice::{Lattice, LatticeError};
 
@@ -119,16 +119,8 @@ fn after(problem: &Problem, device_of: &[usize]) -> Vec<Vec<usize>> {
 /// By item: the later ones it exchanges values with, ascending.
 fn later(problem: &Problem) -> Vec<Vec<u32>> {
     let mut later = vec![Vec::new(); problem.items.len()];
-    for value in &problem.values {
-        let Some(producer) = value.producer else {
-            continue;
-        };
-        for &user in value.users.iter().filter(|&&user| user != producer) {
-            match value.feedback {
-                true => later[user].push(producer as u32),
-                false => later[producer].push(user as u32),
-            }
-        }
+    for (one, other) in problem.values.iter().flat_map(Value::ends) {
+        later[one].push(other as u32);
     }
     for list in &mut later {
         list.sort_unstable();
@@ -413,7 +405,7 @@ fn keep(labels: &mut Vec<Label>, label: Label) {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{Item, Value, evaluate};
+    use super::super::Item;
     use super::*;
 
     /// Small problems: values forward and back, stashes, and devices with little memory.

@@ -136,6 +136,29 @@ pub struct Value {
     pub relayed: bool,
 }
 
+impl Value {
+    /// Its ends in the pipeline's direction, the earlier one first: a pair for each user but the producer itself.
+    pub(crate) fn ends(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let users = move |producer| self.users.iter().map(move |&user| (producer, user));
+        let pairs = self.producer.into_iter().flat_map(users);
+        let pairs = pairs.filter(|(producer, user)| producer != user);
+        pairs.map(|(producer, user)| match self.feedback {
+            true => (user, producer),
+            false => (producer, user),
+        })
+    }
+}
+
+impl Problem {
+    /// The pairs of items of which the first may not be on a later device than the second.
+    pub(crate) fn ordering(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let edges = self.edges.iter().map(|edge| (edge.from, edge.to));
+        let ordered = self.values.iter().filter(|v| !v.feedback || v.relayed);
+        let implied = ordered.flat_map(Value::ends);
+        edges.chain(implied).filter(|(from, to)| from != to)
+    }
+}
+
 /// Work of an item that only serves others beside it: a value computed again, which other devices do not ask for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Joint {

@@ -92,19 +92,7 @@ impl Model {
     /// Checks `problem` and builds its ordering.
     pub(super) fn new(problem: &Problem) -> Result<(Self, Dag), PartitionError> {
         validate::check(problem)?;
-        let ordered = problem.values.iter().filter(|v| !v.feedback || v.relayed);
-        let implied = ordered.flat_map(|v| {
-            let ends = |p, u| if v.feedback { (u, p) } else { (p, u) };
-            let users = move |&p| v.users.iter().map(move |&u| ends(p, u));
-            v.producer.iter().flat_map(users)
-        });
-        let edges = problem
-            .edges
-            .iter()
-            .map(|e| (e.from, e.to))
-            .chain(implied)
-            .filter(|(a, b)| a != b);
-        let dag = Dag::new(problem.items.len(), edges)?;
+        let dag = Dag::new(problem.items.len(), problem.ordering())?;
         let mut nodes: Vec<Node> = problem
             .items
             .iter()
