@@ -4,7 +4,7 @@ use std::slice::from_ref;
 
 use lxpod_backends::cpu::kernels::{
     self, Addend, Attention, AttentionGrad, Chain, HeadDropout, IGNORE_INDEX, Kernels,
-    LayerNormGrad, MATMUL_SCRATCH, Matmul, ScatterAdd, Scratch,
+    LayerNormGrad, MATMUL_SCRATCH, Matmul, ScatterAdd, Scratch, View, ViewMut,
 };
 use lxpod_ir::ops::{self, Activation, Eval, Op, Reduction};
 use lxpod_ir::random_bits::{RowState, name_hash, part_salt};
@@ -173,7 +173,7 @@ proptest! {
     fn chains_are_the_products_of_their_rows_added_up(
         seed: u64, m in prop_oneof![8 => 1..40_usize, 1 => 90..220_usize],
         n in prop_oneof![8 => 1..90_usize, 1 => 400..420_usize],
-        cuts in prop::collection::vec(depth(), 1..6), dtypes in [float(), float(), float()], fresh: bool,
+        cuts in prop::collection::vec(depth(), 1..6), dtypes in [float(), float(), float()], fresh: bool, apart: bool,
     ) {
         let mut random = Random::new(seed);
         let rows: usize = cuts.iter().sum();
@@ -184,9 +184,9 @@ proptest! {
             let from = ranges.last().map_or(0, |last: &std::ops::Range<usize>| last.end);
             ranges.push(from..from + cut);
         }
-        // Every other chain is over two ranges, the later one first.
+        // End to end, or every other chain is over two ranges, the later one first.
         let pairs = ranges.chunks(3).flat_map(|three| match three {
-            [one, two, three] => vec![vec![one.clone()], vec![three.clone(), two.clone()]],
+            [one, two, three] if apart => vec![vec![one.clone()], vec![three.clone(), two.clone()]],
             fewer => fewer.iter().map(|range| vec![range.clone()]).collect(),
         });
         let chains: Vec<Vec<std::ops::Range<usize>>> = pairs.collect();
@@ -216,6 +216,41 @@ proptest! {
             for r in 0..m {
                 prop_assert_eq!(out.bits(r), want.bits(r));
             }
+        }
+    }
+
+    #[test]
+    fn whole_cache_lines_get_the_same_results(
+        seed: u64, m in prop_oneof![8 => 1..60_usize, 1 => 190..220_usize], lines in 1..30_usize,
+        cuts in prop::collection::vec(depth(), 1..4), split: bool,
+    ) {
+        let (mut random, n) = (Random::new(seed), 16 * lines);
+        let rows: usize = cuts.iter().sum();
+        let [a, b] = [m, n].map(|cols| Matrix::random(&mut random, DType::F32, rows, cols, 0));
+        let product = Matmul { a: a.view(), transposed: true, b: b.view() };
+        let mut end = 0;
+        let ranges: Vec<_> = cuts.iter().map(|cut| end..{ end += cut; end }).collect();
+        for kernels in tables() {
+            let mut scratch = Scratch::new(MATMUL_SCRATCH);
+            // From a cache line on, and from four bytes after one.
+            let [whole, other] = [0, 1].map(|after| -> Result<Vec<f32>, TestCaseError> {
+                let mut memory = vec![-33.0_f32; m * n + 17];
+                let first = memory.as_ptr().align_offset(64) + after;
+                for range in units(product.units(), split) {
+                    let mut results = memory[first..first + m * n].to_vec();
+                    for (index, over) in ranges.iter().enumerate() {
+                        let add = Addend::View(View::new(&results, m, n));
+                        let add = if index == 0 { Addend::Zeros } else { add };
+                        let out = ViewMut::new(&mut memory[first..first + m * n], m, n);
+                        let chain = Chain { over: from_ref(over), add, out };
+                        kernels::matmul(kernels, &product, &[chain], &mut range.iter().cloned(), &mut scratch);
+                        results = memory[first..first + m * n].to_vec();
+                    }
+                }
+                prop_assert!(memory[..first].iter().chain(&memory[first + m * n..]).all(|&x| x == -33.0));
+                Ok(memory[first..first + m * n].to_vec())
+            });
+            prop_assert_eq!(whole?, other?);
         }
     }
 

@@ -2,12 +2,14 @@
 //!
 //! The summed index may be cut into several sums, each finished before the next and added to what that is to be added to:
 //! a weight's gradient of several micro-batches. All of them are taken for a block of results before the next block, so that
-//! results that each sum is added to wait in a cache, not in memory.
+//! results that each sum is added to wait in registers or, where sums are long or rounded, in a cache.
 //!
 //! B needs no packing beforehand: the first tile of rows that meets a panel of its columns packs it for the others,
 //! with instructions that cost it no time. The summed index is cut into shares of [`DEPTH`], so that what one share
 //! reads of A and B stays in the nearer caches; sums wait in f32 between shares.
 
+mod chains;
+mod drain;
 mod tile;
 
 use std::ops::Range;
@@ -18,17 +20,21 @@ use super::gemm::{BLOCK, Feed, Tiles, pack_columns, widen};
 use super::pack::PANEL;
 use super::scratch::LINE;
 use super::simd::{Floats, Half, LANES, Simd, Single, Tiled};
-use super::{Addend, Kernels, Scratch, View, ViewMut};
+use super::{Kernels, Scratch, View};
+pub use chains::Chain;
+use chains::{Share, Total};
+use drain::Drain;
 use tile::{Rows, Tile};
 
 /// The most rows that pass 16 columns before the next: their share of A stays in the second-level cache.
-const ROW_BLOCK: usize = 96;
+const ROW_BLOCK: usize = 192;
 
 /// Products summed at a time: 16 columns of that many rows of B are a quarter of the first-level cache.
-const DEPTH: usize = 128;
+const DEPTH: usize = 144;
 
-/// The most panels of B that a tile takes at once.
+/// The most panels of B that a tile takes at once, and the most rows.
 const MOST_AT_ONCE: usize = 2;
+const MOST_ROWS: usize = 12;
 
 /// Panels of B that are fetched together: runs of as many cache lines as a block of steps asks for. Where a tile asks for no
 /// lines one by one, half of that is enough.
@@ -53,12 +59,14 @@ const STRIP: usize = 24;
 const GRAIN: usize = BLOCK;
 
 /// f32 values of scratch that [`matmul`] needs.
-pub const MATMUL_SCRATCH: usize = SUMS + ROW_BLOCK * STRIP * PANEL;
+pub const MATMUL_SCRATCH: usize = RESULTS + MOST_ROWS * MOST_AT_ONCE * PANEL;
 /// Where the packed panels lie in the scratch, after A's share, and the values from one to the next.
 const PACKED: usize = ROW_BLOCK * A_ROW;
 const PACKED_PANEL: usize = DEPTH * PANEL;
 /// Where the sums lie.
 const SUMS: usize = PACKED + MOST_AT_ONCE * PACKED_PANEL;
+/// Where the results of one tile wait that go past the caches.
+const RESULTS: usize = SUMS + ROW_BLOCK * STRIP * PANEL;
 
 /// A product.
 #[derive(Clone, Copy)]
@@ -69,81 +77,6 @@ pub struct Matmul<'a> {
     pub transposed: bool,
     /// The right side, \[d, n\].
     pub b: View<'a>,
-}
-
-/// One sum of each result of a product.
-pub struct Chain<'a> {
-    /// What of the summed index it is over, in this order.
-    pub over: &'a [Range<usize>],
-    /// Added to the finished sum; \[m, n\].
-    pub add: Addend<'a>,
-    /// Where the result goes, \[m, n\]; may be the memory of `add`, of this chain and of those behind it.
-    pub out: ViewMut<'a>,
-}
-
-impl Chain<'_> {
-    /// Its products in shares.
-    fn shares(&self) -> Shares<'_> {
-        Shares {
-            over: self.over,
-            done: 0,
-            left: self.over.iter().map(ExactSizeIterator::len).sum(),
-            first: true,
-        }
-    }
-
-    /// Whether results go past the caches: they start a sum that the next micro-batch, or the update, goes on with, and
-    /// the 16 columns of a panel are a cache line.
-    fn streams(&self) -> bool {
-        let line = LINE * size_of::<f32>();
-        let out = &self.out;
-        let start = out.as_view().row(0).at(0).addr();
-        let whole = (start | (out.stride() * size_of::<f32>())).is_multiple_of(line);
-        matches!(self.add, Addend::Zeros) && out.dtype() == DType::F32 && out.rows() > 0 && whole
-    }
-}
-
-/// The shares of a chain: none reaches from one range into the next. A chain over nothing has one of no products.
-#[derive(Clone)]
-struct Shares<'a> {
-    over: &'a [Range<usize>],
-    /// Products of the first range that are in shares already.
-    done: usize,
-    /// Products that are in none yet.
-    left: usize,
-    first: bool,
-}
-
-impl Iterator for Shares<'_> {
-    type Item = Share;
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<Share> {
-        while self
-            .over
-            .first()
-            .is_some_and(|range| range.len() == self.done)
-        {
-            self.over = &self.over[1..];
-            self.done = 0;
-        }
-        if self.left == 0 && !self.first {
-            return None;
-        }
-        let range = self
-            .over
-            .first()
-            .map_or(0..0, |range| range.start + self.done..range.end);
-        let depth = DEPTH.min(range.len());
-        self.left -= depth;
-        self.done += depth;
-        Some(Share {
-            start: range.start,
-            depth,
-            first: std::mem::replace(&mut self.first, false),
-            last: self.left == 0,
-        })
-    }
 }
 
 impl Matmul<'_> {
@@ -173,7 +106,7 @@ impl Matmul<'_> {
     /// Rows of each block but the last: nearly equal, in whole tiles.
     fn block_rows(&self) -> usize {
         let blocks = self.rows().div_ceil(ROW_BLOCK).max(1);
-        self.rows().div_ceil(blocks).next_multiple_of(12)
+        self.rows().div_ceil(blocks).next_multiple_of(MOST_ROWS)
     }
 }
 
@@ -250,8 +183,10 @@ pub(super) unsafe fn run<S: Tiled>(s: S, args: Args<'_>) {
 #[inline(always)]
 unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) {
     let (product, panels) = (args.product, args.product.panels());
+    let totals = Total::all(args.chains);
     // Results that another chain adds to are better in a cache.
-    let streams = args.chains.len() == 1 && args.chains[0].streams();
+    let streams = totals.len() == 1 && totals.clone().all(Total::streams);
+    let mut drain = Drain::new();
     let mut ahead = args.units.next();
     while let Some(range) = ahead {
         assert!(range.end <= product.units(), "units {range:?}");
@@ -265,58 +200,57 @@ unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) {
             unit += count;
             let next = Some(unit).filter(|&unit| unit < range.end).or(after);
             let next = next.map(|unit| unit % panels * PANEL);
-            for (index, chain) in args.chains.iter().enumerate() {
-                let behind = args.chains.get(index + 1).map(|chain| (chain, first));
-                let again = args.chains.first().zip(next);
+            let again = totals.clone().next().zip(next);
+            let behind = totals.clone().skip(1).map(|total| Some((total, first)));
+            for (total, next) in totals.clone().zip(behind.chain([again])) {
                 let strip = Strip {
                     product,
-                    chain,
-                    next: behind.or(again),
+                    total,
+                    next,
                     rows: start..product.rows().min(start + product.block_rows()),
                     columns: first..product.b.cols().min(first + count * PANEL),
                     streams,
                     work: args.work.as_mut_ptr(),
                 };
                 // SAFETY: the caller's contract; rows and columns exist.
-                unsafe { strip.run::<S, W>(s) };
+                unsafe { strip.run::<S, W>(s, &mut drain) };
             }
         }
     }
+    // SAFETY: the results were stored for it, and their places exist.
+    unsafe { drain.all(s) };
     if streams {
         s.fence();
     }
 }
 
-/// Some panels of one block of rows, of one chain.
+/// Some panels of one block of rows, of one total.
 struct Strip<'a> {
     product: &'a Matmul<'a>,
-    chain: &'a Chain<'a>,
+    total: Total<'a>,
     rows: Range<usize>,
     columns: Range<usize>,
-    /// The chain and the first column of the strip to follow.
-    next: Option<(&'a Chain<'a>, usize)>,
+    /// The total and the first column of the strip to follow.
+    next: Option<(Total<'a>, usize)>,
     /// Whether results go past the caches.
     streams: bool,
     work: *mut f32,
 }
 
-/// A share of the summed index: a panel's part of it is one visit of all tiles.
-#[derive(Clone, Copy)]
-struct Share {
-    start: usize,
-    depth: usize,
-    /// Whether sums start at zero.
-    first: bool,
-    /// Whether sums are finished after it.
-    last: bool,
+/// What passes between the memory and the caches while tiles are at work.
+struct Traffic {
+    /// What the tiles to follow read of B.
+    feed: Feed,
+    /// Results of the tile before.
+    drain: Drain,
 }
 
 impl Strip<'_> {
     /// # Safety
     /// The rows and columns exist, and `work` has [`MATMUL_SCRATCH`] values that nobody else uses.
     #[inline(always)]
-    unsafe fn run<S: Tiled, W: Floats>(&self, s: S) {
-        let mut shares = self.chain.shares();
+    unsafe fn run<S: Tiled, W: Floats>(&self, s: S, drain: &mut Drain) {
+        let mut shares = self.total.shares();
         let mut ahead = shares.next();
         while let Some(share) = ahead {
             ahead = shares.next();
@@ -325,17 +259,31 @@ impl Strip<'_> {
                 self.load_left(s, share);
                 for first in self.columns.clone().step_by(fetched::<S>() * PANEL) {
                     let group = first..self.columns.end.min(first + fetched::<S>() * PANEL);
-                    let mut feed = self.feed::<S>((share, ahead), group.clone());
+                    let mut traffic = Traffic {
+                        feed: self.feed::<S>((share, ahead), group.clone()),
+                        drain: *drain,
+                    };
                     let mut column = group.start;
                     while column < group.end {
                         let whole = (group.end - column) / PANEL >= at_once::<S>();
                         let panels = if whole { at_once::<S>() } else { 1 };
-                        self.panels::<S, W>(s, share, (column, panels), &mut feed);
+                        self.panels::<S, W>(s, share, (column, panels), &mut traffic);
                         column += panels * PANEL;
                     }
+                    *drain = traffic.drain;
                 }
             }
         }
+    }
+
+    /// The tiles that a block of rows is cut into: those of several chains need registers for both a sum and a total.
+    fn tiles<S: Tiled>(&self) -> Tiles {
+        let most = if self.total.several() {
+            S::MAX_ROWS / 2
+        } else {
+            S::MAX_ROWS
+        };
+        Tiles::new(self.rows.len(), most)
     }
 
     /// A's share, row by row as f32.
@@ -343,7 +291,7 @@ impl Strip<'_> {
     /// # Safety
     /// As [`Strip::run`]; the share exists.
     #[inline(always)]
-    unsafe fn load_left<S: Simd>(&self, s: S, share: Share) {
+    unsafe fn load_left<S: Simd>(&self, s: S, share: Share<'_>) {
         let summed = share.start..share.start + share.depth;
         // SAFETY: the scratch has room for the rows of a block, each rounded up to eight values.
         unsafe {
@@ -371,9 +319,9 @@ impl Strip<'_> {
     unsafe fn panels<S: Tiled, W: Floats>(
         &self,
         s: S,
-        share: Share,
+        share: Share<'_>,
         (column, panels): (usize, usize),
-        feed: &mut Feed,
+        traffic: &mut Traffic,
     ) {
         let b = self
             .product
@@ -389,7 +337,7 @@ impl Strip<'_> {
                 unsafe { pack_rows(s, b, packed.wrapping_add(p * PACKED_PANEL)) };
             }
         }
-        let tiles = Tiles::new(self.rows.len(), S::MAX_ROWS);
+        let tiles = self.tiles::<S>();
         for i in 0..tiles.count() {
             let (first, rows) = tiles.tile(i);
             let tile = Tile {
@@ -405,10 +353,10 @@ impl Strip<'_> {
                 ($($count:literal),+) => {
                     match (rows, panels) {
                         $(($count, 1) if const { $count <= S::MAX_ROWS } => {
-                            s.apart(Rows::<W, $count, 1>::new(&tile, feed))
+                            s.apart(Rows::<W, $count, 1>::new(&tile, traffic))
                         })+
                         $(($count, 2) if const { $count <= S::MAX_ROWS && at_once::<S>() == 2 } => {
-                            s.apart(Rows::<W, $count, 2>::new(&tile, feed))
+                            s.apart(Rows::<W, $count, 2>::new(&tile, traffic))
                         })+
                         _ => unreachable!("a tile of {rows} rows and {panels} panels"),
                     }
@@ -424,14 +372,18 @@ impl Strip<'_> {
     /// What is read of B after a group of panels: the same share of the next group, the share `ahead` of the first, or what
     /// follows the strip.
     #[inline(always)]
-    fn feed<S: Tiled>(&self, (share, ahead): (Share, Option<Share>), group: Range<usize>) -> Feed {
+    fn feed<S: Tiled>(
+        &self,
+        (share, ahead): (Share<'_>, Option<Share<'_>>),
+        group: Range<usize>,
+    ) -> Feed {
         let b = self.product.b;
         let (next, column) = if group.end < self.columns.end {
             (Some(share), group.end)
         } else if ahead.is_some() {
             (ahead, self.columns.start)
-        } else if let Some((chain, column)) = self.next {
-            (chain.shares().next(), column)
+        } else if let Some((total, column)) = self.next {
+            (total.shares().next(), column)
         } else {
             return Feed::none();
         };
@@ -440,9 +392,9 @@ impl Strip<'_> {
         };
         let columns = (fetched::<S>() * PANEL).min(b.cols() - column);
         let size = b.dtype().size();
-        let tiles = Tiles::new(self.rows.len(), S::MAX_ROWS).count();
+        let tiles = self.tiles::<S>().count();
         let visits = group.len().div_ceil(PANEL * at_once::<S>());
-        let blocks = visits * tiles * (share.depth / BLOCK);
+        let blocks = visits * tiles * share.blocks();
         Feed::runs(
             b.row(next.start).at(column),
             next.depth,
