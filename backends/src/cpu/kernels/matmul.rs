@@ -186,7 +186,10 @@ unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) {
     let totals = Total::all(args.chains);
     // Results that another chain adds to are better in a cache.
     let streams = totals.len() == 1 && totals.clone().all(Total::streams);
-    let mut drain = Drain::new();
+    let mut traffic = Traffic {
+        feed: Feed::none(),
+        drain: Drain::new(),
+    };
     let mut ahead = args.units.next();
     while let Some(range) = ahead {
         assert!(range.end <= product.units(), "units {range:?}");
@@ -213,12 +216,12 @@ unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) {
                     work: args.work.as_mut_ptr(),
                 };
                 // SAFETY: the caller's contract; rows and columns exist.
-                unsafe { strip.run::<S, W>(s, &mut drain) };
+                unsafe { strip.run::<S, W>(s, &mut traffic) };
             }
         }
     }
     // SAFETY: the results were stored for it, and their places exist.
-    unsafe { drain.all(s) };
+    unsafe { traffic.drain.all(s) };
     if streams {
         s.fence();
     }
@@ -249,7 +252,7 @@ impl Strip<'_> {
     /// # Safety
     /// The rows and columns exist, and `work` has [`MATMUL_SCRATCH`] values that nobody else uses.
     #[inline(always)]
-    unsafe fn run<S: Tiled, W: Floats>(&self, s: S, drain: &mut Drain) {
+    unsafe fn run<S: Tiled, W: Floats>(&self, s: S, traffic: &mut Traffic) {
         let mut shares = self.total.shares();
         let mut ahead = shares.next();
         while let Some(share) = ahead {
@@ -259,18 +262,14 @@ impl Strip<'_> {
                 self.load_left(s, share);
                 for first in self.columns.clone().step_by(fetched::<S>() * PANEL) {
                     let group = first..self.columns.end.min(first + fetched::<S>() * PANEL);
-                    let mut traffic = Traffic {
-                        feed: self.feed::<S>((share, ahead), group.clone()),
-                        drain: *drain,
-                    };
+                    traffic.feed = self.feed::<S>((share, ahead), group.clone());
                     let mut column = group.start;
                     while column < group.end {
                         let whole = (group.end - column) / PANEL >= at_once::<S>();
                         let panels = if whole { at_once::<S>() } else { 1 };
-                        self.panels::<S, W>(s, share, (column, panels), &mut traffic);
+                        self.panels::<S, W>(s, share, (column, panels), traffic);
                         column += panels * PANEL;
                     }
-                    *drain = traffic.drain;
                 }
             }
         }

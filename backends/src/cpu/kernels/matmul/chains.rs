@@ -167,7 +167,7 @@ impl<'a> Iterator for Shares<'a> {
         let depth = depth.min(range.len());
         self.left -= depth;
         self.done += depth;
-        Some(self.share(range.start, depth, &[]))
+        Some(self.share(range.start, depth, &[], self.left == 0))
     }
 }
 
@@ -188,24 +188,23 @@ impl<'a> Shares<'a> {
         }
         let (now, later) = self.chains.split_at(count);
         self.chains = later;
-        self.left -= depth;
-        (count > 0).then(|| {
-            let share = self.share(start, depth, now);
-            Share {
-                last: later.is_empty(),
-                ..share
-            }
-        })
+        (count > 0).then(|| self.share(start, depth, now, later.is_empty()))
     }
 
     #[inline(always)]
-    fn share(&mut self, start: usize, depth: usize, chains: &'a [Chain<'a>]) -> Share<'a> {
+    fn share(
+        &mut self,
+        start: usize,
+        depth: usize,
+        chains: &'a [Chain<'a>],
+        last: bool,
+    ) -> Share<'a> {
         Share {
             start,
             depth,
             chains,
             first: std::mem::replace(&mut self.first, false),
-            last: self.left == 0,
+            last,
         }
     }
 }

@@ -90,12 +90,7 @@ impl Tile<'_> {
                 self.load::<S, R, P>(s)
             };
             self.add_products::<S, W, R, P>(s, &mut acc, 0..self.share.depth, traffic);
-            if self.share.last {
-                let added = self.strip.total.add();
-                self.finish::<S, R, P>(s, acc, added, &mut traffic.drain);
-            } else {
-                self.leave(s, acc);
-            }
+            self.store(s, acc, self.strip.total.add(), &mut traffic.drain);
         }
     }
 
@@ -128,11 +123,7 @@ impl Tile<'_> {
                     }
                 }
             }
-            if self.share.last {
-                self.finish::<S, R, P>(s, totals, Addend::Nothing, &mut traffic.drain);
-            } else {
-                self.leave(s, totals);
-            }
+            self.store(s, totals, Addend::Nothing, &mut traffic.drain);
         }
     }
 
@@ -285,6 +276,28 @@ impl Tile<'_> {
             for (r, acc) in acc.into_iter().enumerate() {
                 // SAFETY: the caller's contract.
                 unsafe { s.store_columns(self.sums(p, r), acc) };
+            }
+        }
+    }
+
+    /// Leaves sums for the next share, or finishes them.
+    ///
+    /// # Safety
+    /// As [`Tile::leave`] and [`Tile::finish`].
+    #[inline(always)]
+    unsafe fn store<S: Tiled, const R: usize, const P: usize>(
+        &self,
+        s: S,
+        acc: [[S::C; R]; P],
+        add: Addend<'_>,
+        drain: &mut Drain,
+    ) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            if self.share.last {
+                self.finish(s, acc, add, drain);
+            } else {
+                self.leave(s, acc);
             }
         }
     }
