@@ -29,8 +29,9 @@ use tile::{Rows, Tile};
 /// The most rows that pass 16 columns before the next: their share of A stays in the second-level cache.
 const ROW_BLOCK: usize = 192;
 
-/// Products summed at a time: 16 columns of that many rows of B are a quarter of the first-level cache.
-const DEPTH: usize = 144;
+/// Products summed at a time: 32 columns of that many rows of B, and as many values of twelve rows of A, are half of the
+/// first-level cache.
+const DEPTH: usize = 96;
 
 /// The most panels of B that a tile takes at once, and the most rows.
 const MOST_AT_ONCE: usize = 2;

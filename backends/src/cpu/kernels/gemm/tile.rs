@@ -52,24 +52,24 @@ impl Feed {
         Self::runs(std::ptr::null(), 0, (0, 0), 1)
     }
 
-    /// Asks for the lines of one block of a tile of P panels; or, where its steps do that, says where they begin, as
-    /// [`Feed::block`].
+    /// Asks for the lines of one block of a tile of P panels; or, where its steps can do that, says where those that are due
+    /// begin, as [`Feed::block`].
     #[inline(always)]
     pub(in super::super) fn ask<S: Tiled, const P: usize>(
         &mut self,
         s: S,
         idle: *const u8,
-    ) -> [*const u8; 2] {
+    ) -> Option<[*const u8; 2]> {
         if S::asks(P) {
             return self.block(idle);
         }
-        self.advance(s);
-        [idle; 2]
+        self.ask_at_once(s);
+        None
     }
 
-    /// Asks for the lines of one block.
+    /// Asks for the lines of one block, all at once: best where they are few.
     #[inline(always)]
-    fn advance<S: Simd>(&mut self, s: S) {
+    pub(in super::super) fn ask_at_once<S: Simd>(&mut self, s: S) {
         self.due += self.lines;
         while self.due >= self.blocks {
             self.due -= self.blocks;
@@ -79,19 +79,24 @@ impl Feed {
     }
 
     /// The lines of one block, to be asked for one by one between its steps: where [`BLOCK`] lines begin, twice; `idle` where
-    /// there are none. If runs are not so many lines each, those that begin a few past their end.
+    /// fewer are due. If runs are not so many lines each, those that begin a few past their end. Where lines are few, blocks
+    /// without any are spared the instructions.
     #[inline(always)]
-    fn block(&mut self, idle: *const u8) -> [*const u8; 2] {
-        let mut starts = [idle; 2];
+    fn block(&mut self, idle: *const u8) -> Option<[*const u8; 2]> {
         self.due += self.lines;
-        for start in &mut starts {
-            if self.due >= BLOCK * self.blocks {
-                self.due -= BLOCK * self.blocks;
-                *start = self.next;
-                self.skip(BLOCK);
-            }
-        }
-        starts
+        let starts = [self.eight(), self.eight()];
+        let asks = starts[0].is_some() || self.lines >= MANY * self.blocks;
+        asks.then(|| starts.map(|start| start.unwrap_or(idle)))
+    }
+
+    /// Where the next [`BLOCK`] lines begin, if so many are due.
+    #[inline(always)]
+    fn eight(&mut self) -> Option<*const u8> {
+        let due = self.due.checked_sub(BLOCK * self.blocks)?;
+        let start = self.next;
+        self.due = due;
+        self.skip(BLOCK);
+        Some(start)
     }
 
     /// Goes on by some lines, or to the next run.
@@ -110,6 +115,9 @@ pub(in super::super) const LINE_BYTES: usize = 64;
 
 /// Steps of the summed index between two rounds of prefetching.
 pub(in super::super) const BLOCK: usize = 8;
+
+/// Lines to ask for in a block from which on all blocks do, so that tiles are one code.
+const MANY: usize = 4;
 
 /// Bytes of a panel's share where a tile takes two panels: with as much of the next share, which is asked for meanwhile, and the
 /// rows of a tile they fill the first-level cache.
@@ -447,14 +455,14 @@ unsafe fn pair_sums<S: Tiled, const R: usize, const P: usize>(
 }
 
 /// Asks for what comes next: where rows are few, the steps [`AHEAD`] bytes after those at `w` in each of P panels, for one
-/// tile passes them and the memory's rate decides; else what `feed` has, or, where the tile asks for it, says where that is.
+/// tile passes them and the memory's rate decides; else what `feed` has, as [`Feed::ask`].
 #[inline(always)]
 fn ask<S: Tiled, const R: usize, const P: usize>(
     s: S,
     (w, panel): (*const u8, usize),
     step: usize,
     feed: &mut Feed,
-) -> [*const u8; 2] {
+) -> Option<[*const u8; 2]> {
     if S::asks(P) || P == 1 || R > 3 {
         return feed.ask::<S, P>(s, w);
     }
@@ -463,5 +471,5 @@ fn ask<S: Tiled, const R: usize, const P: usize>(
             s.prefetch(w.wrapping_add(p * panel + AHEAD + line * LINE_BYTES));
         }
     }
-    [w; 2]
+    None
 }

@@ -154,17 +154,19 @@ impl Tile<'_> {
                 if !drain.is_empty() {
                     drain.some(s);
                 }
+                feed.ask_at_once(s);
                 let copy = packed.add(i * PANEL);
-                let idle = copy.cast_const().cast();
-                let next = feed.ask::<S, P>(s, idle);
                 let a = (a.add(i), A_ROW);
                 match self.source {
                     Some((b, step)) => {
                         let b = (b.wrapping_add(i * step), step);
                         let copy = (copy, PANEL_BYTES);
-                        s.eight_packing_steps::<R, P, W>(acc, a, b, copy, next);
+                        s.eight_packing_steps::<R, P, W>(acc, a, b, copy);
                     }
-                    None => s.eight_steps::<R, P, Single>(acc, a, (idle, PANEL_BYTES), next),
+                    None => {
+                        let w = (copy.cast_const().cast(), PANEL_BYTES);
+                        s.eight_steps::<R, P, Single>(acc, a, w, None);
+                    }
                 }
             }
             *traffic = Traffic { feed, drain };

@@ -146,7 +146,7 @@ pub(in super::super) trait Tiled: Simd {
     /// The sums, rounded to nearest even.
     fn to_columns(self, sums: Self::N) -> Self::C;
 
-    /// Whether eight steps of that many panels ask for the cache lines that they are told.
+    /// Whether eight steps of that many panels can ask for cache lines.
     #[inline(always)]
     fn asks(_panels: usize) -> bool {
         false
@@ -154,8 +154,8 @@ pub(in super::super) trait Tiled: Simd {
 
     /// Eight steps of a float tile: `acc[p][r] += a[r][i] · w[p][i]` for i in 0..8, in that order, each product and
     /// sum one [`Simd::fma`]. `a` and `w` are (address, places from row to row or bytes from panel to panel); the steps of a
-    /// panel of type W lie end to end. If [`Tiled::asks`], the eight cache lines from each of `next` on are asked for, one
-    /// by one, since the memory's queue is short; any address is allowed.
+    /// panel of type W lie end to end. The eight cache lines from each of `next` on are asked for, one by one, since the
+    /// memory's queue is short; any address is allowed, but none unless [`Tiled::asks`].
     ///
     /// # Safety
     /// R ≤ [`Tiled::MAX_ROWS`]; the eight values of each row and the 128 weights of each panel may be read.
@@ -165,7 +165,7 @@ pub(in super::super) trait Tiled: Simd {
         acc: &mut [[Self::C; R]; P],
         (a, row): (*const f32, usize),
         (w, panel): (*const u8, usize),
-        _next: [*const u8; 2],
+        _next: Option<[*const u8; 2]>,
     ) {
         for i in 0..8 {
             let w = w.wrapping_add(i * 2 * LANES * W::SIZE);
@@ -185,7 +185,6 @@ pub(in super::super) trait Tiled: Simd {
         (a, row): (*const f32, usize),
         (w, w_row): (*const u8, usize),
         (copy, panel): (*mut f32, usize),
-        _next: [*const u8; 2],
     ) {
         for i in 0..8 {
             let w = w.wrapping_add(i * w_row);
@@ -215,7 +214,7 @@ pub(in super::super) trait Tiled: Simd {
         acc: &mut [[Self::N; R]; P],
         (a, row): (*const f32, usize),
         (w, panel): (*const u8, usize),
-        _next: [*const u8; 2],
+        _next: Option<[*const u8; 2]>,
     ) {
         for i in 0..8 {
             let w = w.wrapping_add(i * 2 * LANES * size_of::<f32>());

@@ -62,7 +62,7 @@ impl Tiled for Avx<Ymm> {
         acc: &mut [[[__m256; 2]; R]; P],
         (a, row): (*const f32, usize),
         (w, panel): (*const u8, usize),
-        _next: [*const u8; 2],
+        _next: Option<[*const u8; 2]>,
     ) {
         // SAFETY: the caller's contract, and the token for the features.
         unsafe {
@@ -82,7 +82,6 @@ impl Tiled for Avx<Ymm> {
         (a, row): (*const f32, usize),
         w: (*const u8, usize),
         (copy, _panel): (*mut f32, usize),
-        _next: [*const u8; 2],
     ) {
         if P > 1 {
             unreachable!("a tile of {P} panels that packs");
@@ -96,7 +95,7 @@ impl Tiled for Avx<Ymm> {
         acc: &mut [[[__m256i; 2]; R]; P],
         (a, row): (*const f32, usize),
         (w, panel): (*const u8, usize),
-        _next: [*const u8; 2],
+        _next: Option<[*const u8; 2]>,
     ) {
         // SAFETY: the caller's contract, and the token for the features.
         unsafe {

@@ -113,7 +113,7 @@ impl Tiled for Avx<Zmm> {
         acc: &mut [[__m512; R]; P],
         (a, row): (*const f32, usize),
         (w, panel): (*const u8, usize),
-        next: [*const u8; 2],
+        next: Option<[*const u8; 2]>,
     ) {
         // SAFETY: the caller's contract, and the token for the features.
         unsafe {
@@ -133,10 +133,9 @@ impl Tiled for Avx<Zmm> {
         a: (*const f32, usize),
         w: (*const u8, usize),
         copy: (*mut f32, usize),
-        next: [*const u8; 2],
     ) {
         // SAFETY: the caller's contract, and the token for the features.
-        unsafe { zmm_steps::eight_packing::<R, P, W>(acc, a, w, copy, next) }
+        unsafe { zmm_steps::eight_packing::<R, P, W>(acc, a, w, copy) }
     }
     #[inline(always)]
     unsafe fn eight_pairs<const R: usize, const P: usize>(
@@ -144,7 +143,7 @@ impl Tiled for Avx<Zmm> {
         acc: &mut [[__m512i; R]; P],
         (a, row): (*const f32, usize),
         (w, panel): (*const u8, usize),
-        next: [*const u8; 2],
+        next: Option<[*const u8; 2]>,
     ) {
         // SAFETY: the caller's contract, and the token for the features.
         unsafe {

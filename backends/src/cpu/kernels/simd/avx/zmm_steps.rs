@@ -109,9 +109,9 @@ macro_rules! rows {
     };
 }
 
-/// The cache lines that one step asks for.
+/// The cache lines that one step asks for, where it asks.
 macro_rules! asked {
-    ($i:literal) => {
+    (asking, $i:literal) => {
         concat!(
             "prefetcht0 [{n} + 64*",
             $i,
@@ -121,15 +121,17 @@ macro_rules! asked {
             "]\n",
         )
     };
+    (quiet, $i:literal) => {
+        ""
+    };
 }
 
-/// The weights of one step; of two panels also what is asked for.
+/// The weights of one step.
 macro_rules! weights {
     (2, $dtype:tt, $i:literal) => {
         concat!(
             weights!(@load $dtype, $i, "w0", "w"),
             weights!(@load $dtype, $i, "w1", "v"),
-            asked!($i),
         )
     };
     (1, $dtype:tt, $i:literal) => {
@@ -143,8 +145,7 @@ macro_rules! weights {
     };
 }
 
-/// The weights of one step, side by side in the next of rows `{s}` bytes apart, and their copies as f32; of two panels also
-/// what is asked for.
+/// The weights of one step, side by side in the next of rows `{s}` bytes apart, and their copies as f32.
 macro_rules! packed {
     (2, $dtype:tt, $i:literal) => {
         concat!(
@@ -153,7 +154,6 @@ macro_rules! packed {
             "add {w}, {s}\n",
             packed!(@copy $i, "p", "w0"),
             packed!(@copy $i, "q", "w1"),
-            asked!($i),
         )
     };
     (1, $dtype:tt, $i:literal) => {
@@ -172,7 +172,7 @@ macro_rules! packed {
 
 /// A function of eight steps of some rows, panels and a type of weights.
 macro_rules! steps {
-    ($name:ident, $panels:tt, $dtype:tt, $sum:ty, $rows:tt, $acc:ident, $($place:ident = $value:expr),+) => {
+    ($name:ident, $asks:tt, $panels:tt, $dtype:tt, $sum:ty, $rows:tt, $acc:ident, $($place:ident = $value:expr),+) => {
         /// # Safety
         /// The CPU has the features; the rows' eight values and the panels' 128 weights may be read.
         #[inline]
@@ -188,14 +188,14 @@ macro_rules! steps {
             // SAFETY: only memory that the caller vouches for is read, none is written; rows beyond the last are not addressed.
             unsafe {
                 asm!(
-                    weights!($panels, $dtype, 0), rows!($rows, $panels, $dtype, 0),
-                    weights!($panels, $dtype, 1), rows!($rows, $panels, $dtype, 1),
-                    weights!($panels, $dtype, 2), rows!($rows, $panels, $dtype, 2),
-                    weights!($panels, $dtype, 3), rows!($rows, $panels, $dtype, 3),
-                    weights!($panels, $dtype, 4), rows!($rows, $panels, $dtype, 4),
-                    weights!($panels, $dtype, 5), rows!($rows, $panels, $dtype, 5),
-                    weights!($panels, $dtype, 6), rows!($rows, $panels, $dtype, 6),
-                    weights!($panels, $dtype, 7), rows!($rows, $panels, $dtype, 7),
+                    weights!($panels, $dtype, 0), asked!($asks, 0), rows!($rows, $panels, $dtype, 0),
+                    weights!($panels, $dtype, 1), asked!($asks, 1), rows!($rows, $panels, $dtype, 1),
+                    weights!($panels, $dtype, 2), asked!($asks, 2), rows!($rows, $panels, $dtype, 2),
+                    weights!($panels, $dtype, 3), asked!($asks, 3), rows!($rows, $panels, $dtype, 3),
+                    weights!($panels, $dtype, 4), asked!($asks, 4), rows!($rows, $panels, $dtype, 4),
+                    weights!($panels, $dtype, 5), asked!($asks, 5), rows!($rows, $panels, $dtype, 5),
+                    weights!($panels, $dtype, 6), asked!($asks, 6), rows!($rows, $panels, $dtype, 6),
+                    weights!($panels, $dtype, 7), asked!($asks, 7), rows!($rows, $panels, $dtype, 7),
                     "/* {b} {c} {d} {r} {v} {n} {m} {x:z} {w1:z} */",
                     a = in(reg) a,
                     b = in(reg) a.wrapping_add(3 * row),
@@ -231,7 +231,6 @@ macro_rules! packing {
             (a, row): (*const f32, usize),
             (w, w_row): (*const u8, usize),
             (copy, panel): (*mut f32, usize),
-            next: [*const u8; 2],
         ) {
             // Named, since a register without a type is taken for a shorter one.
             let (x, w0, w1): (__m512, __m512, __m512);
@@ -246,7 +245,7 @@ macro_rules! packing {
                     packed!($panels, $dtype, 5), rows!($rows, $panels, $dtype, 5),
                     packed!($panels, $dtype, 6), rows!($rows, $panels, $dtype, 6),
                     packed!($panels, $dtype, 7), rows!($rows, $panels, $dtype, 7),
-                    "/* {b} {c} {d} {r} {q} {n} {m} {x:z} {w1:z} */",
+                    "/* {b} {c} {d} {r} {q} {x:z} {w1:z} */",
                     a = in(reg) a,
                     b = in(reg) a.wrapping_add(3 * row),
                     c = in(reg) a.wrapping_add(6 * row),
@@ -256,8 +255,6 @@ macro_rules! packing {
                     s = in(reg) w_row,
                     p = in(reg) copy,
                     q = in(reg) copy.wrapping_byte_add(panel),
-                    n = in(reg) next[0],
-                    m = in(reg) next[1],
                     x = out(zmm_reg) x,
                     w0 = out(zmm_reg) w0,
                     w1 = out(zmm_reg) w1,
@@ -275,12 +272,15 @@ macro_rules! rows_of {
     ($module:ident, $rows:tt, $($r:literal $low:ident $high:ident),+) => {
         mod $module {
             use super::*;
-            steps!(half, 2, f16, __m512, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
-            steps!(single, 2, f32, __m512, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
-            steps!(pairs, 2, pairs, __m512i, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
-            steps!(half_panel, 1, f16, __m512, $rows, acc, $($low = acc[0][$r]),+);
-            steps!(single_panel, 1, f32, __m512, $rows, acc, $($low = acc[0][$r]),+);
-            steps!(pairs_panel, 1, pairs, __m512i, $rows, acc, $($low = acc[0][$r]),+);
+            steps!(half, quiet, 2, f16, __m512, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
+            steps!(single, quiet, 2, f32, __m512, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
+            steps!(pairs, quiet, 2, pairs, __m512i, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
+            steps!(asking_half, asking, 2, f16, __m512, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
+            steps!(asking_single, asking, 2, f32, __m512, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
+            steps!(asking_pairs, asking, 2, pairs, __m512i, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
+            steps!(half_panel, quiet, 1, f16, __m512, $rows, acc, $($low = acc[0][$r]),+);
+            steps!(single_panel, quiet, 1, f32, __m512, $rows, acc, $($low = acc[0][$r]),+);
+            steps!(pairs_panel, quiet, 1, pairs, __m512i, $rows, acc, $($low = acc[0][$r]),+);
             packing!(packing_half, 2, f16, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
             packing!(packing_single, 2, f32, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
             packing!(packing_half_panel, 1, f16, $rows, acc, $($low = acc[0][$r]),+);
@@ -359,7 +359,7 @@ pub(super) unsafe fn add_pairs(x: __m512i, w: __m512i, mut sums: __m512i) -> __m
     sums
 }
 
-/// See `Tiled::eight_steps`; P is 1 or 2.
+/// See `Tiled::eight_steps`; P is 1 or 2, and 2 where lines are asked for.
 ///
 /// # Safety
 /// The CPU has the features; the rows' eight values and the panels' 128 weights may be read.
@@ -368,12 +368,14 @@ pub(super) unsafe fn eight<const R: usize, const P: usize, W: Floats>(
     acc: &mut [[__m512; R]; P],
     a: (*const f32, usize),
     w: (*const u8, usize),
-    next: [*const u8; 2],
+    next: Option<[*const u8; 2]>,
 ) {
-    if W::SIZE == Half::SIZE {
-        call!(acc, half, half_panel, a, w, next);
-    } else {
-        call!(acc, single, single_panel, a, w, next);
+    let idle = [w.0; 2];
+    match next {
+        Some(next) if W::SIZE == Half::SIZE => call!(acc, asking_half, half_panel, a, w, next),
+        Some(next) => call!(acc, asking_single, single_panel, a, w, next),
+        None if W::SIZE == Half::SIZE => call!(acc, half, half_panel, a, w, idle),
+        None => call!(acc, single, single_panel, a, w, idle),
     }
 }
 
@@ -387,16 +389,15 @@ pub(super) unsafe fn eight_packing<const R: usize, const P: usize, W: Floats>(
     a: (*const f32, usize),
     w: (*const u8, usize),
     copy: (*mut f32, usize),
-    next: [*const u8; 2],
 ) {
     if W::SIZE == Half::SIZE {
-        call!(acc, packing_half, packing_half_panel, a, w, copy, next);
+        call!(acc, packing_half, packing_half_panel, a, w, copy);
     } else {
-        call!(acc, packing_single, packing_single_panel, a, w, copy, next);
+        call!(acc, packing_single, packing_single_panel, a, w, copy);
     }
 }
 
-/// See `Tiled::eight_pairs`; P is 1 or 2.
+/// See `Tiled::eight_pairs`; P is 1 or 2, and 2 where lines are asked for.
 ///
 /// # Safety
 /// The CPU has the features; the rows' eight pairs and the panels' 128 pairs of weights may be read.
@@ -405,7 +406,11 @@ pub(super) unsafe fn eight_pairs<const R: usize, const P: usize>(
     acc: &mut [[__m512i; R]; P],
     a: (*const f32, usize),
     w: (*const u8, usize),
-    next: [*const u8; 2],
+    next: Option<[*const u8; 2]>,
 ) {
-    call!(acc, pairs, pairs_panel, a, w, next);
+    let idle = [w.0; 2];
+    match next {
+        Some(next) => call!(acc, asking_pairs, pairs_panel, a, w, next),
+        None => call!(acc, pairs, pairs_panel, a, w, idle),
+    }
 }
