@@ -37,8 +37,8 @@ const DEPTH: usize = 96;
 const MOST_AT_ONCE: usize = 2;
 const MOST_ROWS: usize = 12;
 
-/// Panels of B that are fetched together: runs of as many cache lines as a block of steps asks for. Where a tile asks for no
-/// lines one by one, half of that is enough.
+/// Panels of B that are fetched together: longer runs come from memory faster, but a tile of one panel has room for fewer in the
+/// first-level cache.
 const fn fetched<S: Tiled>() -> usize {
     if at_once::<S>() > 1 { BLOCK } else { BLOCK / 2 }
 }
