@@ -116,7 +116,8 @@ pub(in super::super) const LINE_BYTES: usize = 64;
 /// Steps of the summed index between two rounds of prefetching.
 pub(in super::super) const BLOCK: usize = 8;
 
-/// Lines to ask for in a block from which on all blocks do, so that tiles are one code.
+/// Lines due with a block, on average, from which on every block takes the steps that ask: where the two kinds of steps alternate,
+/// changing costs more than asking for nothing.
 const MANY: usize = 4;
 
 /// Bytes of a panel's share where a tile takes two panels: with as much of the next share, which is asked for meanwhile, and the
