@@ -52,8 +52,8 @@ impl Feed {
         Self::runs(std::ptr::null(), 0, (0, 0), 1)
     }
 
-    /// Asks for the lines of one block of a tile of P panels; or, where its steps can do that, says where those that are due
-    /// begin, as [`Feed::block`].
+    /// Asks for the lines of one block of a tile of P panels; or, where its steps can do that, says where they begin,
+    /// as [`Feed::block`].
     #[inline(always)]
     pub(in super::super) fn ask<S: Tiled, const P: usize>(
         &mut self,
@@ -61,7 +61,7 @@ impl Feed {
         idle: *const u8,
     ) -> Option<[*const u8; 2]> {
         if S::asks(P) {
-            return self.block(idle);
+            return Some(self.block(idle));
         }
         self.ask_at_once(s);
         None
@@ -79,24 +79,19 @@ impl Feed {
     }
 
     /// The lines of one block, to be asked for one by one between its steps: where [`BLOCK`] lines begin, twice; `idle` where
-    /// fewer are due. If runs are not so many lines each, those that begin a few past their end. Where lines are few, blocks
-    /// without any are spared the instructions.
+    /// there are none. If runs are not so many lines each, those that begin a few past their end.
     #[inline(always)]
-    fn block(&mut self, idle: *const u8) -> Option<[*const u8; 2]> {
+    fn block(&mut self, idle: *const u8) -> [*const u8; 2] {
+        let mut starts = [idle; 2];
         self.due += self.lines;
-        let starts = [self.eight(), self.eight()];
-        let asks = starts[0].is_some() || self.lines >= MANY * self.blocks;
-        asks.then(|| starts.map(|start| start.unwrap_or(idle)))
-    }
-
-    /// Where the next [`BLOCK`] lines begin, if so many are due.
-    #[inline(always)]
-    fn eight(&mut self) -> Option<*const u8> {
-        let due = self.due.checked_sub(BLOCK * self.blocks)?;
-        let start = self.next;
-        self.due = due;
-        self.skip(BLOCK);
-        Some(start)
+        for start in &mut starts {
+            if self.due >= BLOCK * self.blocks {
+                self.due -= BLOCK * self.blocks;
+                *start = self.next;
+                self.skip(BLOCK);
+            }
+        }
+        starts
     }
 
     /// Goes on by some lines, or to the next run.
@@ -115,10 +110,6 @@ pub(in super::super) const LINE_BYTES: usize = 64;
 
 /// Steps of the summed index between two rounds of prefetching.
 pub(in super::super) const BLOCK: usize = 8;
-
-/// Lines due with a block, on average, from which on every block takes the steps that ask: where the two kinds of steps alternate,
-/// changing costs more than asking for nothing.
-const MANY: usize = 4;
 
 /// Bytes of a panel's share where a tile takes two panels: with as much of the next share, which is asked for meanwhile, and the
 /// rows of a tile they fill the first-level cache.
