@@ -135,6 +135,7 @@ impl Machine<'_> {
             a: self.read(step, 0),
             transposed: false,
             b: self.read(step, 1),
+            workers: worker.workers,
         };
         let all = 0..product.b.rows();
         let chain = Chain {
@@ -142,7 +143,7 @@ impl Machine<'_> {
             add: Addend::Nothing,
             out: self.write(step, 0),
         };
-        let mut units = worker.claims(product.units(), product.grain());
+        let mut units = worker.claims(product.units(), 1);
         kernels::matmul(self.kernels, &product, &[chain], &mut units, scratch);
     }
 
@@ -153,6 +154,7 @@ impl Machine<'_> {
             a: all.read(step, 0),
             transposed: true,
             b: all.read(step, 1),
+            workers: worker.workers,
         };
         let rows: SmallVec<[Pieces; MEMBERS]> = self.each_rows(step).collect();
         let chain = |(moment, over)| {
@@ -169,7 +171,7 @@ impl Machine<'_> {
         };
         let chains: SmallVec<[Chain<'_>; MEMBERS]> =
             self.moment.each().zip(&rows).map(chain).collect();
-        let mut units = worker.claims(product.units(), product.grain());
+        let mut units = worker.claims(product.units(), 1);
         kernels::matmul(self.kernels, &product, &chains, &mut units, scratch);
     }
 

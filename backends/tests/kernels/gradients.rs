@@ -113,7 +113,7 @@ fn multiply(
 }
 
 fn depth() -> impl Strategy<Value = usize> {
-    prop_oneof![1 => Just(0), 6 => 0..70_usize, 1 => 120..140_usize, 1 => 250..270_usize]
+    prop_oneof![1 => Just(0), 6 => 0..70_usize, 1 => 250..270_usize, 1 => 380..400_usize, 1 => 760..780_usize]
 }
 
 proptest! {
@@ -121,9 +121,9 @@ proptest! {
 
     #[test]
     fn products_match(
-        seed: u64, m in prop_oneof![8 => 1..40_usize, 1 => 90..220_usize], d in depth(),
+        seed: u64, m in prop_oneof![8 => 1..40_usize, 1 => 90..110_usize, 1 => 280..300_usize], d in depth(),
         n in prop_oneof![8 => 1..90_usize, 1 => 400..420_usize],
-        dtypes in [float(), float(), float()], transposed: bool, added: bool, gap in 0..5_usize,
+        dtypes in [float(), float(), float()], transposed: bool, added: bool, gap in 0..5_usize, workers in 1..5_usize,
     ) {
         let mut random = Random::new(seed);
         let shape = if transposed { [d, m] } else { [m, d] };
@@ -138,7 +138,7 @@ proptest! {
             plain(ops::Matmul {}, given, &[&[m, n]])
         };
         let add = if added && transposed { Addend::View(start.view()) } else { Addend::Nothing };
-        let product = Matmul { a: a.view(), transposed, b: b.view() };
+        let product = Matmul { a: a.view(), transposed, b: b.view(), workers };
         for kernels in tables() {
             let mut out = Matrix::output(dtypes[2], m, n, gap);
             multiply(kernels, &product, add, &mut out, false);
@@ -152,7 +152,7 @@ proptest! {
                 Addend::View(add) => Addend::View(add.row_range(last)),
                 none => none,
             };
-            multiply(kernels, &Matmul { a, ..product }, add, &mut row, false);
+            multiply(kernels, &Matmul { a, workers: 1, ..product }, add, &mut row, false);
             prop_assert_eq!(row.bits(0), out.bits(m - 1));
             for r in 0..m {
                 prop_assert_eq!(parts.bits(r), out.bits(r));
@@ -173,7 +173,7 @@ proptest! {
     fn chains_are_the_products_of_their_rows_added_up(
         seed: u64, m in prop_oneof![8 => 1..40_usize, 1 => 90..220_usize],
         n in prop_oneof![8 => 1..90_usize, 1 => 400..420_usize],
-        cuts in prop::collection::vec(depth(), 1..6), dtypes in [float(), float(), float()], fresh: bool, apart: bool,
+        cuts in prop::collection::vec(depth(), 1..6), dtypes in [float(), float(), float()], fresh: bool, apart: bool, workers in 1..5_usize,
     ) {
         let mut random = Random::new(seed);
         let rows: usize = cuts.iter().sum();
@@ -190,7 +190,7 @@ proptest! {
             fewer => fewer.iter().map(|range| vec![range.clone()]).collect(),
         });
         let chains: Vec<Vec<std::ops::Range<usize>>> = pairs.collect();
-        let product = Matmul { a: a.view(), transposed: true, b: b.view() };
+        let product = Matmul { a: a.view(), transposed: true, b: b.view(), workers };
         let first = if fresh { Addend::Zeros } else { Addend::View(start.view()) };
         for kernels in tables() {
             let mut want = Matrix::output(dtypes[2], m, n, 2);
@@ -202,7 +202,8 @@ proptest! {
                 let [a, b] = [&a, &b].map(|x| Matrix::new(x.view().dtype(), picked.len(), x.cols, 0, |r, c| x.get(picked[r], c)));
                 let before = Matrix::new(dtypes[2], m, n, 0, |r, c| if index == 0 { 0.0 } else { want.get(r, c) });
                 let add = if index == 0 { first } else { Addend::View(before.view()) };
-                multiply(kernels, &Matmul { a: a.view(), transposed: true, b: b.view() }, add, &mut want, false);
+                let own = Matmul { a: a.view(), b: b.view(), ..product };
+                multiply(kernels, &own, add, &mut want, false);
             }
             let mut out = Matrix::output(dtypes[2], m, n, 2);
             let (sum, places) = out.in_places(chains.len());
@@ -222,12 +223,12 @@ proptest! {
     #[test]
     fn whole_cache_lines_get_the_same_results(
         seed: u64, m in prop_oneof![8 => 1..60_usize, 1 => 190..220_usize], lines in 1..30_usize,
-        cuts in prop::collection::vec(depth(), 1..4), split: bool,
+        cuts in prop::collection::vec(depth(), 1..4), split: bool, workers in 1..5_usize,
     ) {
         let (mut random, n) = (Random::new(seed), 16 * lines);
         let rows: usize = cuts.iter().sum();
         let [a, b] = [m, n].map(|cols| Matrix::random(&mut random, DType::F32, rows, cols, 0));
-        let product = Matmul { a: a.view(), transposed: true, b: b.view() };
+        let product = Matmul { a: a.view(), transposed: true, b: b.view(), workers };
         let mut end = 0;
         let ranges: Vec<_> = cuts.iter().map(|cut| end..{ end += cut; end }).collect();
         for kernels in tables() {

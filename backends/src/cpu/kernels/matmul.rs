@@ -4,9 +4,10 @@
 //! a weight's gradient of several micro-batches. All of them are taken for a block of results before the next block, so that
 //! results that each sum is added to wait in registers or, where sums are long or rounded, in a cache.
 //!
-//! B needs no packing beforehand: the first tile of rows that meets a panel of its columns packs it for the others,
-//! with instructions that cost it no time. The summed index is cut into shares of [`DEPTH`], so that what one share
-//! reads of A and B stays in the nearer caches; sums wait in f32 between shares.
+//! A block of results is taken at a time, and of the summed index a share: the block's columns of B are packed, into the
+//! second-level cache, then a few rows of A at a time, into the first, which pass all columns before the next rows. Sums wait in
+//! f32 between shares. This is the order of Goto and van de Geijn, *Anatomy of High-Performance Matrix Multiplication* (2008),
+//! with the sides exchanged.
 
 mod chains;
 mod drain;
@@ -16,58 +17,36 @@ use std::ops::Range;
 
 use lxpod_ir::DType;
 
-use super::gemm::{BLOCK, Feed, Tiles, pack_columns, widen};
+use super::gemm::{Feed, Tiles, copy_rows, pack_columns};
 use super::pack::PANEL;
-use super::scratch::LINE;
-use super::simd::{Floats, Half, LANES, Simd, Single, Tiled};
+use super::simd::{Floats, Half, LANES, Simd, Single, Tiled, WIDE_ROWS};
+use super::view::Row;
 use super::{Kernels, Scratch, View};
 pub use chains::Chain;
 use chains::{Share, Total};
 use drain::Drain;
-use tile::{Rows, Tile};
+use tile::Tile;
 
-/// The most rows that pass 16 columns before the next: their share of A stays in the second-level cache.
-const ROW_BLOCK: usize = 192;
+/// The most products summed at a time: as many values of a tile's rows of A are two fifths of the first-level cache.
+const DEPTH: usize = 384;
 
-/// Products summed at a time: 32 columns of that many rows of B, and as many values of twelve rows of A, are half of the
-/// first-level cache.
-const DEPTH: usize = 96;
+/// The most panels of 16 columns of a block of results: their share of B is half of the second-level cache.
+const PANELS: usize = 24;
 
-/// The most panels of B that a tile takes at once, and the most rows.
-const MOST_AT_ONCE: usize = 2;
-const MOST_ROWS: usize = 12;
+/// The most rows of a block whose sums wait between shares, and of one whose sums do not: its columns of B are packed once for
+/// all blocks that a worker takes of them, so that it may be small.
+const ROWS: usize = 288;
+const FEW_ROWS: usize = 96;
 
-/// Panels of B that are fetched together: longer runs come from memory faster, but a tile of one panel has room for fewer in the
-/// first-level cache.
-const fn fetched<S: Tiled>() -> usize {
-    if at_once::<S>() > 1 { BLOCK } else { BLOCK / 2 }
-}
+/// The most panels of a tile, in any table.
+const MOST_PANELS: usize = 3;
 
-/// Panels of B that a tile takes at once.
-const fn at_once<S: Tiled>() -> usize {
-    let many = S::PANELS[S::PANELS.len() - 1];
-    assert!(many <= MOST_AT_ONCE);
-    many
-}
-
-/// Values from one row of A's share to the next: rows of a multiple of 4 KiB would share their cache sets.
-const A_ROW: usize = DEPTH + LINE;
-
-/// The most panels of 16 columns whose sums wait side by side, in the second-level cache.
-const STRIP: usize = 24;
-
-/// Panels that a worker does well to take at a time: fewer, and it reads A more often.
-const GRAIN: usize = BLOCK;
-
-/// f32 values of scratch that [`matmul`] needs.
-pub const MATMUL_SCRATCH: usize = RESULTS + MOST_ROWS * MOST_AT_ONCE * PANEL;
-/// Where the packed panels lie in the scratch, after A's share, and the values from one to the next.
-const PACKED: usize = ROW_BLOCK * A_ROW;
-const PACKED_PANEL: usize = DEPTH * PANEL;
-/// Where the sums lie.
-const SUMS: usize = PACKED + MOST_AT_ONCE * PACKED_PANEL;
-/// Where the results of one tile wait that go past the caches.
-const RESULTS: usize = SUMS + ROW_BLOCK * STRIP * PANEL;
+/// f32 values of scratch that [`matmul`] needs: a tile's rows of A, the results of a tile that go past the caches, B's columns,
+/// and sums.
+pub const MATMUL_SCRATCH: usize = SUMS + ROWS * PANELS * PANEL;
+const RESULTS: usize = DEPTH * WIDE_ROWS;
+const RIGHT: usize = RESULTS + WIDE_ROWS * MOST_PANELS * PANEL;
+const SUMS: usize = RIGHT + DEPTH * PANELS * PANEL;
 
 /// A product.
 #[derive(Clone, Copy)]
@@ -78,6 +57,8 @@ pub struct Matmul<'a> {
     pub transposed: bool,
     /// The right side, \[d, n\].
     pub b: View<'a>,
+    /// How many workers share it: it is cut into blocks for them.
+    pub workers: usize,
 }
 
 impl Matmul<'_> {
@@ -89,25 +70,57 @@ impl Matmul<'_> {
         }
     }
 
-    fn panels(&self) -> usize {
-        self.b.cols().div_ceil(PANEL)
-    }
-
-    /// The number of units: pieces of work that may be done in any order, by anyone. Unit `u` is panel
-    /// `u % panels` (16 columns) of block `u / panels` of the rows.
+    /// The number of units: blocks of results, that may be done in any order, by anyone. A worker does well to take one after the
+    /// other.
     pub fn units(&self) -> usize {
-        self.rows().div_ceil(ROW_BLOCK) * self.panels()
+        Cut::of(self).count()
+    }
+}
+
+/// How a product is cut into blocks of results: by columns into pieces of whole panels, and each of them by rows. Unit `u` is
+/// block `u % blocks` of piece `u / blocks`.
+struct Cut {
+    /// Rows and columns of the product.
+    shape: (usize, usize),
+    /// Rows of each block but the last of a piece, and columns of each piece but the last.
+    rows: usize,
+    columns: usize,
+}
+
+impl Cut {
+    fn of(product: &Matmul<'_>) -> Self {
+        let shape = (product.rows(), product.b.cols());
+        let most = if product.b.rows() > DEPTH {
+            ROWS
+        } else {
+            FEW_ROWS
+        };
+        let blocks = shape.0.div_ceil(most).max(1);
+        // Two units or more for each worker, whole tiles, and all columns that the cache has room for.
+        let panels = shape.1.div_ceil(PANEL) * blocks / (2 * product.workers.max(1));
+        let panels = (panels / MOST_PANELS * MOST_PANELS).clamp(MOST_PANELS, PANELS);
+        Cut {
+            shape,
+            rows: shape.0.div_ceil(blocks).next_multiple_of(WIDE_ROWS),
+            columns: panels * PANEL,
+        }
     }
 
-    /// How many units a worker does well to take at a time.
-    pub fn grain(&self) -> usize {
-        GRAIN
+    fn blocks(&self) -> usize {
+        self.shape.0.div_ceil(self.rows.max(1))
     }
 
-    /// Rows of each block but the last: nearly equal, in whole tiles.
-    fn block_rows(&self) -> usize {
-        let blocks = self.rows().div_ceil(ROW_BLOCK).max(1);
-        self.rows().div_ceil(blocks).next_multiple_of(MOST_ROWS)
+    fn count(&self) -> usize {
+        self.shape.1.div_ceil(self.columns) * self.blocks()
+    }
+
+    /// Rows and columns of unit `u`.
+    fn block(&self, u: usize) -> (Range<usize>, Range<usize>) {
+        let part = |index, size, all: usize| index * size..all.min((index + 1) * size);
+        (
+            part(u % self.blocks(), self.rows, self.shape.0),
+            part(u / self.blocks(), self.columns, self.shape.1),
+        )
     }
 }
 
@@ -125,7 +138,9 @@ pub fn matmul(
     units: &mut dyn Iterator<Item = Range<usize>>,
     scratch: &mut Scratch,
 ) {
-    let Matmul { a, transposed, b } = *product;
+    let Matmul {
+        a, transposed, b, ..
+    } = *product;
     let depth = if transposed { a.rows() } else { a.cols() };
     assert_eq!(depth, b.rows(), "summed index of a product");
     let shape = (product.rows(), b.cols());
@@ -183,42 +198,37 @@ pub(super) unsafe fn run<S: Tiled>(s: S, args: Args<'_>) {
 /// As [`run`].
 #[inline(always)]
 unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) {
-    let (product, panels) = (args.product, args.product.panels());
+    let (product, cut) = (args.product, Cut::of(args.product));
     let totals = Total::all(args.chains);
     // Results that another chain adds to are better in a cache.
     let streams = totals.len() == 1 && totals.clone().all(Total::streams);
     let mut traffic = Traffic {
+        packed: None,
         feed: Feed::none(),
         drain: Drain::new(),
     };
-    let mut ahead = args.units.next();
-    while let Some(range) = ahead {
-        assert!(range.end <= product.units(), "units {range:?}");
-        ahead = args.units.next();
-        let after = ahead.as_ref().map(|range| range.start);
-        let mut unit = range.start;
-        while unit < range.end {
-            let (block, first) = (unit / panels, unit % panels * PANEL);
-            let count = STRIP.min(range.end - unit).min(panels - unit % panels);
-            let start = block * product.block_rows();
-            unit += count;
-            let next = Some(unit).filter(|&unit| unit < range.end).or(after);
-            let next = next.map(|unit| unit % panels * PANEL);
-            let again = totals.clone().next().zip(next);
-            let behind = totals.clone().skip(1).map(|total| Some((total, first)));
-            for (total, next) in totals.clone().zip(behind.chain([again])) {
-                let strip = Strip {
-                    product,
-                    total,
-                    next,
-                    rows: start..product.rows().min(start + product.block_rows()),
-                    columns: first..product.b.cols().min(first + count * PANEL),
-                    streams,
-                    work: args.work.as_mut_ptr(),
-                };
-                // SAFETY: the caller's contract; rows and columns exist.
-                unsafe { strip.run::<S, W>(s, &mut traffic) };
-            }
+    let mut units = args.units.flatten().peekable();
+    while let Some(unit) = units.next() {
+        assert!(unit < cut.count(), "unit {unit} of a product");
+        let (rows, columns) = cut.block(unit);
+        let next = units.peek().map(|&unit| cut.block(unit).1.start);
+        let again = totals.clone().next().zip(next);
+        let behind = totals
+            .clone()
+            .skip(1)
+            .map(|total| Some((total, columns.start)));
+        for (total, next) in totals.clone().zip(behind.chain([again])) {
+            let block = Block {
+                product,
+                total,
+                next,
+                rows: rows.clone(),
+                columns: columns.clone(),
+                streams,
+                work: args.work.as_mut_ptr(),
+            };
+            // SAFETY: the caller's contract; rows and columns exist.
+            unsafe { block.run::<S, W>(s, &mut traffic) };
         }
     }
     // SAFETY: the results were stored for it, and their places exist.
@@ -228,13 +238,13 @@ unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) {
     }
 }
 
-/// Some panels of one block of rows, of one total.
-struct Strip<'a> {
+/// A block of results of one total.
+struct Block<'a> {
     product: &'a Matmul<'a>,
     total: Total<'a>,
     rows: Range<usize>,
     columns: Range<usize>,
-    /// The total and the first column of the strip to follow.
+    /// The total and the first column of the block to follow.
     next: Option<(Total<'a>, usize)>,
     /// Whether results go past the caches.
     streams: bool,
@@ -243,144 +253,154 @@ struct Strip<'a> {
 
 /// What passes between the memory and the caches while tiles are at work.
 struct Traffic {
-    /// What the tiles to follow read of B.
+    /// What is packed of B, as (start, depth, first column).
+    packed: Option<(usize, usize, usize)>,
+    /// What is packed next.
     feed: Feed,
     /// Results of the tile before.
     drain: Drain,
 }
 
-impl Strip<'_> {
+impl Block<'_> {
     /// # Safety
     /// The rows and columns exist, and `work` has [`MATMUL_SCRATCH`] values that nobody else uses.
     #[inline(always)]
     unsafe fn run<S: Tiled, W: Floats>(&self, s: S, traffic: &mut Traffic) {
+        let tiles = Tiles::new(self.rows.len(), S::WIDE.0);
         let mut shares = self.total.shares();
         let mut ahead = shares.next();
         while let Some(share) = ahead {
             ahead = shares.next();
-            // SAFETY: the caller's contract; the share exists.
-            unsafe {
-                self.load_left(s, share);
-                for first in self.columns.clone().step_by(fetched::<S>() * PANEL) {
-                    let group = first..self.columns.end.min(first + fetched::<S>() * PANEL);
-                    traffic.feed = self.feed::<S>((share, ahead), group.clone());
-                    let mut column = group.start;
-                    while column < group.end {
-                        let whole = (group.end - column) / PANEL >= at_once::<S>();
-                        let panels = if whole { at_once::<S>() } else { 1 };
-                        self.panels::<S, W>(s, share, (column, panels), traffic);
-                        column += panels * PANEL;
+            let right = Some((share.start, share.depth, self.columns.start));
+            if traffic.packed != right {
+                // SAFETY: the caller's contract; the share exists.
+                unsafe { self.pack_right::<S, W>(s, share) };
+                traffic.packed = right;
+            }
+            traffic.feed = self.feed_right::<S>(share, ahead, tiles.count());
+            for i in 0..tiles.count() {
+                let (first, rows) = tiles.tile(i);
+                if self.product.transposed {
+                    traffic.feed = self.feed_left::<S>(share, first + rows);
+                }
+                // SAFETY: as above; the rows exist.
+                unsafe {
+                    self.pack_left(s, share, (first, rows));
+                    for (column, panels) in self.groups::<S>() {
+                        let tile = Tile {
+                            block: self,
+                            share,
+                            column,
+                            first,
+                        };
+                        tile.add_share(s, rows, panels, traffic);
                     }
                 }
             }
         }
     }
 
-    /// The tiles that a block of rows is cut into: those of several chains need registers for both a sum and a total.
-    fn tiles<S: Tiled>(&self) -> Tiles {
-        let most = if self.total.several() {
-            S::MAX_ROWS / 2
-        } else {
-            S::MAX_ROWS
-        };
-        Tiles::new(self.rows.len(), most)
+    /// The panels that tiles take at once, as (first column, panels): as many as the widest tile has, then one at a time.
+    #[inline(always)]
+    fn groups<S: Tiled>(&self) -> impl Iterator<Item = (usize, usize)> {
+        let Range { start, end } = self.columns;
+        let mut next = start;
+        std::iter::from_fn(move || {
+            let column = next;
+            let panels = if column + S::WIDE.1 * PANEL <= end {
+                S::WIDE.1
+            } else {
+                1
+            };
+            next += panels * PANEL;
+            (column < end).then_some((column, panels))
+        })
     }
 
-    /// A's share, row by row as f32.
+    /// A few rows of A's share, (first in the block, count), as f32, those of a product side by side.
     ///
     /// # Safety
-    /// As [`Strip::run`]; the share exists.
+    /// As [`Block::run`]; the share and the rows exist.
     #[inline(always)]
-    unsafe fn load_left<S: Simd>(&self, s: S, share: Share<'_>) {
+    unsafe fn pack_left<S: Simd>(&self, s: S, share: Share<'_>, (first, count): (usize, usize)) {
+        let first = self.rows.start + first;
         let summed = share.start..share.start + share.depth;
-        // SAFETY: the scratch has room for the rows of a block, each rounded up to eight values.
+        let a = self.product.a;
+        // SAFETY: the scratch has room for the share of the most rows.
         unsafe {
             if self.product.transposed {
-                let a = self.product.a.col_range(self.rows.clone());
-                for first in summed.clone().step_by(LANES) {
-                    let count = LANES.min(summed.end - first);
-                    let to = self.work.add(first - summed.start);
-                    pack_columns(s, a, first, count, to, A_ROW);
-                }
+                copy_rows(s, a.col_range(first..first + count), summed, self.work);
             } else {
-                let a = self.product.a.col_range(summed);
-                for (i, row) in self.rows.clone().enumerate() {
-                    widen(s, a.row(row), share.depth, self.work.add(i * A_ROW));
-                }
+                pack_columns(s, a.col_range(summed), first, count, self.work, WIDE_ROWS);
             }
         }
     }
 
-    /// One share of the sums of some panels, from a column on: as many as tiles take at once, or one.
+    /// B's share of the block's columns as f32, group by group of panels, whose rows lie side by side; missing columns are zeros.
     ///
     /// # Safety
-    /// As [`Strip::run`]; A's share is loaded.
+    /// As [`Block::run`]; the share exists.
     #[inline(always)]
-    unsafe fn panels<S: Tiled, W: Floats>(
-        &self,
-        s: S,
-        share: Share<'_>,
-        (column, panels): (usize, usize),
-        traffic: &mut Traffic,
-    ) {
-        let b = self
-            .product
-            .b
-            .row_range(share.start..share.start + share.depth);
-        let whole = column + panels * PANEL <= b.cols() && b.dtype() != DType::BF16;
-        let packed = self.work.wrapping_add(PACKED);
-        if !whole {
-            for p in 0..panels {
-                let first = column + p * PANEL;
-                let b = b.col_range(first..b.cols().min(first + PANEL));
-                // SAFETY: the columns exist; the scratch has room for a share of as many panels.
-                unsafe { pack_rows(s, b, packed.wrapping_add(p * PACKED_PANEL)) };
+    unsafe fn pack_right<S: Tiled, W: Floats>(&self, s: S, share: Share<'_>) {
+        let wide = S::WIDE.1 * PANEL;
+        let known = matches!(self.product.b.dtype(), DType::F16 | DType::F32);
+        let whole = if known { self.columns.len() / wide } else { 0 };
+        for i in 0..share.depth {
+            let row = self.product.b.row(share.start + i);
+            let to = self.right(share, self.columns.start).wrapping_add(i * wide);
+            for group in 0..whole {
+                let to = to.wrapping_add(group * share.depth * wide);
+                for column in (0..wide).step_by(PANEL) {
+                    let from = row.at(self.columns.start + group * wide + column);
+                    // SAFETY: the caller's contract; the scratch has room for the share, and the columns exist.
+                    unsafe { s.store_columns(to.add(column), W::load(s, from)) };
+                }
             }
-        }
-        let tiles = self.tiles::<S>();
-        for i in 0..tiles.count() {
-            let (first, rows) = tiles.tile(i);
-            let tile = Tile {
-                strip: self,
-                share,
-                column,
-                first,
-                source: (whole && i == 0 && share.depth > 0)
-                    .then(|| (b.row(0).at(column), b.stride() * W::SIZE)),
-            };
-            /// The tile of so many rows and panels, where the instruction set has it.
-            macro_rules! tile {
-                ($($count:literal),+) => {
-                    match (rows, panels) {
-                        $(($count, 1) if const { $count <= S::MAX_ROWS } => {
-                            s.apart(Rows::<W, $count, 1>::new(&tile, traffic))
-                        })+
-                        $(($count, 2) if const { $count <= S::MAX_ROWS && at_once::<S>() == 2 } => {
-                            s.apart(Rows::<W, $count, 2>::new(&tile, traffic))
-                        })+
-                        _ => unreachable!("a tile of {rows} rows and {panels} panels"),
+            for (first, panels) in self.groups::<S>().skip(whole) {
+                let to = self.right(share, first).wrapping_add(i * panels * PANEL);
+                for column in (0..panels * PANEL).step_by(PANEL) {
+                    // SAFETY: as above; only columns that exist are read.
+                    unsafe {
+                        let values = load_up_to(s, row, first + column, self.product.b.cols());
+                        s.store_columns(to.add(column), values);
                     }
-                };
-            }
-            // SAFETY: the caller's contract; all but the first tile read what that, or `pack_rows`, packed.
-            unsafe {
-                tile!(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12);
+                }
             }
         }
     }
 
-    /// What is read of B after a group of panels: the same share of the next group, the share `ahead` of the first, or what
-    /// follows the strip.
+    /// Where the group from `column` on begins in B's share.
     #[inline(always)]
-    fn feed<S: Tiled>(
+    fn right(&self, share: Share<'_>, column: usize) -> *mut f32 {
+        let at = (column - self.columns.start) * share.depth;
+        self.work.wrapping_add(RIGHT + at)
+    }
+
+    /// What is packed of A, where it is given by columns, after a tile: the rows from `first` on.
+    #[inline(always)]
+    fn feed_left<S: Tiled>(&self, share: Share<'_>, first: usize) -> Feed {
+        if first == self.rows.len() || share.depth == 0 {
+            return Feed::none();
+        }
+        let (a, size) = (self.product.a, self.product.a.dtype().size());
+        Feed::runs(
+            a.row(share.start).at(self.rows.start + first),
+            share.depth,
+            (LANES * size, a.stride() * size),
+            self.groups::<S>().count() * share.blocks(),
+        )
+    }
+
+    /// What is packed of B after a share, by so many tiles of rows: the share `ahead` of the same columns, or what follows the block.
+    #[inline(always)]
+    fn feed_right<S: Tiled>(
         &self,
-        (share, ahead): (Share<'_>, Option<Share<'_>>),
-        group: Range<usize>,
+        share: Share<'_>,
+        ahead: Option<Share<'_>>,
+        tiles: usize,
     ) -> Feed {
         let b = self.product.b;
-        let (next, column) = if group.end < self.columns.end {
-            (Some(share), group.end)
-        } else if ahead.is_some() {
+        let (next, column) = if ahead.is_some() {
             (ahead, self.columns.start)
         } else if let Some((total, column)) = self.next {
             (total.shares().next(), column)
@@ -390,38 +410,27 @@ impl Strip<'_> {
         let Some(next) = next.filter(|next| next.depth > 0) else {
             return Feed::none();
         };
-        let columns = (fetched::<S>() * PANEL).min(b.cols() - column);
+        let columns = self.columns.len().min(b.cols() - column);
         let size = b.dtype().size();
-        let tiles = self.tiles::<S>().count();
-        let visits = group.len().div_ceil(PANEL * at_once::<S>());
-        let blocks = visits * tiles * share.blocks();
         Feed::runs(
             b.row(next.start).at(column),
             next.depth,
             (columns * size, b.stride() * size),
-            blocks,
+            self.groups::<S>().count() * tiles * share.blocks(),
         )
     }
 }
 
-/// Packs all rows of at most 16 columns as f32, missing columns as zeros.
+/// The sixteen values of a row from `column` on, widened; those from `end` on are zeros.
 ///
 /// # Safety
-/// `to` is valid for writing 16 values a row.
+/// The row has those before `end`.
 #[inline(always)]
-unsafe fn pack_rows<S: Simd>(s: S, b: View<'_>, to: *mut f32) {
-    for r in 0..b.rows() {
-        for c in [0, LANES] {
-            let left = b.cols().saturating_sub(c);
-            // SAFETY: the caller's contract; only columns that exist are read.
-            unsafe {
-                let x = if left > 0 {
-                    b.row(r).load_up_to(s, c, left)
-                } else {
-                    s.splat(0.0)
-                };
-                s.store_f32(to.add(r * PANEL + c), x);
-            }
-        }
-    }
+unsafe fn load_up_to<S: Tiled>(s: S, row: Row, column: usize, end: usize) -> S::C {
+    let half = |column: usize| match end.saturating_sub(column) {
+        0 => s.splat(0.0),
+        // SAFETY: the caller's contract.
+        left => unsafe { row.load_up_to(s, column, left) },
+    };
+    s.columns([half(column), half(column + LANES)])
 }

@@ -1,5 +1,7 @@
 //! Rows as f32, by row for the left side of a product, by column for the right.
 
+use std::ops::Range;
+
 use lxpod_ir::DType;
 
 use super::super::simd::{LANES, Simd};
@@ -37,6 +39,48 @@ unsafe fn widen_known<S: Simd>(s: S, row: Row, n: usize, to: *mut f32) {
     }
 }
 
+/// Copies some rows of `x`, of at most eight columns, as f32, each to eight values, those after the last column zero.
+///
+/// # Safety
+/// The rows exist and may be read; `to` is valid for writing eight values each.
+#[inline(always)]
+pub(in super::super) unsafe fn copy_rows<S: Simd>(
+    s: S,
+    x: View<'_>,
+    rows: Range<usize>,
+    to: *mut f32,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        match x.dtype() {
+            DType::F16 => copy_known(s, x, rows, to, Some(DType::F16)),
+            DType::F32 => copy_known(s, x, rows, to, Some(DType::F32)),
+            _ => copy_known(s, x, rows, to, None),
+        }
+    }
+}
+
+/// [`copy_rows`], whose dtype may be `known`.
+///
+/// # Safety
+/// As [`copy_rows`].
+#[inline(always)]
+unsafe fn copy_known<S: Simd>(
+    s: S,
+    x: View<'_>,
+    rows: Range<usize>,
+    to: *mut f32,
+    known: Option<DType>,
+) {
+    for (i, r) in rows.enumerate() {
+        // SAFETY: the columns exist, and the caller promises the rows.
+        unsafe {
+            let values = x.row(r).known(known).load_up_to(s, 0, x.cols());
+            s.store_f32(to.add(i * LANES), values);
+        }
+    }
+}
+
 /// Packs `count` ≤ 8 rows of `x` from `first` on as f32: column `c` at `to + c · stride`, always eight values, those
 /// after the `count`-th zero.
 ///
@@ -53,9 +97,13 @@ pub(in super::super) unsafe fn pack_columns<S: Simd>(
 ) {
     // SAFETY: the caller's contract.
     unsafe {
-        match x.dtype() {
-            DType::F16 => pack_known(s, x, (first, count), to, stride, Some(DType::F16)),
-            DType::F32 => pack_known(s, x, (first, count), to, stride, Some(DType::F32)),
+        match (x.dtype(), count) {
+            (DType::F16, LANES) => {
+                pack_known(s, x, (first, LANES), to, stride, Some(DType::F16));
+            }
+            (DType::F32, LANES) => {
+                pack_known(s, x, (first, LANES), to, stride, Some(DType::F32));
+            }
             _ => pack_known(s, x, (first, count), to, stride, None),
         }
     }

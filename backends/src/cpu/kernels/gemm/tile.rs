@@ -63,14 +63,14 @@ impl Feed {
         if S::asks(P) {
             return Some(self.block(idle));
         }
-        self.ask_at_once(s);
+        self.ask_at_once(s, 1);
         None
     }
 
-    /// Asks for the lines of one block, all at once: best where they are few.
+    /// Asks for the lines of some blocks, all at once: best where they are few.
     #[inline(always)]
-    pub(in super::super) fn ask_at_once<S: Simd>(&mut self, s: S) {
-        self.due += self.lines;
+    pub(in super::super) fn ask_at_once<S: Simd>(&mut self, s: S, blocks: usize) {
+        self.due += self.lines * blocks;
         while self.due >= self.blocks {
             self.due -= self.blocks;
             s.prefetch(self.next);

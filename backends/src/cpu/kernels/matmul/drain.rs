@@ -3,8 +3,8 @@
 use super::super::pack::PANEL;
 use super::super::simd::Tiled;
 
-/// Rows that are sent on before a block of steps: twelve of them are gone after six blocks.
-const ROWS: usize = 2;
+/// Rows that are sent on at a time.
+const ROWS: usize = 3;
 
 /// Finished results of a tile that go past the caches a few rows at a time, between the steps of the tile to follow: the memory's
 /// queue is a dozen cache lines, and all loads wait while a tile's results fill it.

@@ -1,203 +1,166 @@
 //! A few rows of one panel or two, and what becomes of their sums.
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use lxpod_ir::DType;
 
 use super::super::gemm::BLOCK;
 use super::super::pack::PANEL;
-use super::super::simd::{Body, Floats, LANES, Simd, Single, Tiled, step};
+use super::super::simd::{Body, LANES, Tiled, WIDE_ROWS, wide_steps};
 use super::super::{Addend, View};
-use super::{A_ROW, Drain, PACKED, PACKED_PANEL, RESULTS, STRIP, SUMS, Share, Strip, Traffic};
+use super::{Block, Drain, PANELS, RESULTS, SUMS, Share, Traffic, load_up_to};
 
-/// How many rows further the results are asked for.
-const AHEAD: usize = 12;
+/// Blocks of steps between which nothing else is done.
+const BLOCKS: usize = 4;
 
-/// A few rows of some panels.
+/// A few rows of some panels; their values of A and of B are packed.
 pub(super) struct Tile<'a> {
-    pub(super) strip: &'a Strip<'a>,
+    pub(super) block: &'a Block<'a>,
     pub(super) share: Share<'a>,
     /// The first panel's first column.
     pub(super) column: usize,
     /// The first row, in the block.
     pub(super) first: usize,
-    /// Where the panels lie in B and the bytes from row to row, if they are not packed yet.
-    pub(super) source: Option<(*const u8, usize)>,
 }
 
 /// [`Tile::run`] of R rows and P panels.
-pub(super) struct Rows<'a, W, const R: usize, const P: usize>(
-    &'a Tile<'a>,
-    &'a mut Traffic,
-    PhantomData<W>,
-);
+struct Rows<'a, const R: usize, const P: usize>(&'a Tile<'a>, &'a mut Traffic);
 
-impl<'a, W, const R: usize, const P: usize> Rows<'a, W, R, P> {
-    #[inline(always)]
-    pub(super) fn new(tile: &'a Tile<'a>, traffic: &'a mut Traffic) -> Self {
-        Rows(tile, traffic, PhantomData)
-    }
-}
-
-impl<W: Floats, const R: usize, const P: usize> Body for Rows<'_, W, R, P> {
+impl<const R: usize, const P: usize> Body for Rows<'_, R, P> {
     #[inline(always)]
     unsafe fn run<S: Tiled>(self, s: S) {
         // SAFETY: the caller's contract, which is that of a tile.
-        unsafe { self.0.run::<S, W, R, P>(s, self.1) }
+        unsafe { self.0.run::<S, R, P>(s, self.1) }
     }
 }
 
 impl Tile<'_> {
-    /// Adds the products of one share to R rows of sums, or those of its chains to R rows of totals.
+    /// Adds the products of one share to so many rows and panels of sums.
     ///
     /// # Safety
-    /// A's share is loaded; the panels are packed or their source may be read.
+    /// The rows and columns exist; A's and B's shares are packed.
     #[inline(always)]
-    unsafe fn run<S: Tiled, W: Floats, const R: usize, const P: usize>(
+    pub(super) unsafe fn add_share<S: Tiled>(
         &self,
         s: S,
+        rows: usize,
+        panels: usize,
         traffic: &mut Traffic,
     ) {
-        if self.share.last && !self.strip.streams {
+        /// The tile of so many rows and panels, where the instruction set has it.
+        macro_rules! tile {
+            ($($count:literal),+) => {
+                match (rows, panels) {
+                    $(($count, 1) if const { $count <= S::WIDE.0 } => {
+                        s.apart(Rows::<$count, 1>(self, traffic))
+                    })+
+                    $(($count, 3) if const { $count <= S::WIDE.0 && S::WIDE.1 == 3 } => {
+                        s.apart(Rows::<$count, 3>(self, traffic))
+                    })+
+                    _ => unreachable!("a tile of {rows} rows and {panels} panels"),
+                }
+            };
+        }
+        // SAFETY: the caller's contract.
+        unsafe { tile!(1, 2, 3, 4, 5, 6, 7, 8) }
+    }
+
+    /// [`Tile::add_share`] of R rows and P panels.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn run<S: Tiled, const R: usize, const P: usize>(&self, s: S, traffic: &mut Traffic) {
+        if self.share.last && !self.block.streams {
             self.ask::<S, R, P>(s);
         }
         // SAFETY: the caller's contract.
         unsafe {
-            if const { 2 * R <= S::MAX_ROWS } && self.strip.total.several() {
-                self.totals::<S, W, R, P>(s, traffic);
+            if self.block.total.several() {
+                self.chains::<S, R, P>(s, traffic);
             } else {
-                self.one::<S, W, R, P>(s, traffic);
+                let mut acc = if self.share.first {
+                    zeros::<S, R, P>(s)
+                } else {
+                    self.load::<S, R, P>(s)
+                };
+                self.add_products(s, &mut acc, 0..self.share.depth, traffic);
+                self.store(s, acc, self.block.total.add(), &mut traffic.drain);
             }
         }
     }
 
-    /// [`Tile::run`] of one chain, or a part of it.
+    /// [`Tile::run`] of several whole chains: their total waits in the first-level cache.
     ///
     /// # Safety
     /// As there.
     #[inline(always)]
-    unsafe fn one<S: Tiled, W: Floats, const R: usize, const P: usize>(
-        &self,
-        s: S,
-        traffic: &mut Traffic,
-    ) {
-        // SAFETY: the caller's contract; the scratch has room for the sums.
-        unsafe {
-            let mut acc = if self.share.first {
-                zeros::<S, R, P>(s)
-            } else {
-                self.load::<S, R, P>(s)
-            };
-            self.add_products::<S, W, R, P>(s, &mut acc, 0..self.share.depth, traffic);
-            self.store(s, acc, self.strip.total.add(), &mut traffic.drain);
-        }
-    }
-
-    /// [`Tile::run`] of several whole chains, whose total is in registers.
-    ///
-    /// # Safety
-    /// As there.
-    #[inline(always)]
-    unsafe fn totals<S: Tiled, W: Floats, const R: usize, const P: usize>(
-        &self,
-        s: S,
-        traffic: &mut Traffic,
-    ) {
-        // SAFETY: the caller's contract; the scratch has room for the totals.
-        unsafe {
-            let mut totals = if self.share.first {
-                self.begin::<S, R, P>(s)
-            } else {
-                self.load::<S, R, P>(s)
-            };
-            let mut start = 0;
-            for chain in self.share.chains {
-                let steps = start..start + chain.depth();
-                start = steps.end;
-                let mut acc = zeros::<S, R, P>(s);
-                self.add_products::<S, W, R, P>(s, &mut acc, steps, traffic);
-                for (totals, acc) in totals.iter_mut().zip(acc) {
-                    for (total, acc) in totals.iter_mut().zip(acc) {
-                        *total = s.add_columns(acc, *total);
-                    }
+    unsafe fn chains<S: Tiled, const R: usize, const P: usize>(&self, s: S, traffic: &mut Traffic) {
+        let mut start = 0;
+        for (i, chain) in self.share.chains.iter().enumerate() {
+            let steps = start..start + chain.depth();
+            start = steps.end;
+            let mut acc = zeros::<S, R, P>(s);
+            // SAFETY: the caller's contract; the scratch has room for the totals.
+            unsafe {
+                self.add_products(s, &mut acc, steps, traffic);
+                let totals = if self.share.first && i == 0 {
+                    self.begin::<S, R, P>(s)
+                } else {
+                    self.load::<S, R, P>(s)
+                };
+                for (acc, totals) in acc.as_flattened_mut().iter_mut().zip(totals.as_flattened()) {
+                    *acc = s.add_columns(*acc, *totals);
+                }
+                if i + 1 < self.share.chains.len() {
+                    self.leave(s, acc);
+                } else {
+                    self.store(s, acc, Addend::Nothing, &mut traffic.drain);
                 }
             }
-            self.store(s, totals, Addend::Nothing, &mut traffic.drain);
         }
     }
 
     /// Adds the products of some steps of the share: whole blocks, then those that are left.
     ///
     /// # Safety
-    /// As [`Tile::run`].
+    /// As [`Tile::add_share`].
     #[inline(always)]
-    unsafe fn add_products<S: Tiled, W: Floats, const R: usize, const P: usize>(
+    unsafe fn add_products<S: Tiled, const R: usize, const P: usize>(
         &self,
         s: S,
         acc: &mut [[S::C; R]; P],
         steps: Range<usize>,
         traffic: &mut Traffic,
     ) {
-        const PANEL_BYTES: usize = PACKED_PANEL * size_of::<f32>();
-        let a = self
-            .strip
-            .work
-            .wrapping_add(self.first * A_ROW)
-            .cast_const();
-        let packed = self.strip.work.wrapping_add(PACKED);
+        let left = self.block.work.cast_const();
+        let right = self.block.right(self.share, self.column).cast_const();
         let whole = steps.start + steps.len() / BLOCK * BLOCK;
         let (mut feed, mut drain) = (traffic.feed, traffic.drain);
         // SAFETY: the caller's contract.
         unsafe {
-            for i in (steps.start..whole).step_by(BLOCK) {
+            for i in (steps.start..whole).step_by(BLOCKS * BLOCK) {
                 if !drain.is_empty() {
                     drain.some(s);
                 }
-                feed.ask_at_once(s);
-                let copy = packed.add(i * PANEL);
-                let a = (a.add(i), A_ROW);
-                match self.source {
-                    Some((b, step)) => {
-                        let b = (b.wrapping_add(i * step), step);
-                        let copy = (copy, PANEL_BYTES);
-                        s.eight_packing_steps::<R, P, W>(acc, a, b, copy);
-                    }
-                    None => {
-                        let w = (copy.cast_const().cast(), PANEL_BYTES);
-                        s.eight_steps::<R, P, Single>(acc, a, w, None);
-                    }
-                }
+                let blocks = BLOCKS.min((whole - i) / BLOCK);
+                feed.ask_at_once(s, blocks);
+                let (a, b) = (left.add(i * WIDE_ROWS), right.add(i * P * PANEL));
+                s.wide_steps::<R, P>(acc, a, b, blocks);
             }
-            *traffic = Traffic { feed, drain };
-            for i in whole..steps.end {
-                let copy = packed.add(i * PANEL);
-                if let Some((b, step)) = self.source {
-                    for p in 0..P {
-                        let b = b.wrapping_add(i * step + p * PANEL * W::SIZE);
-                        s.store_columns(copy.add(p * PACKED_PANEL), W::load(s, b));
-                    }
-                }
-                let w = (copy.cast_const().cast(), PANEL_BYTES);
-                step::<S, Single, R, P>(s, acc, (a.add(i), A_ROW), w);
-            }
+            (traffic.feed, traffic.drain) = (feed, drain);
+            let (a, b) = (left.add(whole * WIDE_ROWS), right.add(whole * P * PANEL));
+            wide_steps::<S, R, P>(s, acc, a, b, steps.end - whole);
         }
     }
 
-    /// Asks for the places of results [`AHEAD`] rows further; after the last row come those of the next panel, which may
-    /// not be there.
+    /// Asks for the places of the results.
     #[inline(always)]
-    fn ask<S: Simd, const R: usize, const P: usize>(&self, s: S) {
-        let (rows, panel) = (
-            self.strip.rows.len(),
-            PANEL * self.strip.total.out().dtype().size(),
-        );
-        let (start, step) = self.place(0, 0);
-        let next = start.wrapping_sub(rows * step).wrapping_add(P * panel);
-        for r in AHEAD..AHEAD + R {
-            let start = if self.first + r < rows { start } else { next };
-            for p in 0..P {
-                s.prefetch(start.wrapping_add(r * step + p * panel));
+    fn ask<S: Tiled, const R: usize, const P: usize>(&self, s: S) {
+        for p in 0..P {
+            let (start, step) = self.place(p, 0);
+            for r in 0..R {
+                s.prefetch(start.wrapping_add(r * step));
             }
         }
     }
@@ -205,20 +168,27 @@ impl Tile<'_> {
     /// Where row `r` of the result begins in panel `p`, and the bytes from row to row.
     #[inline(always)]
     fn place(&self, p: usize, r: usize) -> (*mut u8, usize) {
-        let (out, column) = (self.strip.total.out(), self.column + p * PANEL);
+        let (out, column) = (self.block.total.out(), self.column + p * PANEL);
         let (start, step) = (
-            out.as_view().row(self.strip.rows.start).at(column),
+            out.as_view().row(self.block.rows.start).at(column),
             out.stride() * out.dtype().size(),
         );
         (start.cast_mut().wrapping_add((self.first + r) * step), step)
     }
 
-    /// Where the sums of row `r` of the tile in panel `p` wait between shares.
+    /// Where the sums of row `r` of the tile in panel `p` wait: those of a tile lie together; if they wait for no other share, in the
+    /// same place for all tiles.
     #[inline(always)]
-    fn sums(&self, p: usize, r: usize) -> *mut f32 {
-        let column = self.column - self.strip.columns.start + p * PANEL;
-        let at = (self.first + r) * STRIP * PANEL + column;
-        self.strip.work.wrapping_add(SUMS + at)
+    fn sums<const R: usize, const P: usize>(&self, p: usize, r: usize) -> *mut f32 {
+        let column = self.column - self.block.columns.start;
+        let tile = if self.share.first && self.share.last {
+            0
+        } else {
+            self.first * PANELS * PANEL + column * R
+        };
+        self.block
+            .work
+            .wrapping_add(SUMS + tile + (p * R + r) * PANEL)
     }
 
     /// What totals begin with.
@@ -228,25 +198,21 @@ impl Tile<'_> {
     #[inline(always)]
     unsafe fn begin<S: Tiled, const R: usize, const P: usize>(&self, s: S) -> [[S::C; R]; P] {
         let mut totals = zeros::<S, R, P>(s);
-        let Some(add) = self.strip.total.add().view() else {
+        let Some(add) = self.block.total.add().view() else {
             return totals;
         };
         for (p, totals) in totals.iter_mut().enumerate() {
             let column = self.column + p * PANEL;
             for (r, total) in totals.iter_mut().enumerate() {
-                let row = add.row(self.strip.rows.start + self.first + r);
+                let row = add.row(self.block.rows.start + self.first + r);
                 // SAFETY: the caller's contract; only columns that exist are read.
-                unsafe {
-                    *total = if column + PANEL <= add.cols() {
+                *total = unsafe {
+                    if column + PANEL <= add.cols() {
                         s.load_columns(row.at(column).cast())
                     } else {
-                        let half = |column| match add.cols().saturating_sub(column) {
-                            0 => s.splat(0.0),
-                            left => row.load_up_to(s, column, left),
-                        };
-                        s.columns([half(column), half(column + LANES)])
-                    };
-                }
+                        load_up_to(s, row, column, add.cols())
+                    }
+                };
             }
         }
         totals
@@ -262,7 +228,7 @@ impl Tile<'_> {
         for (p, acc) in acc.iter_mut().enumerate() {
             for (r, acc) in acc.iter_mut().enumerate() {
                 // SAFETY: the caller's contract.
-                *acc = unsafe { s.load_columns(self.sums(p, r)) };
+                *acc = unsafe { s.load_columns(self.sums::<R, P>(p, r)) };
             }
         }
         acc
@@ -277,7 +243,7 @@ impl Tile<'_> {
         for (p, acc) in acc.into_iter().enumerate() {
             for (r, acc) in acc.into_iter().enumerate() {
                 // SAFETY: the caller's contract.
-                unsafe { s.store_columns(self.sums(p, r), acc) };
+                unsafe { s.store_columns(self.sums::<R, P>(p, r), acc) };
             }
         }
     }
@@ -316,10 +282,10 @@ impl Tile<'_> {
         add: Addend<'_>,
         drain: &mut Drain,
     ) {
-        let out = self.strip.total.out();
+        let out = self.block.total.out();
         let added = add.view().map_or(out.dtype(), View::dtype);
         let whole = self.column + P * PANEL <= out.cols();
-        let streams = whole && self.strip.streams;
+        let streams = whole && self.block.streams;
         // SAFETY: the caller's contract; the scratch has room for the results of a tile.
         unsafe {
             if streams {
@@ -351,7 +317,7 @@ impl Tile<'_> {
     /// Where the first row of results of panel `p` waits for the drain.
     #[inline(always)]
     fn result(&self, p: usize) -> *mut u8 {
-        self.strip.work.wrapping_add(RESULTS + p * PANEL).cast()
+        self.block.work.wrapping_add(RESULTS + p * PANEL).cast()
     }
 
     /// [`Tile::finish`] of panel `p` where everything is f32 and all 16 columns exist; rows go to `to` and `step` bytes on.
@@ -367,7 +333,7 @@ impl Tile<'_> {
         (to, step): (*mut u8, usize),
     ) {
         let from = add.view().map(|add| {
-            let row = add.row(self.strip.rows.start + self.first);
+            let row = add.row(self.block.rows.start + self.first);
             let step = add.stride() * size_of::<f32>();
             (row.at(self.column + p * PANEL), step)
         });
@@ -398,10 +364,10 @@ impl Tile<'_> {
         added: Addend<'_>,
         known: Option<DType>,
     ) {
-        let all = self.strip.total.out();
+        let all = self.block.total.out();
         let (end, zeros) = (all.cols(), matches!(added, Addend::Zeros));
         for (r, sums) in acc.into_iter().enumerate() {
-            let row = self.strip.rows.start + self.first + r;
+            let row = self.block.rows.start + self.first + r;
             let out = all.row(row).known(known);
             let add = added.view().map(|add| add.row(row).known(known));
             for (column, mut y) in (column..).step_by(LANES).zip(s.halves(sums)) {

@@ -13,7 +13,10 @@ mod tiled;
 pub(super) use avx::{Avx, Ymm, Zmm};
 use lxpod_ir::random_bits::RowState;
 pub(super) use portable::Portable;
-pub(super) use tiled::{Body, Floats, Half, MOST_PANELS, Single, Tiled, has_tile, pair_step, step};
+pub(super) use tiled::{
+    Body, Floats, Half, MOST_PANELS, Single, Tiled, WIDE_ROWS, has_tile, pair_step, step,
+    wide_steps,
+};
 
 /// Lanes of a vector.
 pub(super) const LANES: usize = 8;

@@ -28,6 +28,9 @@ pub(in super::super) trait Tiled: Simd {
     /// to hide the latency of a multiply-add, and enough streams to keep the memory busy.
     const PANELS: [usize; 4];
 
+    /// The rows and panels of the f32 tile that loads least for each multiply-add.
+    const WIDE: (usize, usize) = (Self::MAX_ROWS, 1);
+
     /// [`Tiled::PANELS`] of a tile of `rows` rows.
     #[inline(always)]
     fn panels(rows: usize) -> usize {
@@ -173,36 +176,21 @@ pub(in super::super) trait Tiled: Simd {
             unsafe { step::<Self, W, R, P>(self, acc, (a.add(i), row), (w, panel)) };
         }
     }
-    /// [`Tiled::eight_steps`] of panels that lie side by side in rows `w.1` bytes apart; writes them to `copy`, (address,
-    /// bytes from panel to panel), as f32, the steps of a panel end to end.
+    /// Some times eight steps, not 0, of packed sides: those of A are [`WIDE_ROWS`] values each, of which the first R count; those of
+    /// B P times sixteen.
     ///
     /// # Safety
-    /// As there; the 128 values of each copy may be written, and nothing else that is read lies there.
+    /// R and P are those of [`Tiled::WIDE`] or fewer; the values may be read.
     #[inline(always)]
-    unsafe fn eight_packing_steps<const R: usize, const P: usize, W: Floats>(
+    unsafe fn wide_steps<const R: usize, const P: usize>(
         self,
         acc: &mut [[Self::C; R]; P],
-        (a, row): (*const f32, usize),
-        (w, w_row): (*const u8, usize),
-        (copy, panel): (*mut f32, usize),
+        a: *const f32,
+        b: *const f32,
+        eights: usize,
     ) {
-        for i in 0..8 {
-            let w = w.wrapping_add(i * w_row);
-            let copy = copy.wrapping_add(2 * LANES * i);
-            // SAFETY: the caller's contract.
-            unsafe {
-                for p in 0..P {
-                    let w = W::load(self, w.wrapping_add(p * 2 * LANES * W::SIZE));
-                    self.store_columns(copy.wrapping_byte_add(p * panel), w);
-                }
-                step::<Self, Single, R, P>(
-                    self,
-                    acc,
-                    (a.add(i), row),
-                    (copy.cast_const().cast(), panel),
-                );
-            }
-        }
+        // SAFETY: the caller's contract.
+        unsafe { wide_steps::<Self, R, P>(self, acc, a, b, 8 * eights) }
     }
     /// Eight steps of an integer tile: `acc[p][r] += a[r][i] · w[p][i]` for pairs i in 0..8; else as [`Tiled::eight_steps`].
     ///
@@ -220,6 +208,32 @@ pub(in super::super) trait Tiled: Simd {
             let w = w.wrapping_add(i * 2 * LANES * size_of::<f32>());
             // SAFETY: the caller's contract.
             unsafe { pair_step::<Self, R, P>(self, acc, (a.add(i), row), (w, panel)) };
+        }
+    }
+}
+
+/// Values of one step of a packed left side.
+pub(in super::super) const WIDE_ROWS: usize = 8;
+
+/// A number of steps, one at a time, of packed sides, as [`Tiled::wide_steps`].
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub(in super::super) unsafe fn wide_steps<S: Tiled, const R: usize, const P: usize>(
+    s: S,
+    acc: &mut [[S::C; R]; P],
+    a: *const f32,
+    b: *const f32,
+    steps: usize,
+) {
+    const PANEL: usize = 2 * LANES;
+    for i in 0..steps {
+        let b = b.wrapping_add(i * P * PANEL).cast();
+        // SAFETY: the caller's contract.
+        unsafe {
+            let a = a.add(i * WIDE_ROWS);
+            step::<S, Single, R, P>(s, acc, (a, 1), (b, PANEL * size_of::<f32>()));
         }
     }
 }

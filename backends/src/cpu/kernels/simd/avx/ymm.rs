@@ -76,20 +76,6 @@ impl Tiled for Avx<Ymm> {
         }
     }
     #[inline(always)]
-    unsafe fn eight_packing_steps<const R: usize, const P: usize, W: Floats>(
-        self,
-        acc: &mut [[[__m256; 2]; R]; P],
-        (a, row): (*const f32, usize),
-        w: (*const u8, usize),
-        (copy, _panel): (*mut f32, usize),
-    ) {
-        if P > 1 {
-            unreachable!("a tile of {P} panels that packs");
-        }
-        // SAFETY: the caller's contract, and the token for the features.
-        unsafe { ymm_steps::eight_packing::<R, W>(&mut acc[0], a, row, w, copy) }
-    }
-    #[inline(always)]
     unsafe fn eight_pairs<const R: usize, const P: usize>(
         self,
         acc: &mut [[[__m256i; 2]; R]; P],

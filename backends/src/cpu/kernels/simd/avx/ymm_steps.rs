@@ -3,7 +3,6 @@
 //! A tile of six rows needs fifteen of the sixteen registers, and compilers that unroll its loop spill some. Written out,
 //! a step is two decoded halves of weights and, per row, one broadcast and two `fma`; addresses are constants
 //! off four registers. Fewer instructions per `fma` count where two hardware threads share a core's decoders.
-//! The variant that packs its weights on the way stores them with instructions for which the other units are idle.
 
 use std::arch::asm;
 use std::arch::x86_64::{__m256, __m256i};
@@ -100,37 +99,6 @@ macro_rules! weights {
     };
 }
 
-/// The weights of one step, at the next of rows `{s}` bytes apart, and their copy as f32.
-macro_rules! packed {
-    ($load:literal, $size:literal, $high:literal, $i:literal) => {
-        concat!(
-            $load,
-            " {w0}, ",
-            $size,
-            " ptr [{w}]\n",
-            $load,
-            " {w1}, ",
-            $size,
-            " ptr [{w} + ",
-            $high,
-            "]\n",
-            "add {w}, {s}\n",
-            "vmovups ymmword ptr [{p} + 64*",
-            $i,
-            "], {w0}\n",
-            "vmovups ymmword ptr [{p} + 64*",
-            $i,
-            " + 32], {w1}\n",
-        )
-    };
-    (f16, $i:literal) => {
-        packed!("vcvtph2ps", "xmmword", "16", $i)
-    };
-    (f32, $i:literal) => {
-        packed!("vmovups", "ymmword", "32", $i)
-    };
-}
-
 /// A function of eight steps for some rows, each by the macro `$row`, and a type of weights.
 macro_rules! steps {
     ($name:ident, $row:ident, $dtype:tt, $sum:ty, $rows:tt, $($r:literal $low:ident $high:ident),+) => {
@@ -166,46 +134,6 @@ macro_rules! steps {
         }
     };
 }
-
-/// A function of eight packing steps for some rows and a type of weights.
-macro_rules! packing {
-    ($name:ident, $dtype:tt, $rows:tt, $($r:literal $low:ident $high:ident),+) => {
-        /// # Safety
-        /// The CPU has the features; the rows' eight values and the eight rows of weights may be read, and the copy be written.
-        #[inline]
-        #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn $name(acc: &mut [[__m256; 2]; $rows], a: *const f32, row: usize, (w, w_row): Strided, copy: *mut f32) {
-            // SAFETY: only memory that the caller vouches for is read and written; rows beyond the last are not addressed.
-            unsafe {
-                asm!(
-                    packed!($dtype, 0), rows!(row, $rows, 0),
-                    packed!($dtype, 1), rows!(row, $rows, 1),
-                    packed!($dtype, 2), rows!(row, $rows, 2),
-                    packed!($dtype, 3), rows!(row, $rows, 3),
-                    packed!($dtype, 4), rows!(row, $rows, 4),
-                    packed!($dtype, 5), rows!(row, $rows, 5),
-                    packed!($dtype, 6), rows!(row, $rows, 6),
-                    packed!($dtype, 7), rows!(row, $rows, 7),
-                    "/* {b} {r} */",
-                    a = in(reg) a,
-                    b = in(reg) a.wrapping_add(3 * row),
-                    r = in(reg) row * size_of::<f32>(),
-                    w = inout(reg) w => _,
-                    s = in(reg) w_row,
-                    p = in(reg) copy,
-                    x = out(ymm_reg) _,
-                    w0 = out(ymm_reg) _,
-                    w1 = out(ymm_reg) _,
-                    $($low = inout(ymm_reg) acc[$r][0], $high = inout(ymm_reg) acc[$r][1],)+
-                    options(nostack),
-                );
-            }
-        }
-    };
-}
-
-/// An address, and the bytes from a row to the next.
-type Strided = (*const u8, usize);
 
 /// The functions for one type of weights.
 macro_rules! table {
@@ -250,49 +178,6 @@ table!(half, row, f16, __m256);
 table!(single, row, f32, __m256);
 table!(pairs, pair_row, f32, __m256i);
 
-/// The packing functions for one type of weights.
-macro_rules! packing_table {
-    ($module:ident, $dtype:tt) => {
-        mod $module {
-            use super::*;
-            packing!(pack_one, $dtype, 1, 0 l0 h0);
-            packing!(pack_two, $dtype, 2, 0 l0 h0, 1 l1 h1);
-            packing!(pack_three, $dtype, 3, 0 l0 h0, 1 l1 h1, 2 l2 h2);
-            packing!(pack_four, $dtype, 4, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3);
-            packing!(pack_five, $dtype, 5, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4);
-            packing!(pack_six, $dtype, 6, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5);
-
-            /// # Safety
-            /// As the functions it chooses from.
-            #[inline(always)]
-            pub(super) unsafe fn packing<const R: usize>(
-                acc: &mut [[__m256; 2]; R],
-                a: *const f32,
-                row: usize,
-                w: Strided,
-                copy: *mut f32,
-            ) {
-                let sums = acc.as_mut_ptr();
-                // SAFETY: the caller's contract; each array is cast to the length it has.
-                unsafe {
-                    match R {
-                        1 => pack_one(&mut *sums.cast(), a, row, w, copy),
-                        2 => pack_two(&mut *sums.cast(), a, row, w, copy),
-                        3 => pack_three(&mut *sums.cast(), a, row, w, copy),
-                        4 => pack_four(&mut *sums.cast(), a, row, w, copy),
-                        5 => pack_five(&mut *sums.cast(), a, row, w, copy),
-                        6 => pack_six(&mut *sums.cast(), a, row, w, copy),
-                        _ => unreachable!("a tile of {R} rows"),
-                    }
-                }
-            }
-        }
-    };
-}
-
-packing_table!(packing_half, f16);
-packing_table!(packing_single, f32);
-
 /// See `Tiled::eight_steps`.
 ///
 /// # Safety
@@ -310,28 +195,6 @@ pub(super) unsafe fn eight<const R: usize, W: Floats>(
             half::steps(acc, a, row, w);
         } else {
             single::steps(acc, a, row, w);
-        }
-    }
-}
-
-/// See `Tiled::eight_packing_steps`.
-///
-/// # Safety
-/// The CPU has the features; the rows' eight values and the eight rows of weights may be read, and the copy be written.
-#[inline(always)]
-pub(super) unsafe fn eight_packing<const R: usize, W: Floats>(
-    acc: &mut [[__m256; 2]; R],
-    a: *const f32,
-    row: usize,
-    w: Strided,
-    copy: *mut f32,
-) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        if W::SIZE == Half::SIZE {
-            packing_half::packing(acc, a, row, w, copy);
-        } else {
-            packing_single::packing(acc, a, row, w, copy);
         }
     }
 }

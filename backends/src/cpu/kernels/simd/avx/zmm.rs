@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::LANES;
-use super::super::tiled::{Body, Floats, MOST_PANELS, Tiled, pair_step, step};
+use super::super::tiled::{Body, Floats, MOST_PANELS, Tiled, pair_step, step, wide_steps};
 use super::{Avx, Zmm, vector, zmm_steps};
 
 /// Runs a body, compiled once.
@@ -24,6 +24,7 @@ impl Tiled for Avx<Zmm> {
 
     const MAX_ROWS: usize = 12;
     const PANELS: [usize; 4] = MOST_PANELS;
+    const WIDE: (usize, usize) = (8, 3);
 
     #[inline(always)]
     unsafe fn apart<B: Body>(self, body: B) {
@@ -127,15 +128,21 @@ impl Tiled for Avx<Zmm> {
         }
     }
     #[inline(always)]
-    unsafe fn eight_packing_steps<const R: usize, const P: usize, W: Floats>(
+    unsafe fn wide_steps<const R: usize, const P: usize>(
         self,
         acc: &mut [[__m512; R]; P],
-        a: (*const f32, usize),
-        w: (*const u8, usize),
-        copy: (*mut f32, usize),
+        a: *const f32,
+        w: *const f32,
+        eights: usize,
     ) {
         // SAFETY: the caller's contract, and the token for the features.
-        unsafe { zmm_steps::eight_packing::<R, P, W>(acc, a, w, copy) }
+        unsafe {
+            if P == Self::WIDE.1 {
+                zmm_steps::wide::<R, P>(acc, a, w, eights);
+            } else {
+                wide_steps::<Self, R, P>(self, acc, a, w, 8 * eights);
+            }
+        }
     }
     #[inline(always)]
     unsafe fn eight_pairs<const R: usize, const P: usize>(

@@ -12,99 +12,93 @@ use super::super::tiled::{Floats, Half};
 
 /// One row of one step: `acc[p][r] += a[r][i] · w[p][i]`.
 macro_rules! row {
-    (2, pairs, $i:literal, $address:literal, $low:literal, $high:literal) => {
-        row!(@two "vpbroadcastd", "vpdpwssd", $i, $address, $low, $high)
+    ($panels:tt, pairs, $i:literal, $address:literal, $r:literal) => {
+        row!(@$panels "vpbroadcastd", "vpdpwssd", $i, $address, $r)
     };
-    (2, $dtype:tt, $i:literal, $address:literal, $low:literal, $high:literal) => {
-        row!(@two "vbroadcastss", "vfmadd231ps", $i, $address, $low, $high)
+    ($panels:tt, $dtype:tt, $i:literal, $address:literal, $r:literal) => {
+        row!(@$panels "vbroadcastss", "vfmadd231ps", $i, $address, $r)
     };
-    (1, pairs, $i:literal, $address:literal, $low:literal, $high:literal) => {
-        row!(@one "vpdpwssd", $i, $address, $low)
-    };
-    (1, $dtype:tt, $i:literal, $address:literal, $low:literal, $high:literal) => {
-        row!(@one "vfmadd231ps", $i, $address, $low)
-    };
-    (@two $broadcast:literal, $add:literal, $i:literal, $address:literal, $low:literal, $high:literal) => {
+    (@2 $broadcast:literal, $add:literal, $i:literal, $address:literal, $r:literal) => {
         concat!(
             $broadcast, " {x:z}, dword ptr [", $address, " + 4*", $i, "]\n",
-            $add, " {", $low, ":z}, {x:z}, {w0:z}\n",
-            $add, " {", $high, ":z}, {x:z}, {w1:z}\n",
+            $add, " {l", $r, ":z}, {x:z}, {w0:z}\n",
+            $add, " {h", $r, ":z}, {x:z}, {w1:z}\n",
         )
     };
-    (@one $add:literal, $i:literal, $address:literal, $low:literal) => {
-        concat!($add, " {", $low, ":z}, {w0:z}, dword ptr [", $address, " + 4*", $i, "]{{1to16}}\n")
+    (@1 $broadcast:literal, $add:literal, $i:literal, $address:literal, $r:literal) => {
+        concat!($add, " {l", $r, ":z}, {w0:z}, dword ptr [", $address, " + 4*", $i, "]{{1to16}}\n")
     };
 }
 
 /// The rows of one step; every third has a register for its address.
 macro_rules! rows {
     (1, $panels:tt, $dtype:tt, $i:literal) => {
-        row!($panels, $dtype, $i, "{a}", "l0", "h0")
+        row!($panels, $dtype, $i, "{a}", "0")
     };
     (2, $panels:tt, $dtype:tt, $i:literal) => {
         concat!(
             rows!(1, $panels, $dtype, $i),
-            row!($panels, $dtype, $i, "{a} + {r}", "l1", "h1")
+            row!($panels, $dtype, $i, "{a} + {r}", "1")
         )
     };
     (3, $panels:tt, $dtype:tt, $i:literal) => {
         concat!(
             rows!(2, $panels, $dtype, $i),
-            row!($panels, $dtype, $i, "{a} + 2*{r}", "l2", "h2")
+            row!($panels, $dtype, $i, "{a} + 2*{r}", "2")
         )
     };
     (4, $panels:tt, $dtype:tt, $i:literal) => {
         concat!(
             rows!(3, $panels, $dtype, $i),
-            row!($panels, $dtype, $i, "{b}", "l3", "h3")
+            row!($panels, $dtype, $i, "{b}", "3")
         )
     };
     (5, $panels:tt, $dtype:tt, $i:literal) => {
         concat!(
             rows!(4, $panels, $dtype, $i),
-            row!($panels, $dtype, $i, "{b} + {r}", "l4", "h4")
+            row!($panels, $dtype, $i, "{b} + {r}", "4")
         )
     };
     (6, $panels:tt, $dtype:tt, $i:literal) => {
         concat!(
             rows!(5, $panels, $dtype, $i),
-            row!($panels, $dtype, $i, "{b} + 2*{r}", "l5", "h5")
+            row!($panels, $dtype, $i, "{b} + 2*{r}", "5")
         )
     };
     (7, $panels:tt, $dtype:tt, $i:literal) => {
         concat!(
             rows!(6, $panels, $dtype, $i),
-            row!($panels, $dtype, $i, "{c}", "l6", "h6")
+            row!($panels, $dtype, $i, "{c}", "6")
         )
     };
     (8, $panels:tt, $dtype:tt, $i:literal) => {
         concat!(
             rows!(7, $panels, $dtype, $i),
-            row!($panels, $dtype, $i, "{c} + {r}", "l7", "h7")
+            row!($panels, $dtype, $i, "{c} + {r}", "7")
         )
     };
     (9, $panels:tt, $dtype:tt, $i:literal) => {
         concat!(
             rows!(8, $panels, $dtype, $i),
-            row!($panels, $dtype, $i, "{c} + 2*{r}", "l8", "h8")
+            row!($panels, $dtype, $i, "{c} + 2*{r}", "8")
         )
     };
     (10, $panels:tt, $dtype:tt, $i:literal) => {
         concat!(
             rows!(9, $panels, $dtype, $i),
-            row!($panels, $dtype, $i, "{d}", "l9", "h9")
+            row!($panels, $dtype, $i, "{d}", "9")
         )
     };
     (11, $panels:tt, $dtype:tt, $i:literal) => {
         concat!(
             rows!(10, $panels, $dtype, $i),
-            row!($panels, $dtype, $i, "{d} + {r}", "l10", "h10")
+            row!($panels, $dtype, $i, "{d} + {r}", "10")
         )
     };
     (12, $panels:tt, $dtype:tt, $i:literal) => {
         concat!(
             rows!(11, $panels, $dtype, $i),
-            row!($panels, $dtype, $i, "{d} + 2*{r}", "l11", "h11")
+            row!($panels, $dtype, $i, "{d} + 2*{r}", "11")
         )
     };
 }
@@ -142,31 +136,6 @@ macro_rules! weights {
     };
     (@load $dtype:tt, $i:literal, $to:literal, $from:literal) => {
         concat!("vmovups {", $to, ":z}, zmmword ptr [{", $from, "} + 64*", $i, "]\n")
-    };
-}
-
-/// The weights of one step, side by side in the next of rows `{s}` bytes apart, and their copies as f32.
-macro_rules! packed {
-    (2, $dtype:tt, $i:literal) => {
-        concat!(
-            packed!(@load $dtype, "w0", "0"),
-            packed!(@load $dtype, "w1", "1"),
-            "add {w}, {s}\n",
-            packed!(@copy $i, "p", "w0"),
-            packed!(@copy $i, "q", "w1"),
-        )
-    };
-    (1, $dtype:tt, $i:literal) => {
-        concat!(packed!(@load $dtype, "w0", "0"), "add {w}, {s}\n", packed!(@copy $i, "p", "w0"))
-    };
-    (@load f16, $to:literal, $panel:literal) => {
-        concat!("vcvtph2ps {", $to, ":z}, ymmword ptr [{w} + 32*", $panel, "]\n")
-    };
-    (@load f32, $to:literal, $panel:literal) => {
-        concat!("vmovups {", $to, ":z}, zmmword ptr [{w} + 64*", $panel, "]\n")
-    };
-    (@copy $i:literal, $to:literal, $from:literal) => {
-        concat!("vmovups zmmword ptr [{", $to, "} + 64*", $i, "], {", $from, ":z}\n")
     };
 }
 
@@ -218,73 +187,17 @@ macro_rules! steps {
     };
 }
 
-/// A function of eight packing steps of some rows, panels and a type of weights.
-macro_rules! packing {
-    ($name:ident, $panels:tt, $dtype:tt, $rows:tt, $acc:ident, $($place:ident = $value:expr),+) => {
-        /// # Safety
-        /// The CPU has the features; the rows' eight values and the eight rows of weights may be read, and the copies be
-        /// written.
-        #[inline]
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-        pub(super) unsafe fn $name(
-            $acc: &mut [[__m512; $rows]; $panels],
-            (a, row): (*const f32, usize),
-            (w, w_row): (*const u8, usize),
-            (copy, panel): (*mut f32, usize),
-        ) {
-            // Named, since a register without a type is taken for a shorter one.
-            let (x, w0, w1): (__m512, __m512, __m512);
-            // SAFETY: only memory that the caller vouches for is read and written; rows beyond the last are not addressed.
-            unsafe {
-                asm!(
-                    packed!($panels, $dtype, 0), rows!($rows, $panels, $dtype, 0),
-                    packed!($panels, $dtype, 1), rows!($rows, $panels, $dtype, 1),
-                    packed!($panels, $dtype, 2), rows!($rows, $panels, $dtype, 2),
-                    packed!($panels, $dtype, 3), rows!($rows, $panels, $dtype, 3),
-                    packed!($panels, $dtype, 4), rows!($rows, $panels, $dtype, 4),
-                    packed!($panels, $dtype, 5), rows!($rows, $panels, $dtype, 5),
-                    packed!($panels, $dtype, 6), rows!($rows, $panels, $dtype, 6),
-                    packed!($panels, $dtype, 7), rows!($rows, $panels, $dtype, 7),
-                    "/* {b} {c} {d} {r} {q} {x:z} {w1:z} */",
-                    a = in(reg) a,
-                    b = in(reg) a.wrapping_add(3 * row),
-                    c = in(reg) a.wrapping_add(6 * row),
-                    d = in(reg) a.wrapping_add(9 * row),
-                    r = in(reg) row * size_of::<f32>(),
-                    w = inout(reg) w => _,
-                    s = in(reg) w_row,
-                    p = in(reg) copy,
-                    q = in(reg) copy.wrapping_byte_add(panel),
-                    x = out(zmm_reg) x,
-                    w0 = out(zmm_reg) w0,
-                    w1 = out(zmm_reg) w1,
-                    $($place = inout(zmm_reg) $value,)+
-                    options(nostack),
-                );
-            }
-            let _ = (x, w0, w1);
-        }
-    };
-}
-
 /// The functions of some rows.
 macro_rules! rows_of {
     ($module:ident, $rows:tt, $($r:literal $low:ident $high:ident),+) => {
         mod $module {
             use super::*;
-            steps!(half, quiet, 2, f16, __m512, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
-            steps!(single, quiet, 2, f32, __m512, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
-            steps!(pairs, quiet, 2, pairs, __m512i, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
-            steps!(asking_half, asking, 2, f16, __m512, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
-            steps!(asking_single, asking, 2, f32, __m512, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
-            steps!(asking_pairs, asking, 2, pairs, __m512i, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
+            steps!(half, asking, 2, f16, __m512, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
+            steps!(single, asking, 2, f32, __m512, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
+            steps!(pairs, asking, 2, pairs, __m512i, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
             steps!(half_panel, quiet, 1, f16, __m512, $rows, acc, $($low = acc[0][$r]),+);
             steps!(single_panel, quiet, 1, f32, __m512, $rows, acc, $($low = acc[0][$r]),+);
             steps!(pairs_panel, quiet, 1, pairs, __m512i, $rows, acc, $($low = acc[0][$r]),+);
-            packing!(packing_half, 2, f16, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
-            packing!(packing_single, 2, f32, $rows, acc, $($low = acc[0][$r], $high = acc[1][$r]),+);
-            packing!(packing_half_panel, 1, f16, $rows, acc, $($low = acc[0][$r]),+);
-            packing!(packing_single_panel, 1, f32, $rows, acc, $($low = acc[0][$r]),+);
         }
     };
 }
@@ -301,6 +214,85 @@ rows_of!(nine, 9, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5, 6 l6 h6,
 rows_of!(ten, 10, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5, 6 l6 h6, 7 l7 h7, 8 l8 h8, 9 l9 h9);
 rows_of!(eleven, 11, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5, 6 l6 h6, 7 l7 h7, 8 l8 h8, 9 l9 h9, 10 l10 h10);
 rows_of!(twelve, 12, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5, 6 l6 h6, 7 l7 h7, 8 l8 h8, 9 l9 h9, 10 l10 h10, 11 l11 h11);
+
+/// The functions of three panels of f32, for a number of times eight steps.
+mod wide {
+    use super::*;
+
+    /// The rows of one step, of which the last ones are given.
+    macro_rules! rows {
+        ($i:literal, $($r:literal),+) => {
+            concat!($(
+                "vbroadcastss {x:z}, dword ptr [{a} + 32*", $i, " + 4*", $r, "]\n",
+                "vfmadd231ps {l", $r, ":z}, {x:z}, {w0:z}\n",
+                "vfmadd231ps {h", $r, ":z}, {x:z}, {w1:z}\n",
+                "vfmadd231ps {t", $r, ":z}, {x:z}, {w2:z}\n",
+            )+)
+        };
+    }
+
+    /// One step.
+    macro_rules! step {
+        ($i:literal, $($r:literal),+) => {
+            concat!(
+                "vmovups {w0:z}, zmmword ptr [{w} + 192*", $i, "]\n",
+                "vmovups {w1:z}, zmmword ptr [{w} + 192*", $i, " + 64]\n",
+                "vmovups {w2:z}, zmmword ptr [{w} + 192*", $i, " + 128]\n",
+                rows!($i, $($r),+),
+            )
+        };
+    }
+
+    /// The function of some rows.
+    macro_rules! steps {
+        ($name:ident, $rows:tt, $($r:literal $low:ident $high:ident $third:ident),+) => {
+            /// # Safety
+            /// The CPU has the features; `count` is not 0; the values of both sides may be read.
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+            pub(super) unsafe fn $name(
+                acc: &mut [[__m512; $rows]; 3],
+                a: *const f32,
+                w: *const f32,
+                count: usize,
+            ) {
+                // Named, since a register without a type is taken for a shorter one.
+                let (x, w0, w1, w2): (__m512, __m512, __m512, __m512);
+                // SAFETY: only memory that the caller vouches for is read, none is written.
+                unsafe {
+                    asm!(
+                        "2:",
+                        step!(0, $($r),+), step!(1, $($r),+), step!(2, $($r),+), step!(3, $($r),+),
+                        step!(4, $($r),+), step!(5, $($r),+), step!(6, $($r),+), step!(7, $($r),+),
+                        "add {a}, 256",
+                        "add {w}, 1536",
+                        "dec {count}",
+                        "jnz 2b",
+                        a = inout(reg) a => _,
+                        w = inout(reg) w => _,
+                        count = inout(reg) count => _,
+                        x = out(zmm_reg) x,
+                        w0 = out(zmm_reg) w0,
+                        w1 = out(zmm_reg) w1,
+                        w2 = out(zmm_reg) w2,
+                        $($low = inout(zmm_reg) acc[0][$r], $high = inout(zmm_reg) acc[1][$r], $third = inout(zmm_reg) acc[2][$r],)+
+                        options(readonly, nostack, pure),
+                    );
+                }
+                let _ = (x, w0, w1, w2);
+            }
+        };
+    }
+
+    steps!(one, 1, 0 l0 h0 t0);
+    steps!(two, 2, 0 l0 h0 t0, 1 l1 h1 t1);
+    steps!(three, 3, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2);
+    steps!(four, 4, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3);
+    steps!(five, 5, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4);
+    steps!(six, 6, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4, 5 l5 h5 t5);
+    steps!(seven, 7, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4, 5 l5 h5 t5, 6 l6 h6 t6);
+    steps!(eight, 8, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4, 5 l5 h5 t5, 6 l6 h6 t6, 7 l7 h7 t7);
+}
 
 /// Calls the function of R rows and one or two panels.
 macro_rules! call {
@@ -359,7 +351,7 @@ pub(super) unsafe fn add_pairs(x: __m512i, w: __m512i, mut sums: __m512i) -> __m
     sums
 }
 
-/// See `Tiled::eight_steps`; P is 1 or 2, and 2 where lines are asked for.
+/// See `Tiled::eight_steps`; P is 1 or 2. Lines are asked for where it is 2.
 ///
 /// # Safety
 /// The CPU has the features; the rows' eight values and the panels' 128 weights may be read.
@@ -370,34 +362,43 @@ pub(super) unsafe fn eight<const R: usize, const P: usize, W: Floats>(
     w: (*const u8, usize),
     next: Option<[*const u8; 2]>,
 ) {
-    let idle = [w.0; 2];
-    match next {
-        Some(next) if W::SIZE == Half::SIZE => call!(acc, asking_half, half_panel, a, w, next),
-        Some(next) => call!(acc, asking_single, single_panel, a, w, next),
-        None if W::SIZE == Half::SIZE => call!(acc, half, half_panel, a, w, idle),
-        None => call!(acc, single, single_panel, a, w, idle),
+    let next = next.unwrap_or([w.0; 2]);
+    if W::SIZE == Half::SIZE {
+        call!(acc, half, half_panel, a, w, next)
+    } else {
+        call!(acc, single, single_panel, a, w, next)
     }
 }
 
-/// See `Tiled::eight_packing_steps`; P is 1 or 2.
+/// See `Tiled::wide_steps`; P is 3.
 ///
 /// # Safety
-/// The CPU has the features; the rows' eight values and the eight rows of weights may be read, and the copies be written.
+/// The CPU has the features; `count` is not 0; the values of both sides may be read.
 #[inline(always)]
-pub(super) unsafe fn eight_packing<const R: usize, const P: usize, W: Floats>(
+pub(super) unsafe fn wide<const R: usize, const P: usize>(
     acc: &mut [[__m512; R]; P],
-    a: (*const f32, usize),
-    w: (*const u8, usize),
-    copy: (*mut f32, usize),
+    a: *const f32,
+    w: *const f32,
+    count: usize,
 ) {
-    if W::SIZE == Half::SIZE {
-        call!(acc, packing_half, packing_half_panel, a, w, copy);
-    } else {
-        call!(acc, packing_single, packing_single_panel, a, w, copy);
+    let sums = acc.as_mut_ptr();
+    // SAFETY: the caller's contract; each array is cast to the length it has.
+    unsafe {
+        match (R, P) {
+            (1, 3) => wide::one(&mut *sums.cast(), a, w, count),
+            (2, 3) => wide::two(&mut *sums.cast(), a, w, count),
+            (3, 3) => wide::three(&mut *sums.cast(), a, w, count),
+            (4, 3) => wide::four(&mut *sums.cast(), a, w, count),
+            (5, 3) => wide::five(&mut *sums.cast(), a, w, count),
+            (6, 3) => wide::six(&mut *sums.cast(), a, w, count),
+            (7, 3) => wide::seven(&mut *sums.cast(), a, w, count),
+            (8, 3) => wide::eight(&mut *sums.cast(), a, w, count),
+            _ => unreachable!("a tile of {R} rows and {P} panels"),
+        }
     }
 }
 
-/// See `Tiled::eight_pairs`; P is 1 or 2, and 2 where lines are asked for.
+/// See `Tiled::eight_pairs`; P is 1 or 2. Lines are asked for where it is 2.
 ///
 /// # Safety
 /// The CPU has the features; the rows' eight pairs and the panels' 128 pairs of weights may be read.
@@ -408,9 +409,6 @@ pub(super) unsafe fn eight_pairs<const R: usize, const P: usize>(
     w: (*const u8, usize),
     next: Option<[*const u8; 2]>,
 ) {
-    let idle = [w.0; 2];
-    match next {
-        Some(next) => call!(acc, asking_pairs, pairs_panel, a, w, next),
-        None => call!(acc, pairs, pairs_panel, a, w, idle),
-    }
+    let next = next.unwrap_or([w.0; 2]);
+    call!(acc, pairs, pairs_panel, a, w, next)
 }
