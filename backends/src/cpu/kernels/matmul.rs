@@ -329,7 +329,9 @@ impl Block<'_> {
         // SAFETY: the scratch has room for the share of the most rows.
         unsafe {
             if self.product.transposed {
-                copy_rows(s, a.col_range(first..first + count), summed, self.work);
+                // Whole vectors where they exist: values after the tile's rows do not count.
+                let columns = first..a.cols().min(first + WIDE_ROWS);
+                copy_rows(s, a.col_range(columns), summed, self.work);
             } else {
                 pack_columns(s, a.col_range(summed), first, count, self.work, WIDE_ROWS);
             }

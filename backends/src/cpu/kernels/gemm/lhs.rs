@@ -97,13 +97,9 @@ pub(in super::super) unsafe fn pack_columns<S: Simd>(
 ) {
     // SAFETY: the caller's contract.
     unsafe {
-        match (x.dtype(), count) {
-            (DType::F16, LANES) => {
-                pack_known(s, x, (first, LANES), to, stride, Some(DType::F16));
-            }
-            (DType::F32, LANES) => {
-                pack_known(s, x, (first, LANES), to, stride, Some(DType::F32));
-            }
+        match x.dtype() {
+            DType::F16 => pack_known(s, x, (first, count), to, stride, Some(DType::F16)),
+            DType::F32 => pack_known(s, x, (first, count), to, stride, Some(DType::F32)),
             _ => pack_known(s, x, (first, count), to, stride, None),
         }
     }

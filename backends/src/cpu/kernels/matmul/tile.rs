@@ -1,4 +1,4 @@
-//! A few rows of one panel or two, and what becomes of their sums.
+//! A few rows of some panels, and what becomes of their sums.
 
 use std::ops::Range;
 

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::tiled::{FEW_PANELS, Floats, Tiled, pair_step, step};
+use super::super::tiled::{FEW_PANELS, Floats, Tiled, pair_step, step, wide_steps};
 use super::super::{LANES, Simd};
 use super::{Avx, Ymm, vector, ymm_steps};
 
@@ -72,6 +72,23 @@ impl Tiled for Avx<Ymm> {
             for i in 0..8 {
                 let w = w.wrapping_add(i * 2 * LANES * W::SIZE);
                 step::<Self, W, R, P>(self, acc, (a.add(i), row), (w, panel));
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn wide_steps<const R: usize, const P: usize>(
+        self,
+        acc: &mut [[[__m256; 2]; R]; P],
+        a: *const f32,
+        w: *const f32,
+        eights: usize,
+    ) {
+        // SAFETY: the caller's contract, and the token for the features.
+        unsafe {
+            if P == Self::WIDE.1 {
+                ymm_steps::wide::<R>(&mut acc[0], a, w, eights);
+            } else {
+                wide_steps::<Self, R, P>(self, acc, a, w, 8 * eights);
             }
         }
     }

@@ -178,6 +178,71 @@ table!(half, row, f16, __m256);
 table!(single, row, f32, __m256);
 table!(pairs, pair_row, f32, __m256i);
 
+/// The functions of packed f32 sides, for a number of times eight steps.
+mod wide {
+    use super::*;
+
+    /// One step.
+    macro_rules! step {
+        ($i:literal, $($r:literal $low:ident $high:ident),+) => {
+            concat!(
+                weights!(f32, $i),
+                $(
+                    "vbroadcastss {x}, dword ptr [{a} + 32*", $i, " + 4*", $r, "]\n",
+                    "vfmadd231ps {", stringify!($low), "}, {x}, {w0}\n",
+                    "vfmadd231ps {", stringify!($high), "}, {x}, {w1}\n",
+                )+
+            )
+        };
+    }
+
+    /// The function of some rows.
+    macro_rules! steps {
+        ($name:ident, $rows:tt, $($r:tt $low:ident $high:ident),+) => {
+            /// # Safety
+            /// The CPU has the features; `count` is not 0; the values of both sides may be read.
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            pub(super) unsafe fn $name(
+                acc: &mut [[__m256; 2]; $rows],
+                a: *const f32,
+                w: *const f32,
+                count: usize,
+            ) {
+                // SAFETY: only memory that the caller vouches for is read, none is written.
+                unsafe {
+                    asm!(
+                        "2:",
+                        step!(0, $($r $low $high),+), step!(1, $($r $low $high),+),
+                        step!(2, $($r $low $high),+), step!(3, $($r $low $high),+),
+                        step!(4, $($r $low $high),+), step!(5, $($r $low $high),+),
+                        step!(6, $($r $low $high),+), step!(7, $($r $low $high),+),
+                        "add {a}, 256",
+                        "add {w}, 512",
+                        "dec {count}",
+                        "jnz 2b",
+                        a = inout(reg) a => _,
+                        w = inout(reg) w => _,
+                        count = inout(reg) count => _,
+                        x = out(ymm_reg) _,
+                        w0 = out(ymm_reg) _,
+                        w1 = out(ymm_reg) _,
+                        $($low = inout(ymm_reg) acc[$r][0], $high = inout(ymm_reg) acc[$r][1],)+
+                        options(readonly, nostack, pure),
+                    );
+                }
+            }
+        };
+    }
+
+    steps!(one, 1, 0 l0 h0);
+    steps!(two, 2, 0 l0 h0, 1 l1 h1);
+    steps!(three, 3, 0 l0 h0, 1 l1 h1, 2 l2 h2);
+    steps!(four, 4, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3);
+    steps!(five, 5, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4);
+    steps!(six, 6, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5);
+}
+
 /// See `Tiled::eight_steps`.
 ///
 /// # Safety
@@ -195,6 +260,32 @@ pub(super) unsafe fn eight<const R: usize, W: Floats>(
             half::steps(acc, a, row, w);
         } else {
             single::steps(acc, a, row, w);
+        }
+    }
+}
+
+/// See `Tiled::wide_steps`.
+///
+/// # Safety
+/// The CPU has the features; `count` is not 0; the values of both sides may be read.
+#[inline(always)]
+pub(super) unsafe fn wide<const R: usize>(
+    acc: &mut [[__m256; 2]; R],
+    a: *const f32,
+    w: *const f32,
+    count: usize,
+) {
+    let sums = acc.as_mut_ptr();
+    // SAFETY: the caller's contract; each array is cast to the length it has.
+    unsafe {
+        match R {
+            1 => wide::one(&mut *sums.cast(), a, w, count),
+            2 => wide::two(&mut *sums.cast(), a, w, count),
+            3 => wide::three(&mut *sums.cast(), a, w, count),
+            4 => wide::four(&mut *sums.cast(), a, w, count),
+            5 => wide::five(&mut *sums.cast(), a, w, count),
+            6 => wide::six(&mut *sums.cast(), a, w, count),
+            _ => unreachable!("a tile of {R} rows"),
         }
     }
 }
