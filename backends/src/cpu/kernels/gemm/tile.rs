@@ -115,6 +115,9 @@ pub(in super::super) const BLOCK: usize = 8;
 /// rows of a tile they fill the first-level cache.
 const SHARE_BYTES: usize = 6144;
 
+/// Inputs of a panel's share where a tile takes one panel: it comes from the second-level cache as fast as a tile passes it.
+const SHARE_INPUTS: usize = 768;
+
 /// How far ahead a tile of several panels asks for each panel's values, in bytes.
 const AHEAD: usize = 2048;
 
@@ -224,7 +227,7 @@ macro_rules! floats {
 
             #[inline(always)]
             fn share<S: Tiled>() -> usize {
-                if S::MAX_ROWS > 6 { SHARE_BYTES / Self::STEP } else { 768 }
+                if S::MAX_ROWS > 6 { SHARE_BYTES / Self::STEP } else { SHARE_INPUTS }
             }
 
             #[inline(always)]
@@ -252,7 +255,8 @@ impl Packing for Fixed {
     /// A multiple of the steps after which sums go to memory anyway.
     #[inline(always)]
     fn share<S: Tiled>() -> usize {
-        CHUNK / Self::INPUTS
+        let inputs = if S::MAX_ROWS > 6 { CHUNK } else { SHARE_INPUTS };
+        inputs / Self::INPUTS
     }
 
     #[inline(always)]
