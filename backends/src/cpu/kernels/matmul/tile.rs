@@ -97,20 +97,22 @@ impl Tile<'_> {
     #[inline(always)]
     unsafe fn chains<S: Tiled, const R: usize, const P: usize>(&self, s: S, traffic: &mut Traffic) {
         let mut start = 0;
-        for (i, chain) in self.share.chains.iter().enumerate() {
-            let steps = start..start + chain.depth();
-            start = steps.end;
-            let mut acc = zeros::<S, R, P>(s);
-            // SAFETY: the caller's contract; the scratch has room for the totals.
-            unsafe {
+        // SAFETY: the caller's contract; the scratch has room for the totals.
+        unsafe {
+            if self.share.first {
+                let totals = self.begin::<S, R, P>(s);
+                self.leave(s, totals);
+            }
+            for (i, chain) in self.share.chains.iter().enumerate() {
+                let steps = start..start + chain.depth();
+                start = steps.end;
+                let mut acc = zeros::<S, R, P>(s);
                 self.add_products(s, &mut acc, steps, traffic);
-                let totals = if self.share.first && i == 0 {
-                    self.begin::<S, R, P>(s)
-                } else {
-                    self.load::<S, R, P>(s)
-                };
-                for (acc, totals) in acc.as_flattened_mut().iter_mut().zip(totals.as_flattened()) {
-                    *acc = s.add_columns(*acc, *totals);
+                // Row by row from memory: there are no registers for both.
+                for (p, acc) in acc.iter_mut().enumerate() {
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        *acc = s.add_columns(*acc, s.load_columns(self.sums::<R, P>(p, r)));
+                    }
                 }
                 if i + 1 < self.share.chains.len() {
                     self.leave(s, acc);
