@@ -138,11 +138,8 @@ impl Machine<'_> {
             workers: worker.workers,
         };
         let all = 0..product.b.rows();
-        let chain = Chain {
-            over: std::slice::from_ref(&all),
-            add: Addend::Nothing,
-            out: self.write(step, 0),
-        };
+        let out = self.write(step, 0);
+        let chain = Chain::new(std::slice::from_ref(&all), Addend::Nothing, out);
         let mut units = worker.claims(product.units(), 1);
         kernels::matmul(self.kernels, &product, &[chain], &mut units, scratch);
     }
@@ -167,7 +164,7 @@ impl Machine<'_> {
             let over: &Pieces = over;
             // SAFETY: as `write`; the copies of members are their own, and chains to one result are finished in order.
             let out = unsafe { step.outputs[0].view_mut(self.arenas, moment) };
-            Chain { over, add, out }
+            Chain::new(over, add, out)
         };
         let chains: SmallVec<[Chain<'_>; MEMBERS]> =
             self.moment.each().zip(&rows).map(chain).collect();

@@ -97,11 +97,7 @@ fn multiply(
     let mut scratch = Scratch::new(MATMUL_SCRATCH);
     for ranges in units(product.units(), split) {
         let all = 0..product.b.rows();
-        let chain = Chain {
-            over: from_ref(&all),
-            add,
-            out: out.view_mut(),
-        };
+        let chain = Chain::new(from_ref(&all), add, out.view_mut());
         kernels::matmul(
             kernels,
             product,
@@ -207,10 +203,8 @@ proptest! {
             }
             let mut out = Matrix::output(dtypes[2], m, n, 2);
             let (sum, places) = out.in_places(chains.len());
-            let chain = |((index, over), out): ((usize, _), _)| Chain {
-                over,
-                add: if index == 0 { first } else { Addend::View(sum) },
-                out,
+            let chain = |((index, over), out): ((usize, _), _)| {
+                Chain::new(over, if index == 0 { first } else { Addend::View(sum) }, out)
             };
             let chains: Vec<Chain<'_>> = chains.iter().map(Vec::as_slice).enumerate().zip(places).map(chain).collect();
             kernels::matmul(kernels, &product, &chains, &mut all(), &mut scratch);
@@ -243,7 +237,7 @@ proptest! {
                         let add = Addend::View(View::new(&results, m, n));
                         let add = if index == 0 { Addend::Zeros } else { add };
                         let out = ViewMut::new(&mut memory[first..first + m * n], m, n);
-                        let chain = Chain { over: from_ref(over), add, out };
+                        let chain = Chain::new(from_ref(over), add, out);
                         kernels::matmul(kernels, &product, &[chain], &mut range.iter().cloned(), &mut scratch);
                         results = memory[first..first + m * n].to_vec();
                     }

@@ -267,22 +267,28 @@ pub(super) unsafe fn run<S: Simd>(s: S, args: Args<'_>) {
 /// As [`run`].
 #[inline(always)]
 unsafe fn rows<S: Simd>(s: S, args: Args<'_>, known: Option<DType>) {
-    let cols = args.x.cols();
-    for r in args.rows.clone() {
-        let x = args.x.row(r).known(known);
-        let out = args.out.row(r).known(known);
-        let b = args.op.second().map_or(x, |b| b.row(r).known(known));
+    let Args { x, op, out, rows } = args;
+    let strides = [x.stride(), op.second().unwrap_or(x).stride(), out.stride()];
+    let mut cols = x.cols();
+    let mut step = 1;
+    // Rows that lie end to end are passed as one: a list of numbers has rows of one. `dropout`, which asks for columns, has one row.
+    if strides == [cols; 3] {
+        (cols, step) = (cols * rows.len(), rows.len().max(1));
+    }
+    for r in rows.step_by(step) {
+        let (x, out) = (x.row(r).known(known), out.row(r).known(known));
+        let b = op.second().map_or(x, |b| b.row(r).known(known));
         let mut c = 0;
         // SAFETY: the rows exist, and have as many columns from `c` on as are read and written.
         unsafe {
             while c + LANES <= cols {
-                let y = apply(s, args.op, c, x.load(s, c), b.load(s, c));
+                let y = apply(s, op, c, x.load(s, c), b.load(s, c));
                 out.store(s, c, LANES, y);
                 c += LANES;
             }
             if c < cols {
                 let n = cols - c;
-                let y = apply(s, args.op, c, x.load_part(s, c, n), b.load_part(s, c, n));
+                let y = apply(s, op, c, x.load_part(s, c, n), b.load_part(s, c, n));
                 out.store(s, c, n, y);
             }
         }

@@ -144,7 +144,7 @@ pub fn matmul(
     let depth = if transposed { a.rows() } else { a.cols() };
     assert_eq!(depth, b.rows(), "summed index of a product");
     let shape = (product.rows(), b.cols());
-    for Chain { over, add, out } in chains {
+    for Chain { over, add, out, .. } in chains {
         assert!(
             over.iter()
                 .all(|range| range.start <= range.end && range.end <= depth),
@@ -252,10 +252,11 @@ struct Block<'a> {
 }
 
 /// What passes between the memory and the caches while tiles are at work.
+#[derive(Clone, Copy)]
 struct Traffic {
     /// What is packed of B, as (start, depth, first column).
     packed: Option<(usize, usize, usize)>,
-    /// What is packed next.
+    /// What is packed next, step by step.
     feed: Feed,
     /// Results of the tile before.
     drain: Drain,
@@ -389,7 +390,7 @@ impl Block<'_> {
             a.row(share.start).at(self.rows.start + first),
             share.depth,
             (LANES * size, a.stride() * size),
-            self.groups::<S>().count() * share.blocks(),
+            self.groups::<S>().count() * share.depth,
         )
     }
 
@@ -418,7 +419,7 @@ impl Block<'_> {
             b.row(next.start).at(column),
             next.depth,
             (columns * size, b.stride() * size),
-            self.groups::<S>().count() * tiles * share.blocks(),
+            self.groups::<S>().count() * tiles * share.depth,
         )
     }
 }

@@ -72,9 +72,12 @@ impl Feed {
     pub(in super::super) fn ask_at_once<S: Simd>(&mut self, s: S, blocks: usize) {
         self.due += self.lines * blocks;
         while self.due >= self.blocks {
-            self.due -= self.blocks;
-            s.prefetch(self.next);
-            self.skip(1);
+            while self.due >= self.blocks && self.next < self.end {
+                self.due -= self.blocks;
+                s.prefetch(self.next);
+                self.next = self.next.wrapping_add(LINE_BYTES);
+            }
+            self.skip(0);
         }
     }
 
@@ -94,7 +97,7 @@ impl Feed {
         starts
     }
 
-    /// Goes on by some lines, or to the next run.
+    /// Goes on by some lines, and to the next run where this one is at its end.
     #[inline(always)]
     fn skip(&mut self, lines: usize) {
         self.next = self.next.wrapping_add(lines * LINE_BYTES);
@@ -267,12 +270,12 @@ impl Packing for Fixed {
 
     #[inline(always)]
     unsafe fn tile<S: Tiled, const R: usize, const P: usize>(s: S, t: Tile, feed: &mut Feed) {
-        let mut t = t;
+        let (mut t, mut ahead) = (t, *feed);
         loop {
             let steps = t.depth.min(CHUNK / Self::INPUTS);
             // SAFETY: the caller's contract; these are some of `depth` steps.
             unsafe {
-                let sums = pair_sums::<S, R, P>(s, Tile { depth: steps, ..t }, feed);
+                let sums = pair_sums::<S, R, P>(s, Tile { depth: steps, ..t }, &mut ahead);
                 for (p, sums) in sums.into_iter().enumerate() {
                     for (r, sums) in sums.into_iter().enumerate() {
                         let c = t.sums(p, r);
@@ -286,6 +289,7 @@ impl Packing for Fixed {
                 break;
             }
         }
+        *feed = ahead;
     }
 }
 
@@ -434,14 +438,12 @@ unsafe fn pair_sums<S: Tiled, const R: usize, const P: usize>(
 ) -> [[S::N; R]; P] {
     let mut acc = [[s.zero_sums(); R]; P];
     let (mut a, mut w) = (t.a, t.w);
-    let mut ahead = *feed;
     for _ in 0..t.depth / BLOCK {
-        let next = ask::<S, R, P>(s, (w, t.w_panel), Fixed::STEP, &mut ahead);
+        let next = ask::<S, R, P>(s, (w, t.w_panel), Fixed::STEP, feed);
         // SAFETY: the caller's contract; these are some of `depth` steps.
         unsafe { s.eight_pairs::<R, P>(&mut acc, (a, t.a_row), (w, t.w_panel), next) };
         (a, w) = (a.wrapping_add(BLOCK), w.wrapping_add(BLOCK * Fixed::STEP));
     }
-    *feed = ahead;
     for _ in 0..t.depth % BLOCK {
         // SAFETY: the caller's contract; this is one of `depth` steps.
         unsafe { pair_step::<S, R, P>(s, &mut acc, (a, t.a_row), (w, t.w_panel)) };

@@ -11,18 +11,24 @@ use super::DEPTH;
 
 /// One sum of each result of a product.
 pub struct Chain<'a> {
-    /// What of the summed index it is over, in this order.
-    pub over: &'a [Range<usize>],
-    /// Added to the finished sum; \[m, n\].
-    pub add: Addend<'a>,
-    /// Where the result goes, \[m, n\]; may be the memory of `add`, of this chain and of those behind it.
-    pub out: ViewMut<'a>,
+    pub(super) over: &'a [Range<usize>],
+    pub(super) add: Addend<'a>,
+    pub(super) out: ViewMut<'a>,
+    /// Products.
+    pub(super) depth: usize,
 }
 
-impl Chain<'_> {
-    /// Products.
-    pub(super) fn depth(&self) -> usize {
-        self.over.iter().map(ExactSizeIterator::len).sum()
+impl<'a> Chain<'a> {
+    /// The sum over some ranges of the summed index, in this order. When it is finished, `add` is added, \[m, n\], and the result
+    /// goes to `out`, \[m, n\], which may be the memory of `add`, of this chain and of those behind it.
+    pub fn new(over: &'a [Range<usize>], add: Addend<'a>, out: ViewMut<'a>) -> Self {
+        let depth = over.iter().map(ExactSizeIterator::len).sum();
+        Chain {
+            over,
+            add,
+            out,
+            depth,
+        }
     }
 }
 
@@ -61,7 +67,7 @@ impl<'a> Total<'a> {
             several: self.several(),
             over: self.chains[0].over,
             done: 0,
-            left: self.chains.iter().map(Chain::depth).sum(),
+            left: self.chains.iter().map(|chain| chain.depth).sum(),
             first: true,
         }
     }
@@ -93,7 +99,7 @@ fn meet(chains: &[Chain<'_>]) -> bool {
     begins
         && chains
             .iter()
-            .all(|chain| chain.depth() <= DEPTH && chain.out.dtype() == DType::F32)
+            .all(|chain| chain.depth <= DEPTH && chain.out.dtype() == DType::F32)
         && chains.windows(2).all(|pair| {
             let added = pair[1].add.view();
             added.is_some_and(|add| pair[0].out.is(add) && pair[1].out.is(add))
@@ -112,16 +118,6 @@ pub(super) struct Share<'a> {
     pub(super) first: bool,
     /// Whether sums and totals are finished after it.
     pub(super) last: bool,
-}
-
-impl Share<'_> {
-    /// Blocks of steps.
-    pub(super) fn blocks(self) -> usize {
-        match self.chains {
-            [] => self.depth / BLOCK,
-            chains => chains.iter().map(|chain| chain.depth() / BLOCK).sum(),
-        }
-    }
 }
 
 /// The shares of a total: none reaches from one range into the next, but of several chains, whose products lie end to end,
@@ -179,11 +175,10 @@ impl<'a> Shares<'a> {
         let start = start.map_or(0, |range| range.start);
         let (mut count, mut depth) = (0, 0);
         for chain in self.chains {
-            let own = chain.depth();
-            if depth + own > DEPTH {
+            if depth + chain.depth > DEPTH {
                 break;
             }
-            depth += own;
+            depth += chain.depth;
             count += 1;
         }
         let (now, later) = self.chains.split_at(count);

@@ -3,8 +3,9 @@
 use super::super::pack::PANEL;
 use super::super::simd::Tiled;
 
-/// Rows that are sent on at a time.
+/// The most rows that are sent on at a time, and the steps that the memory needs for each.
 const ROWS: usize = 3;
+const STEPS: usize = 12;
 
 /// Finished results of a tile that go past the caches a few rows at a time, between the steps of the tile to follow: the memory's
 /// queue is a dozen cache lines, and all loads wait while a tile's results fill it.
@@ -48,21 +49,17 @@ impl Drain {
         }
     }
 
-    /// Whether nothing is left.
-    #[inline(always)]
-    pub(super) fn is_empty(&self) -> bool {
-        self.rows == 0
-    }
-
-    /// Sends some rows on.
+    /// Sends some rows on, before so many steps.
     ///
     /// # Safety
     /// The results lie where [`Drain::of`] was told, and so many columns of so many rows are valid for writing, whole aligned
     /// cache lines.
     #[inline(always)]
-    pub(super) unsafe fn some<S: Tiled>(&mut self, s: S) {
-        // SAFETY: the caller's contract.
-        unsafe { self.send(s, self.rows.min(ROWS)) }
+    pub(super) unsafe fn some<S: Tiled>(&mut self, s: S, steps: usize) {
+        if self.rows > 0 {
+            // SAFETY: the caller's contract.
+            unsafe { self.send(s, self.rows.min(ROWS).min(steps.div_ceil(STEPS))) }
+        }
     }
 
     /// Sends all on.

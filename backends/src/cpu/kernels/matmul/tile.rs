@@ -4,14 +4,13 @@ use std::ops::Range;
 
 use lxpod_ir::DType;
 
-use super::super::gemm::BLOCK;
 use super::super::pack::PANEL;
 use super::super::simd::{Body, LANES, Tiled, WIDE_ROWS, wide_steps};
 use super::super::{Addend, View};
 use super::{Block, Drain, PANELS, RESULTS, SUMS, Share, Traffic, load_up_to};
 
-/// Blocks of steps between which nothing else is done.
-const BLOCKS: usize = 4;
+/// The most steps between which nothing else is done.
+const STEPS: usize = 48;
 
 /// A few rows of some panels; their values of A and of B are packed.
 pub(super) struct Tile<'a> {
@@ -74,20 +73,23 @@ impl Tile<'_> {
         if self.share.last && !self.block.streams {
             self.ask::<S, R, P>(s);
         }
+        // A copy, in registers.
+        let mut copy = *traffic;
         // SAFETY: the caller's contract.
         unsafe {
             if self.block.total.several() {
-                self.chains::<S, R, P>(s, traffic);
+                self.chains::<S, R, P>(s, &mut copy);
             } else {
                 let mut acc = if self.share.first {
                     zeros::<S, R, P>(s)
                 } else {
                     self.load::<S, R, P>(s)
                 };
-                self.add_products(s, &mut acc, 0..self.share.depth, traffic);
-                self.store(s, acc, self.block.total.add(), &mut traffic.drain);
+                self.add_products(s, &mut acc, 0..self.share.depth, &mut copy);
+                self.store(s, acc, self.block.total.add(), &mut copy.drain);
             }
         }
+        *traffic = copy;
     }
 
     /// [`Tile::run`] of several whole chains: their total waits in the first-level cache.
@@ -104,16 +106,11 @@ impl Tile<'_> {
                 self.leave(s, totals);
             }
             for (i, chain) in self.share.chains.iter().enumerate() {
-                let steps = start..start + chain.depth();
+                let steps = start..start + chain.depth;
                 start = steps.end;
                 let mut acc = zeros::<S, R, P>(s);
                 self.add_products(s, &mut acc, steps, traffic);
-                // Row by row from memory: there are no registers for both.
-                for (p, acc) in acc.iter_mut().enumerate() {
-                    for (r, acc) in acc.iter_mut().enumerate() {
-                        *acc = s.add_columns(*acc, s.load_columns(self.sums::<R, P>(p, r)));
-                    }
-                }
+                self.add_sums(s, &mut acc);
                 if i + 1 < self.share.chains.len() {
                     self.leave(s, acc);
                 } else {
@@ -123,7 +120,7 @@ impl Tile<'_> {
         }
     }
 
-    /// Adds the products of some steps of the share: whole blocks, then those that are left.
+    /// Adds the products of some steps of the share.
     ///
     /// # Safety
     /// As [`Tile::add_share`].
@@ -137,22 +134,17 @@ impl Tile<'_> {
     ) {
         let left = self.block.work.cast_const();
         let right = self.block.right(self.share, self.column).cast_const();
-        let whole = steps.start + steps.len() / BLOCK * BLOCK;
-        let (mut feed, mut drain) = (traffic.feed, traffic.drain);
-        // SAFETY: the caller's contract.
-        unsafe {
-            for i in (steps.start..whole).step_by(BLOCKS * BLOCK) {
-                if !drain.is_empty() {
-                    drain.some(s);
-                }
-                let blocks = BLOCKS.min((whole - i) / BLOCK);
-                feed.ask_at_once(s, blocks);
-                let (a, b) = (left.add(i * WIDE_ROWS), right.add(i * P * PANEL));
-                s.wide_steps::<R, P>(acc, a, b, blocks);
+        let Range { mut start, end } = steps;
+        while start < end {
+            let count = STEPS.min(end - start);
+            // SAFETY: the caller's contract.
+            unsafe {
+                traffic.drain.some(s, count);
+                traffic.feed.ask_at_once(s, count);
+                let (a, b) = (left.add(start * WIDE_ROWS), right.add(start * P * PANEL));
+                wide_steps::<S, R, P>(s, acc, a, b, count);
             }
-            (traffic.feed, traffic.drain) = (feed, drain);
-            let (a, b) = (left.add(whole * WIDE_ROWS), right.add(whole * P * PANEL));
-            wide_steps::<S, R, P>(s, acc, a, b, steps.end - whole);
+            start += count;
         }
     }
 
@@ -178,19 +170,16 @@ impl Tile<'_> {
         (start.cast_mut().wrapping_add((self.first + r) * step), step)
     }
 
-    /// Where the sums of row `r` of the tile in panel `p` wait: those of a tile lie together; if they wait for no other share, in the
-    /// same place for all tiles.
+    /// Where the sums of the tile's R rows wait, panel after panel; if they wait for no other share, in the same place for all tiles.
     #[inline(always)]
-    fn sums<const R: usize, const P: usize>(&self, p: usize, r: usize) -> *mut f32 {
+    fn sums<const R: usize>(&self) -> *mut f32 {
         let column = self.column - self.block.columns.start;
         let tile = if self.share.first && self.share.last {
             0
         } else {
             self.first * PANELS * PANEL + column * R
         };
-        self.block
-            .work
-            .wrapping_add(SUMS + tile + (p * R + r) * PANEL)
+        self.block.work.wrapping_add(SUMS + tile)
     }
 
     /// What totals begin with.
@@ -226,14 +215,29 @@ impl Tile<'_> {
     /// As [`Tile::leave`].
     #[inline(always)]
     unsafe fn load<S: Tiled, const R: usize, const P: usize>(&self, s: S) -> [[S::C; R]; P] {
-        let mut acc = zeros::<S, R, P>(s);
-        for (p, acc) in acc.iter_mut().enumerate() {
-            for (r, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: the caller's contract.
-                *acc = unsafe { s.load_columns(self.sums::<R, P>(p, r)) };
-            }
+        let (mut acc, sums) = (zeros::<S, R, P>(s), self.sums::<R>());
+        for (i, acc) in acc.as_flattened_mut().iter_mut().enumerate() {
+            // SAFETY: the caller's contract.
+            *acc = unsafe { s.load_columns(sums.add(i * PANEL)) };
         }
         acc
+    }
+
+    /// Adds the sums that were left: from memory, since there are no registers for both.
+    ///
+    /// # Safety
+    /// As [`Tile::leave`].
+    #[inline(always)]
+    unsafe fn add_sums<S: Tiled, const R: usize, const P: usize>(
+        &self,
+        s: S,
+        acc: &mut [[S::C; R]; P],
+    ) {
+        let sums = self.sums::<R>();
+        for (i, acc) in acc.as_flattened_mut().iter_mut().enumerate() {
+            // SAFETY: the caller's contract.
+            *acc = unsafe { s.add_columns(*acc, s.load_columns(sums.add(i * PANEL))) };
+        }
     }
 
     /// Leaves sums for the next share.
@@ -242,11 +246,10 @@ impl Tile<'_> {
     /// The scratch has room for them.
     #[inline(always)]
     unsafe fn leave<S: Tiled, const R: usize, const P: usize>(&self, s: S, acc: [[S::C; R]; P]) {
-        for (p, acc) in acc.into_iter().enumerate() {
-            for (r, acc) in acc.into_iter().enumerate() {
-                // SAFETY: the caller's contract.
-                unsafe { s.store_columns(self.sums::<R, P>(p, r), acc) };
-            }
+        let sums = self.sums::<R>();
+        for (i, acc) in acc.as_flattened().iter().enumerate() {
+            // SAFETY: the caller's contract.
+            unsafe { s.store_columns(sums.add(i * PANEL), *acc) };
         }
     }
 

@@ -176,21 +176,20 @@ pub(in super::super) trait Tiled: Simd {
             unsafe { step::<Self, W, R, P>(self, acc, (a.add(i), row), (w, panel)) };
         }
     }
-    /// Some times eight steps, not 0, of packed sides: those of A are [`WIDE_ROWS`] values each, of which the first R count; those of
-    /// B P times sixteen.
+    /// The first of some steps of packed sides, as [`wide_steps`]: as many as the set has something better for than one after the
+    /// other. Returns their number.
     ///
     /// # Safety
-    /// R and P are those of [`Tiled::WIDE`] or fewer; the values may be read.
+    /// As there.
     #[inline(always)]
-    unsafe fn wide_steps<const R: usize, const P: usize>(
+    unsafe fn wide_blocks<const R: usize, const P: usize>(
         self,
-        acc: &mut [[Self::C; R]; P],
-        a: *const f32,
-        b: *const f32,
-        eights: usize,
-    ) {
-        // SAFETY: the caller's contract.
-        unsafe { wide_steps::<Self, R, P>(self, acc, a, b, 8 * eights) }
+        _acc: &mut [[Self::C; R]; P],
+        _a: *const f32,
+        _b: *const f32,
+        _steps: usize,
+    ) -> usize {
+        0
     }
     /// Eight steps of an integer tile: `acc[p][r] += a[r][i] · w[p][i]` for pairs i in 0..8; else as [`Tiled::eight_steps`].
     ///
@@ -215,10 +214,10 @@ pub(in super::super) trait Tiled: Simd {
 /// Values of one step of a packed left side.
 pub(in super::super) const WIDE_ROWS: usize = 8;
 
-/// A number of steps, one at a time, of packed sides, as [`Tiled::wide_steps`].
+/// Some steps of packed sides: those of A are [`WIDE_ROWS`] values each, of which the first R count; those of B P times sixteen.
 ///
 /// # Safety
-/// As there.
+/// R and P are those of [`Tiled::WIDE`] or fewer; the values may be read.
 #[inline(always)]
 pub(in super::super) unsafe fn wide_steps<S: Tiled, const R: usize, const P: usize>(
     s: S,
@@ -228,7 +227,9 @@ pub(in super::super) unsafe fn wide_steps<S: Tiled, const R: usize, const P: usi
     steps: usize,
 ) {
     const PANEL: usize = 2 * LANES;
-    for i in 0..steps {
+    // SAFETY: the caller's contract.
+    let whole = unsafe { s.wide_blocks::<R, P>(acc, a, b, steps) };
+    for i in whole..steps {
         let b = b.wrapping_add(i * P * PANEL).cast();
         // SAFETY: the caller's contract.
         unsafe {

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::tiled::{FEW_PANELS, Floats, Tiled, pair_step, step, wide_steps};
+use super::super::tiled::{FEW_PANELS, Floats, Tiled, pair_step, step};
 use super::super::{LANES, Simd};
 use super::{Avx, Ymm, vector, ymm_steps};
 
@@ -76,19 +76,19 @@ impl Tiled for Avx<Ymm> {
         }
     }
     #[inline(always)]
-    unsafe fn wide_steps<const R: usize, const P: usize>(
+    unsafe fn wide_blocks<const R: usize, const P: usize>(
         self,
         acc: &mut [[[__m256; 2]; R]; P],
         a: *const f32,
         w: *const f32,
-        eights: usize,
-    ) {
+        steps: usize,
+    ) -> usize {
         // SAFETY: the caller's contract, and the token for the features.
         unsafe {
             if P == Self::WIDE.1 {
-                ymm_steps::wide::<R>(&mut acc[0], a, w, eights);
+                ymm_steps::wide::<R>(&mut acc[0], a, w, steps)
             } else {
-                wide_steps::<Self, R, P>(self, acc, a, w, 8 * eights);
+                0
             }
         }
     }

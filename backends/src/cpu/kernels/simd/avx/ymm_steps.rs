@@ -178,9 +178,12 @@ table!(half, row, f16, __m256);
 table!(single, row, f32, __m256);
 table!(pairs, pair_row, f32, __m256i);
 
-/// The functions of packed f32 sides, for a number of times eight steps.
+/// The functions of packed f32 sides, block by block of steps.
 mod wide {
     use super::*;
+
+    /// Steps that are written out: a block.
+    pub(super) const BLOCK: usize = 4;
 
     /// One step.
     macro_rules! step {
@@ -215,10 +218,8 @@ mod wide {
                         "2:",
                         step!(0, $($r $low $high),+), step!(1, $($r $low $high),+),
                         step!(2, $($r $low $high),+), step!(3, $($r $low $high),+),
-                        step!(4, $($r $low $high),+), step!(5, $($r $low $high),+),
-                        step!(6, $($r $low $high),+), step!(7, $($r $low $high),+),
-                        "add {a}, 256",
-                        "add {w}, 512",
+                        "add {a}, 128",
+                        "add {w}, 256",
                         "dec {count}",
                         "jnz 2b",
                         a = inout(reg) a => _,
@@ -264,17 +265,21 @@ pub(super) unsafe fn eight<const R: usize, W: Floats>(
     }
 }
 
-/// See `Tiled::wide_steps`.
+/// See `Tiled::wide_blocks`.
 ///
 /// # Safety
-/// The CPU has the features; `count` is not 0; the values of both sides may be read.
+/// The CPU has the features; the values of both sides may be read.
 #[inline(always)]
 pub(super) unsafe fn wide<const R: usize>(
     acc: &mut [[__m256; 2]; R],
     a: *const f32,
     w: *const f32,
-    count: usize,
-) {
+    steps: usize,
+) -> usize {
+    let count = steps / wide::BLOCK;
+    if count == 0 {
+        return 0;
+    }
     let sums = acc.as_mut_ptr();
     // SAFETY: the caller's contract; each array is cast to the length it has.
     unsafe {
@@ -288,6 +293,7 @@ pub(super) unsafe fn wide<const R: usize>(
             _ => unreachable!("a tile of {R} rows"),
         }
     }
+    count * wide::BLOCK
 }
 
 /// See `Tiled::eight_pairs`.

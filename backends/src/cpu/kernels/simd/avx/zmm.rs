@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::LANES;
-use super::super::tiled::{Body, Floats, MOST_PANELS, Tiled, pair_step, step, wide_steps};
+use super::super::tiled::{Body, Floats, MOST_PANELS, Tiled, pair_step, step};
 use super::{Avx, Zmm, vector, zmm_steps};
 
 /// Runs a body, compiled once.
@@ -128,19 +128,19 @@ impl Tiled for Avx<Zmm> {
         }
     }
     #[inline(always)]
-    unsafe fn wide_steps<const R: usize, const P: usize>(
+    unsafe fn wide_blocks<const R: usize, const P: usize>(
         self,
         acc: &mut [[__m512; R]; P],
         a: *const f32,
         w: *const f32,
-        eights: usize,
-    ) {
+        steps: usize,
+    ) -> usize {
         // SAFETY: the caller's contract, and the token for the features.
         unsafe {
             if P == Self::WIDE.1 {
-                zmm_steps::wide::<R, P>(acc, a, w, eights);
+                zmm_steps::wide::<R, P>(acc, a, w, steps)
             } else {
-                wide_steps::<Self, R, P>(self, acc, a, w, 8 * eights);
+                0
             }
         }
     }
