@@ -182,8 +182,9 @@ impl Optimised {
         if options.training.is_some() && !has_loss {
             return Err(CompileError::Option {
                 flag: "--mode",
-                message: "training needs a loss; name one with --loss, or a task that has one"
-                    .to_owned(),
+                message:
+                    "training needs a loss: samples with labels, and a task that has one or --loss"
+                        .to_owned(),
             });
         }
         observe("build", &graph);

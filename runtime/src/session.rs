@@ -316,7 +316,8 @@ pub(crate) fn unpack_outputs(
         packer.micro_batches().into_iter().zip(results).collect();
     let mut outputs = Vec::new();
     for (index, output) in graph.outputs().iter().enumerate() {
-        if output.gradient_of().is_none() && packer.is_known(output.value) {
+        let read = output.gradient_of().is_none() && !output.is_stored();
+        if read && packer.is_known(output.value) {
             let (shape, values) = packer.unpack(index, &results);
             outputs.push(NamedTensor {
                 name: output.name.clone(),

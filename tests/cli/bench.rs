@@ -54,6 +54,27 @@ fn a_model_is_measured_op_by_op() {
 }
 
 #[test]
+fn a_training_step_is_measured_where_inputs_have_labels() {
+    const CASE: &str = "tests/golden/pretrain_all";
+    let inputs = format!("{CASE}/inputs.safetensors");
+    let step = ["bench", "model", CASE, "--mode", "training", "--json"];
+    let step = || step.iter().chain(&QUICK);
+    lxpod(step()).fails(2, &["--mode", "labels"]);
+    let labelled = ["--inputs", &inputs];
+    for accumulation in ["1", "2", "3"] {
+        let parts = [
+            "--micro-batch",
+            "1",
+            "--gradient-accumulation",
+            accumulation,
+        ];
+        let document = lxpod(step().chain(&labelled).chain(&parts)).json();
+        let ops = document["ops"].as_array().expect("ops");
+        assert!(ops.iter().any(|op| op["op"] == "weight_grad"), "{ops:?}");
+    }
+}
+
+#[test]
 fn work_is_that_of_the_rows_computed() {
     let full = flops(&model(&["--batch", "4"]));
     let short = flops(&model(&["--batch", "4", "--lengths", "5,7"]));

@@ -182,7 +182,13 @@ impl Model {
         Ok(Measured {
             cold,
             peak_rss,
-            profile: Profile::new(&plan.graph, &extents, &recorder, total, rates)?,
+            profile: Profile::new(
+                |phase| plan.graph_of(phase),
+                &extents,
+                &recorder,
+                total,
+                rates,
+            )?,
             times,
         })
     }
