@@ -54,24 +54,17 @@ fn a_model_is_measured_op_by_op() {
 }
 
 #[test]
-fn a_training_step_is_measured_where_inputs_have_labels() {
-    const CASE: &str = "tests/golden/pretrain_all";
-    let inputs = format!("{CASE}/inputs.safetensors");
-    let step = ["bench", "model", CASE, "--mode", "training", "--json"];
-    let step = || step.iter().chain(&QUICK);
-    lxpod(step()).fails(2, &["--mode", "labels"]);
-    let labelled = ["--inputs", &inputs];
-    for accumulation in ["1", "2", "3"] {
-        let parts = [
-            "--micro-batch",
-            "1",
-            "--gradient-accumulation",
-            accumulation,
-        ];
-        let document = lxpod(step().chain(&labelled).chain(&parts)).json();
-        let ops = document["ops"].as_array().expect("ops");
-        assert!(ops.iter().any(|op| op["op"] == "weight_grad"), "{ops:?}");
-    }
+fn training_is_measured_by_train() {
+    let says = ["lxpod train --json"];
+    lxpod(["bench", "model", TINY, "--mode", "training"]).fails(2, &says);
+    let folder = tempfile::tempdir().expect("a folder");
+    let plan = folder.path().join("train.plan").display().to_string();
+    let steps = ["--mode", "training", "--gradient-accumulation", "2"];
+    lxpod(["compile", TINY, "-q", "-o", &plan].iter().chain(&steps)).succeeds();
+    lxpod(["bench", "model", &plan, "--model", TINY]).fails(3, &says);
+    // The loss alone is what a plan of steps answers.
+    let inputs = "tests/golden/qa_tiny/inputs.safetensors";
+    lxpod(["run", &plan, "--model", TINY, "--inputs", inputs]).succeeds();
 }
 
 #[test]

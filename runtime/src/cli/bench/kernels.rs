@@ -205,7 +205,7 @@ impl Kernels {
         let rates = gauge.rates(weights(&graph), memory);
         let total = percentile(&totals, 0.5);
         let extents = std::slice::from_ref(runner.extents());
-        let profile = Profile::new(|_| runner.graph(), extents, &recorder, total, rates)?;
+        let profile = Profile::new(runner.graph(), extents, &recorder, total, rates)?;
         let (part, file) = match subject {
             Subject::Case(case) => (profile.one_of(case.op()), false),
             Subject::File(..) => (profile.whole(), true),

@@ -12,16 +12,19 @@ use super::rates::{Gauge, Rates, bandwidth, beyond_caches, table, weights};
 use super::saved::{self, Times};
 use super::timing::percentile;
 use crate::cli::Global;
-use crate::cli::error::Result;
+use crate::cli::error::{CliError, Result};
 use crate::cli::load::{Inputs, Loaded, Request};
 use crate::cli::machine::{Machine, peak_rss_bytes};
 use crate::cli::made_up::{Lengths, MadeUp};
-use crate::cli::options::{PlanOptions, positive, repeats, repeats_or_none};
+use crate::cli::options::{Mode, PlanOptions, positive, repeats, repeats_or_none};
 use crate::cli::output::{self, HEADING, STRONG, bytes, percent, plural, styled};
 use crate::cli::report::Report;
 
 /// Buffers of this many times the last-level cache are read to measure the memory.
 const TIMES_CACHE: usize = 4;
+
+/// Where training is measured.
+const TRAINING: &str = "answers are measured here; `lxpod train --json` measures steps";
 
 /// Measure the latency of a model or a plan on this machine, op by op
 #[derive(Args)]
@@ -100,6 +103,9 @@ impl Measured {
 impl Model {
     pub(super) fn run(mut self, global: &Global) -> Result<()> {
         self.options = self.options.resolved(global)?;
+        if self.options.mode == Some(Mode::Training) {
+            return Err(CliError::option("--mode", TRAINING));
+        }
         let used = self.options.usage()?;
         let baseline = self.baseline.as_deref().map(saved::read).transpose()?;
         let made_up = MadeUp {
@@ -122,6 +128,10 @@ impl Model {
             },
         };
         let mut loaded = request.load(global)?;
+        if loaded.plan.update.is_some() {
+            let message = format!("{}: is for training; {TRAINING}", self.subject.display());
+            return Err(CliError::Unsupported(message));
+        }
         let threads = global.threads.unwrap_or(Machine::this().cpus);
         let measured = self.measure(&mut loaded, threads)?;
         let name = format!(
@@ -182,13 +192,7 @@ impl Model {
         Ok(Measured {
             cold,
             peak_rss,
-            profile: Profile::new(
-                |phase| plan.graph_of(phase),
-                &extents,
-                &recorder,
-                total,
-                rates,
-            )?,
+            profile: Profile::new(&plan.graph, &extents, &recorder, total, rates)?,
             times,
         })
     }

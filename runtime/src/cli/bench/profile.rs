@@ -6,7 +6,6 @@ use lxpod_backends::StepTime;
 use lxpod_ir::ops::Cost;
 use lxpod_ir::{Extents, Graph, NodeId};
 use lxpod_passes::cost;
-use lxpod_passes::schedule::Phase;
 use serde_json::{Map, Value, json};
 
 use super::rates::Rates;
@@ -18,7 +17,7 @@ use crate::cli::table::Table;
 /// The times of the same steps in several runs.
 #[derive(Default)]
 pub(super) struct Recorder {
-    steps: Vec<(usize, Phase, NodeId)>,
+    steps: Vec<(usize, NodeId)>,
     /// By step, then run, in seconds.
     times: Vec<Vec<f64>>,
 }
@@ -27,8 +26,7 @@ impl Recorder {
     /// Takes the times of one run.
     pub(super) fn add(&mut self, run: &[StepTime]) {
         if self.steps.len() != run.len() {
-            let named = run.iter().map(|step| (step.stage, step.phase, step.node));
-            self.steps = named.collect();
+            self.steps = run.iter().map(|step| (step.stage, step.node)).collect();
             self.times = vec![Vec::new(); run.len()];
         }
         for (times, step) in self.times.iter_mut().zip(run) {
@@ -127,9 +125,10 @@ pub(super) struct Profile {
 }
 
 impl Profile {
-    /// The profile of runs over micro-batches of these extents, `total` seconds each; `graph_of` is the graph of a phase.
-    pub(super) fn new<'a>(
-        graph_of: impl Fn(Phase) -> &'a Graph,
+    /// The profile of runs of a plan's graph over micro-batches of these extents, `total` seconds
+    /// each.
+    pub(super) fn new(
+        graph: &Graph,
         extents: &[Extents],
         recorder: &Recorder,
         total: f64,
@@ -137,20 +136,13 @@ impl Profile {
     ) -> Result<Profile> {
         let target = rates.target()?;
         let (model, clock) = (cost::model(&target), target.tile.clock_hz as f64);
-        let step = |(&(stage, phase, id), times): (&(usize, Phase, NodeId), &Vec<f64>)| {
-            let graph = graph_of(phase);
-            // The update comes once, after all micro-batches.
-            let visits = if phase == Phase::Update {
-                1
-            } else {
-                extents.len()
-            };
+        let step = |(&(stage, id), times): (&(usize, NodeId), &Vec<f64>)| {
             let mut part = Part {
                 nodes: 1,
                 seconds: percentile(times, 0.5),
                 ..Part::default()
             };
-            for extents in extents.iter().take(visits) {
+            for extents in extents {
                 let Cost {
                     flops,
                     read,
