@@ -128,11 +128,7 @@ impl Plan {
     /// # Errors
     /// The bytes are not exactly what [`Plan::to_bytes`] wrote, or another version wrote them.
     pub fn from_bytes(bytes: &[u8]) -> Result<Plan, PlanError> {
-        let no_plan = || {
-            PlanError::File(
-                "this is no lxpod plan; make one with `lxpod compile MODEL -o FILE.plan`".into(),
-            )
-        };
+        let no_plan = || PlanError::File("this is no lxpod plan".into());
         let line_end = bytes
             .iter()
             .take(256)
