@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use lxpod_runtime::read_tensors;
 use serde_json::Value;
 
 use super::number;
@@ -62,9 +63,44 @@ fn training_is_measured_by_train() {
     let steps = ["--mode", "training", "--gradient-accumulation", "2"];
     lxpod(["compile", TINY, "-q", "-o", &plan].iter().chain(&steps)).succeeds();
     lxpod(["bench", "model", &plan, "--model", TINY]).fails(3, &says);
-    // The loss alone is what a plan of steps answers.
-    let inputs = "tests/golden/qa_tiny/inputs.safetensors";
-    lxpod(["run", &plan, "--model", TINY, "--inputs", inputs]).succeeds();
+}
+
+#[test]
+fn a_plan_of_training_steps_answers_as_its_model_does() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (plan, inputs) = (path("train.plan"), format!("{TINY}/inputs.safetensors"));
+    let outputs = |name: &str, subject: &[&str]| {
+        let file = path(name);
+        let options = ["--inputs", &inputs, "--outputs", &file];
+        lxpod(["run"].iter().chain(subject).chain(&options)).succeeds();
+        read_tensors(file.as_ref()).expect("outputs")
+    };
+    let steps = [
+        "--mode",
+        "training",
+        "--gradient-accumulation",
+        "2",
+        "--precision",
+        "fp32",
+    ];
+    lxpod(["compile", TINY, "-q", "-o", &plan].iter().chain(&steps)).succeeds();
+    let (of_plan, of_model) = (
+        outputs("plan.safetensors", &[&plan, "--model", TINY]),
+        outputs("model.safetensors", &[TINY, "--precision", "fp32"]),
+    );
+    assert!(of_plan.contains_key("loss") && of_plan.keys().eq(of_model.keys()));
+    for (name, got) in &of_plan {
+        let (got, want) = (
+            got.to_f32().expect("floats"),
+            of_model[name].to_f32().expect("floats"),
+        );
+        let near = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-5;
+        assert!(
+            got.len() == want.len() && got.iter().zip(&want).all(near),
+            "{name}"
+        );
+    }
 }
 
 #[test]

@@ -26,7 +26,8 @@ pub(in super::super) struct Feed {
 }
 
 impl Feed {
-    /// Spreads `count` runs of (bytes, bytes from one run to the next) over `blocks` blocks of [`BLOCK`] steps.
+    /// Spreads `count` runs of (bytes, bytes from one run to the next) over so many blocks: of [`BLOCK`] steps, or, where all is
+    /// asked for by [`Feed::ask_at_once`], of as many as the caller likes.
     #[inline(always)]
     pub(in super::super) fn runs(
         next: *const u8,
@@ -77,7 +78,7 @@ impl Feed {
                 s.prefetch(self.next);
                 self.next = self.next.wrapping_add(LINE_BYTES);
             }
-            self.skip(0);
+            self.turn();
         }
     }
 
@@ -97,10 +98,16 @@ impl Feed {
         starts
     }
 
-    /// Goes on by some lines, and to the next run where this one is at its end.
+    /// Goes on by some lines.
     #[inline(always)]
     fn skip(&mut self, lines: usize) {
         self.next = self.next.wrapping_add(lines * LINE_BYTES);
+        self.turn();
+    }
+
+    /// Goes on to the next run where this one is at its end.
+    #[inline(always)]
+    fn turn(&mut self) {
         if self.next >= self.end {
             self.next = self.end.wrapping_add(self.gap);
             self.end = self.next.wrapping_add(self.run);

@@ -3,8 +3,10 @@
 use super::super::pack::PANEL;
 use super::super::simd::Tiled;
 
-/// The most rows that are sent on at a time, and the steps that the memory needs for each.
+/// The most rows that are sent on at a time.
 const ROWS: usize = 3;
+
+/// The steps that the memory needs for each.
 const STEPS: usize = 12;
 
 /// Finished results of a tile that go past the caches a few rows at a time, between the steps of the tile to follow: the memory's
