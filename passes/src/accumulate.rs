@@ -2,8 +2,8 @@
 //!
 //! *What it does.* Each output `grad:B` becomes the output `state:acc:B`, the sum of the state `acc:B` and
 //! the gradient. The state reads as zeros in the first micro-batch of a step. It is stored as
-//! [`Options::accumulator`] says. A `weight_grad` or `scatter_add_rows` that nothing else reads takes
-//! the state as its last operand; elsewhere an `add` sums.
+//! [`Options::accumulator`] says. A `weight_grad`, `sum_rows` or `scatter_add_rows` that nothing else reads
+//! takes the state as its last operand; elsewhere an `add` sums.
 //!
 //! *Why it helps.* A step of many micro-batches needs one tensor for each parameter, whatever their
 //! number, and a gradient that is a large matrix is never held beside its sum.
@@ -74,11 +74,15 @@ fn add(
 /// Whether a gradient is read by nothing but its one output, and its op can start from a sum it does
 /// not start from yet.
 fn takes_accumulator(graph: &Graph, id: NodeId) -> bool {
-    let sums = matches!(graph.node(id).op, Op::WeightGrad(_) | Op::ScatterAddRows(_));
+    let operands = match graph.node(id).op {
+        Op::WeightGrad(_) | Op::ScatterAddRows(_) => 2,
+        Op::SumRows(_) => 1,
+        _ => return false,
+    };
     let value = graph.value(id);
     let leaving = graph
         .outputs()
         .iter()
         .filter(|output| output.value == value);
-    sums && graph.inputs(id).len() == 2 && graph.users(value).is_empty() && leaving.count() == 1
+    graph.inputs(id).len() == operands && graph.users(value).is_empty() && leaving.count() == 1
 }

@@ -1,12 +1,14 @@
 //! The steps that only gradients are made of.
 
+use std::ops::Range;
+
 use lxpod_ir::ops::{Activation, AttentionGrad, Op, Reduction};
-use lxpod_ir::{Graph, NodeId, SpaceId};
+use lxpod_ir::{DType, Graph, NodeId, SpaceId};
 use smallvec::{SmallVec, smallvec};
 
 use super::exec::Machine;
 use super::kernels::{
-    self, Addend, Chain, IGNORE_INDEX, LayerNormGrad, Matmul, ScatterAdd, Scratch, View,
+    self, Chain, IGNORE_INDEX, LayerNormGrad, Matmul, ScatterAdd, Scratch, Start, View,
 };
 use super::members::{Pieces, Turns};
 use super::step::{CpuStep, Source};
@@ -18,6 +20,9 @@ const ROWS: usize = 4;
 const COLUMNS: usize = 64;
 /// Members of a visit whose rows are listed without an allocation.
 const MEMBERS: usize = 8;
+
+/// Ranges of rows of some members, in order.
+type Rows = SmallVec<[Range<usize>; 2 * MEMBERS]>;
 /// Ranges of rows per worker that `scatter_add_rows` is shared out in: each reads all indices.
 const SCATTERS: usize = 8;
 
@@ -139,12 +144,11 @@ impl Machine<'_> {
         };
         let all = 0..product.b.rows();
         let out = self.write(step, 0);
-        let chain = Chain::new(std::slice::from_ref(&all), Addend::Nothing, out);
+        let chain = Chain::new(std::slice::from_ref(&all), Start::Zero, out);
         let mut units = worker.claims(product.units(), 1);
         kernels::matmul(self.kernels, &product, &[chain], &mut units, scratch);
     }
 
-    /// Each micro-batch is a chain over its own rows.
     fn weight_grad(&self, step: &CpuStep, worker: &Worker<'_>, scratch: &mut Scratch) {
         let all = self.with_rows_of(step);
         let product = Matmul {
@@ -153,21 +157,18 @@ impl Machine<'_> {
             b: all.read(step, 1),
             workers: worker.workers,
         };
-        let rows: SmallVec<[Pieces; MEMBERS]> = self.each_rows(step).collect();
-        let chain = |(moment, over)| {
-            let own = Machine { moment, ..*self };
-            let add = match (self.read_optional(step, 2), own.reset(step)) {
-                (Some(_), Some(_)) => Addend::Zeros,
-                (Some(add), None) => Addend::View(add),
-                (None, _) => Addend::Nothing,
+        let sums = self.sums(step, 2);
+        let chains = sums.iter().map(|(own, rows)| {
+            let start = match (own.accumulated(step, 2), own.reset(step)) {
+                (Some(start), _) => Start::From(start),
+                (None, Some(_)) => Start::Reset,
+                (None, None) => Start::Zero,
             };
-            let over: &Pieces = over;
             // SAFETY: as `write`; the copies of members are their own, and chains to one result are finished in order.
-            let out = unsafe { step.outputs[0].view_mut(self.arenas, moment) };
-            Chain::new(over, add, out)
-        };
-        let chains: SmallVec<[Chain<'_>; MEMBERS]> =
-            self.moment.each().zip(&rows).map(chain).collect();
+            let out = unsafe { step.outputs[0].view_mut(self.arenas, own.moment) };
+            Chain::new(rows, start, out)
+        });
+        let chains: SmallVec<[Chain<'_>; MEMBERS]> = chains.collect();
         let mut units = worker.claims(product.units(), 1);
         kernels::matmul(self.kernels, &product, &chains, &mut units, scratch);
     }
@@ -195,15 +196,43 @@ impl Machine<'_> {
         })
     }
 
+    /// What a step sums over rows, as rows of [`Machine::with_rows_of`], of which operand `accumulator` may be what it starts
+    /// from: one sum, where each member goes on in f32 from what the one before it left, else one for each.
+    fn sums(&self, step: &CpuStep, accumulator: usize) -> SmallVec<[(Self, Rows); MEMBERS]> {
+        let sum = &step.outputs[0];
+        let go_on = step.inputs.len() > accumulator && sum.copy == 0 && sum.dtype == DType::F32;
+        let mut sums: SmallVec<[(Self, Rows); MEMBERS]> = SmallVec::new();
+        for (moment, pieces) in self.moment.each().zip(self.each_rows(step)) {
+            if sums.is_empty() || !go_on {
+                sums.push((Machine { moment, ..*self }, Rows::new()));
+            }
+            let (_, rows) = sums.last_mut().expect("a sum");
+            for piece in pieces {
+                match rows.last_mut() {
+                    Some(last) if last.end == piece.start => last.end = piece.end,
+                    _ => rows.push(piece),
+                }
+            }
+        }
+        sums
+    }
+
+    /// Operand `index`, an accumulator, if the step has one that is not to be read as zeros.
+    fn accumulated<'a>(&'a self, step: &'a CpuStep, index: usize) -> Option<View<'a>> {
+        self.read_optional(step, index)
+            .filter(|_| self.reset(step).is_none())
+    }
+
     fn sum_rows(&self, step: &CpuStep, worker: &Worker<'_>) {
-        let x = self.read(step, 0);
-        let rows: SmallVec<[Pieces; MEMBERS]> = self.each_rows(step).collect();
+        let all = self.with_rows_of(step);
+        let x = all.read(step, 0);
+        let sums = self.sums(step, 1);
         for blocks in worker.claims(x.cols().div_ceil(COLUMNS), 1) {
             let columns = blocks.start * COLUMNS..x.cols().min(blocks.end * COLUMNS);
-            for (moment, over) in self.moment.each().zip(&rows) {
-                let own = Machine { moment, ..*self };
+            for (own, rows) in &sums {
+                let start = own.accumulated(step, 1).map(View::flat);
                 let out = own.write(step, 0).flat();
-                kernels::sum_rows(self.kernels, x, over, out, columns.clone());
+                kernels::sum_rows(self.kernels, x, rows, start, out, columns.clone());
             }
         }
     }
@@ -220,9 +249,7 @@ impl Machine<'_> {
             x: self.read(step, 0),
             index: self.ints(step, 1),
             padding,
-            start: self
-                .read_optional(step, 2)
-                .filter(|_| self.reset(step).is_none()),
+            start: self.accumulated(step, 2),
         };
         let targets = self.write(step, 0).rows();
         let grain = targets.div_ceil(SCATTERS * worker.workers);
@@ -251,7 +278,7 @@ impl Machine<'_> {
             let columns = head * width..(head + 1) * width;
             let rows = self.extents().segment(queries, segment);
             let seen = self.extents().segment(keys, segment);
-            let part = |index: usize, rows: &std::ops::Range<usize>| {
+            let part = |index: usize, rows: &Range<usize>| {
                 let all = self.read(step, index);
                 all.row_range(rows.clone()).col_range(columns.clone())
             };
@@ -377,7 +404,7 @@ impl Machine<'_> {
         }
     }
 
-    fn smooth_l1_grad(&self, step: &CpuStep, rows: std::ops::Range<usize>) {
+    fn smooth_l1_grad(&self, step: &CpuStep, rows: Range<usize>) {
         let (x, target, weights) = (self.read(step, 1), self.read(step, 2), self.vector(step, 3));
         let factor = self.scalar(step, 0) / (x.rows() * x.cols()) as f64;
         for row in rows {

@@ -253,9 +253,9 @@ impl Resolver<'_> {
             .filter(|_| self.program.phase != Phase::Update);
         match (&self.graph.node(node).op, reset) {
             (_, None) => Ok(None),
-            (Op::WeightGrad(_) | Op::ScatterAddRows(_), Some(2)) | (Op::Add(_), Some(_)) => {
-                Ok(reset)
-            }
+            (Op::WeightGrad(_) | Op::ScatterAddRows(_), Some(2))
+            | (Op::SumRows(_), Some(1))
+            | (Op::Add(_), Some(_)) => Ok(reset),
             (op, Some(_)) => Err(BackendError::Unsupported(format!(
                 "a state that resets as an operand of `{}` on the CPU",
                 op.name()

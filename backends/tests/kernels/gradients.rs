@@ -3,8 +3,8 @@
 use std::slice::from_ref;
 
 use lxpod_backends::cpu::kernels::{
-    self, Addend, Attention, AttentionGrad, Chain, HeadDropout, IGNORE_INDEX, Kernels,
-    LayerNormGrad, MATMUL_SCRATCH, Matmul, ScatterAdd, Scratch, View, ViewMut,
+    self, Attention, AttentionGrad, Chain, HeadDropout, IGNORE_INDEX, Kernels, LayerNormGrad,
+    MATMUL_SCRATCH, Matmul, ScatterAdd, Scratch, Start, View, ViewMut,
 };
 use lxpod_ir::ops::{self, Activation, Eval, Op, Reduction};
 use lxpod_ir::random_bits::{RowState, name_hash, part_salt};
@@ -90,14 +90,14 @@ fn units(count: usize, split: bool) -> Vec<Vec<std::ops::Range<usize>>> {
 fn multiply(
     kernels: &Kernels,
     product: &Matmul<'_>,
-    add: Addend<'_>,
+    start: Start<'_>,
     out: &mut Matrix,
     split: bool,
 ) {
     let mut scratch = Scratch::new(MATMUL_SCRATCH);
     for ranges in units(product.units(), split) {
         let all = 0..product.b.rows();
-        let chain = Chain::new(from_ref(&all), add, out.view_mut());
+        let chain = Chain::new(from_ref(&all), start, out.view_mut());
         kernels::matmul(
             kernels,
             product,
@@ -133,40 +133,41 @@ proptest! {
         } else {
             plain(ops::Matmul {}, given, &[&[m, n]])
         };
-        let add = if added && transposed { Addend::View(start.view()) } else { Addend::Nothing };
+        let from = if added && transposed { Start::From(start.view()) } else { Start::Zero };
         let product = Matmul { a: a.view(), transposed, b: b.view(), workers };
         for kernels in tables() {
             let mut out = Matrix::output(dtypes[2], m, n, gap);
-            multiply(kernels, &product, add, &mut out, false);
+            multiply(kernels, &product, from, &mut out, false);
             check(kernels, dtypes[2], &out, &want[0], 2e-6 * (d as f64).max(4.0));
             let mut parts = Matrix::output(dtypes[2], m, n, gap);
-            multiply(kernels, &product, add, &mut parts, true);
+            multiply(kernels, &product, from, &mut parts, true);
             let mut row = Matrix::output(dtypes[2], 1, n, 0);
             let last = m - 1..m;
             let a = if transposed { a.view().col_range(last.clone()) } else { a.view().row_range(last.clone()) };
-            let add = match add {
-                Addend::View(add) => Addend::View(add.row_range(last)),
-                none => none,
+            let from = match from {
+                Start::From(start) => Start::From(start.row_range(last)),
+                zero => zero,
             };
-            multiply(kernels, &Matmul { a, workers: 1, ..product }, add, &mut row, false);
+            multiply(kernels, &Matmul { a, workers: 1, ..product }, from, &mut row, false);
             prop_assert_eq!(row.bits(0), out.bits(m - 1));
             for r in 0..m {
                 prop_assert_eq!(parts.bits(r), out.bits(r));
             }
             let zeros = Matrix::new(dtypes[2], m, n, gap, |_, _| 0.0);
-            let [fresh, started] = [Addend::Zeros, Addend::View(zeros.view())].map(|add| {
+            let [fresh, reset, started] = [Start::Zero, Start::Reset, Start::From(zeros.view())].map(|from| {
                 let mut out = Matrix::output(dtypes[2], m, n, gap);
-                multiply(kernels, &product, add, &mut out, false);
+                multiply(kernels, &product, from, &mut out, false);
                 out
             });
             for r in 0..m {
                 prop_assert_eq!(fresh.bits(r), started.bits(r));
+                prop_assert_eq!(reset.bits(r), started.bits(r));
             }
         }
     }
 
     #[test]
-    fn chains_are_the_products_of_their_rows_added_up(
+    fn chains_go_on_from_those_before(
         seed: u64, m in prop_oneof![8 => 1..40_usize, 1 => 90..220_usize],
         n in prop_oneof![8 => 1..90_usize, 1 => 400..420_usize],
         cuts in prop::collection::vec(depth(), 1..6), dtypes in [float(), float(), float()], fresh: bool, apart: bool, workers in 1..5_usize,
@@ -187,7 +188,7 @@ proptest! {
         });
         let chains: Vec<Vec<std::ops::Range<usize>>> = pairs.collect();
         let product = Matmul { a: a.view(), transposed: true, b: b.view(), workers };
-        let first = if fresh { Addend::Zeros } else { Addend::View(start.view()) };
+        let first = if fresh { Start::Reset } else { Start::From(start.view()) };
         for kernels in tables() {
             let mut want = Matrix::output(dtypes[2], m, n, 2);
             let mut scratch = Scratch::new(MATMUL_SCRATCH);
@@ -197,19 +198,26 @@ proptest! {
                 let picked: Vec<usize> = over.iter().cloned().flatten().collect();
                 let [a, b] = [&a, &b].map(|x| Matrix::new(x.view().dtype(), picked.len(), x.cols, 0, |r, c| x.get(picked[r], c)));
                 let before = Matrix::new(dtypes[2], m, n, 0, |r, c| if index == 0 { 0.0 } else { want.get(r, c) });
-                let add = if index == 0 { first } else { Addend::View(before.view()) };
+                let from = if index == 0 { first } else { Start::From(before.view()) };
                 let own = Matmul { a: a.view(), b: b.view(), ..product };
-                multiply(kernels, &own, add, &mut want, false);
+                multiply(kernels, &own, from, &mut want, false);
             }
             let mut out = Matrix::output(dtypes[2], m, n, 2);
             let (sum, places) = out.in_places(chains.len());
             let chain = |((index, over), out): ((usize, _), _)| {
-                Chain::new(over, if index == 0 { first } else { Addend::View(sum) }, out)
+                Chain::new(over, if index == 0 { first } else { Start::From(sum) }, out)
             };
-            let chains: Vec<Chain<'_>> = chains.iter().map(Vec::as_slice).enumerate().zip(places).map(chain).collect();
-            kernels::matmul(kernels, &product, &chains, &mut all(), &mut scratch);
+            let several: Vec<Chain<'_>> = chains.iter().map(Vec::as_slice).enumerate().zip(places).map(chain).collect();
+            kernels::matmul(kernels, &product, &several, &mut all(), &mut scratch);
+            drop(several);
+            let mut one = Matrix::output(dtypes[2], m, n, 2);
+            let over = chains.concat();
+            let chain = Chain::new(&over, first, one.view_mut());
+            kernels::matmul(kernels, &product, &[chain], &mut all(), &mut scratch);
             for r in 0..m {
                 prop_assert_eq!(out.bits(r), want.bits(r));
+                // Nothing is rounded between them.
+                prop_assert!(dtypes[2] != DType::F32 || one.bits(r) == want.bits(r));
             }
         }
     }
@@ -234,10 +242,10 @@ proptest! {
                 for range in units(product.units(), split) {
                     let mut results = memory[first..first + m * n].to_vec();
                     for (index, over) in ranges.iter().enumerate() {
-                        let add = Addend::View(View::new(&results, m, n));
-                        let add = if index == 0 { Addend::Zeros } else { add };
+                        let before = Start::From(View::new(&results, m, n));
+                        let start = if index == 0 { Start::Reset } else { before };
                         let out = ViewMut::new(&mut memory[first..first + m * n], m, n);
-                        let chain = Chain::new(from_ref(over), add, out);
+                        let chain = Chain::new(from_ref(over), start, out);
                         kernels::matmul(kernels, &product, &[chain], &mut range.iter().cloned(), &mut scratch);
                         results = memory[first..first + m * n].to_vec();
                     }
@@ -265,7 +273,7 @@ proptest! {
             let mut sums = |dy: &Matrix, x: &Matrix, over: &[std::ops::Range<usize>]| {
                 let mut out = [(); 3].map(|()| Matrix::output(dtypes[1], 1, cols, 0));
                 let [plain, gain, bias] = &mut out;
-                kernels::sum_rows(kernels, x.view(), over, plain.view_mut(), 0..cols);
+                kernels::sum_rows(kernels, x.view(), over, None, plain.view_mut(), 0..cols);
                 let grad = LayerNormGrad { dy: dy.view(), x: x.view(), residual: None, gamma: &gamma, eps: 1e-3 };
                 let moments = kernels::layer_norm_moments(kernels, &grad, &mut scratch);
                 let sums = [gain.view_mut(), bias.view_mut()];
@@ -278,13 +286,20 @@ proptest! {
     }
 
     #[test]
-    fn sums_of_rows_match(seed: u64, rows in 0..50_usize, cols in 1..200_usize, dtypes in [float(), float()], at: usize) {
-        let x = Matrix::random(&mut Random::new(seed), dtypes[0], rows, cols, 3);
-        let want = plain(ops::SumRows {}, vec![real(&x)], &[&[cols]]);
+    fn sums_of_rows_match(
+        seed: u64, rows in 0..50_usize, cols in 1..200_usize, dtypes in [float(), float(), float()], started: bool, at: usize,
+    ) {
+        let mut random = Random::new(seed);
+        let x = Matrix::random(&mut random, dtypes[0], rows, cols, 3);
+        let start = Matrix::random(&mut random, dtypes[2], 1, cols, 0);
+        let mut given = vec![real(&x)];
+        given.extend(started.then(|| vector(&(0..cols).map(|c| start.get(0, c)).collect::<Vec<_>>())));
+        let want = plain(ops::SumRows {}, given, &[&[cols]]);
         for kernels in tables() {
             let mut out = Matrix::output(dtypes[1], 1, cols, 0);
             for columns in [0..at % cols, at % cols..cols] {
-                kernels::sum_rows(kernels, x.view(), from_ref(&(0..rows)), out.view_mut(), columns);
+                let start = started.then(|| start.view());
+                kernels::sum_rows(kernels, x.view(), from_ref(&(0..rows)), start, out.view_mut(), columns);
             }
             check(kernels, dtypes[1], &out, &want[0], 1e-5);
         }

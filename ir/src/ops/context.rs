@@ -2,7 +2,7 @@
 
 use super::Operand;
 use crate::rows::{Extents, Layout, SpaceId, Spaces};
-use crate::tensor::Tensor;
+use crate::tensor::{Scalar, Tensor};
 use crate::types::{TensorType, Types};
 use crate::{DType, Shape};
 
@@ -266,6 +266,16 @@ impl<S> Eval<'_, S> {
     /// The run-time shape of output `index`.
     pub fn shape(&self, index: usize) -> Shape {
         self.outputs[index].shape_at(self.extents)
+    }
+}
+
+impl<S: Scalar> Eval<'_, S> {
+    /// What the sums of the first output start from, as [`Infer::starts_from`] allows: operand `index`, or zeros.
+    pub fn start(&self, index: usize) -> Vec<S> {
+        match self.inputs.get(index) {
+            Some(acc) => acc.reals().to_vec(),
+            None => vec![S::from_f64(0.0); self.shape(0).elements()],
+        }
     }
 }
 

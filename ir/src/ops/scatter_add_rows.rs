@@ -56,10 +56,7 @@ impl OpDef for ScatterAddRows {
     fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {
         let (x, shape) = (cx.inputs[0], cx.shape(0));
         let (rows, width) = (shape.rows(), shape.row_elements());
-        let mut sums = match cx.inputs.get(2) {
-            Some(acc) => acc.reals().to_vec(),
-            None => vec![S::from_f64(0.0); shape.elements()],
-        };
+        let mut sums = cx.start(2);
         for (row, &index) in cx.inputs[1].ints().iter().enumerate() {
             let target = usize::try_from(index).ok().filter(|&target| target < rows);
             let target = target.ok_or_else(|| format!("index {index} is outside 0..{rows}"))?;

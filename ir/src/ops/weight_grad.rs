@@ -7,8 +7,8 @@ use crate::tensor::{Scalar, Tensor};
 use crate::types::Types;
 
 /// `dW[n, k] = Σᵣ dy[r, n] · x[r, k]`, r ascending over all rows: the cotangent of the weight of
-/// [`super::Linear`]. Both operands live in one row space; the result leaves it. With `acc` the result
-/// is acc + dW: the finished sum is added, and only their sum is rounded.
+/// [`super::Linear`]. Both operands live in one row space; the result leaves it. With `acc` the sum starts
+/// from it; it is rounded once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WeightGrad {}
@@ -54,17 +54,13 @@ impl OpDef for WeightGrad {
     fn eval<S: Scalar>(&self, cx: &Eval<'_, S>) -> Result<Vec<Tensor<S>>, String> {
         let (dy, x) = (cx.inputs[0], cx.inputs[1]);
         let width = x.shape.row_elements();
-        let mut values = vec![S::from_f64(0.0); cx.shape(0).elements()];
+        let mut values = cx.start(2);
         for row in 0..x.shape.rows() {
             for (sums, &factor) in values.chunks_mut(width.max(1)).zip(dy.row(row)) {
                 for (sum, &x) in sums.iter_mut().zip(x.row(row)) {
                     *sum += factor * x;
                 }
             }
-        }
-        if let Some(acc) = cx.inputs.get(2) {
-            let sums = values.iter_mut().zip(acc.reals());
-            sums.for_each(|(sum, &acc)| *sum = acc + *sum);
         }
         Ok(vec![Tensor::real(cx.shape(0), values)])
     }

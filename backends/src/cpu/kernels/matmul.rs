@@ -1,8 +1,8 @@
 //! `matmul`: A · B with B as it is stored, row by row; A as it is stored or transposed.
 //!
-//! The summed index may be cut into several sums, each finished before the next and added to what that is to be added to:
-//! a weight's gradient of several micro-batches. All of them are taken for a block of results before the next block, so that
-//! results that each sum is added to wait in registers or, where sums are long or rounded, in a cache.
+//! A sum may be over some ranges of the summed index, and go on from an accumulator: a weight's gradient of several
+//! micro-batches. Where each is rounded, there are several sums; all of them are taken for a block of results before the next block,
+//! so that results wait in a cache.
 //!
 //! A block of results is taken at a time, and of the summed index a share: the block's columns of B are packed, into the
 //! second-level cache, then a few rows of A at a time, into the first, which pass all columns before the next rows. Sums wait in
@@ -22,8 +22,8 @@ use super::pack::PANEL;
 use super::simd::{Floats, Half, LANES, Simd, Single, Tiled, WIDE_ROWS};
 use super::view::Row;
 use super::{Kernels, Scratch, View};
-pub use chains::Chain;
-use chains::{Share, Total};
+use chains::Share;
+pub use chains::{Chain, Start};
 use drain::Drain;
 use tile::Tile;
 
@@ -126,8 +126,8 @@ impl Cut {
 
 /// Writes the given units of A · B, one [`Chain`] after the other.
 ///
-/// Each element of a chain's result is one sum in the chain's order, in f32, whatever the units are; `add` and one rounding to
-/// the dtype of `out` follow. `scratch` must have [`MATMUL_SCRATCH`] values.
+/// Each element of a chain's result is one sum in the chain's order, in f32, whatever the units are, rounded once to the dtype of
+/// `out`. `scratch` must have [`MATMUL_SCRATCH`] values.
 ///
 /// # Panics
 /// If shapes disagree, or units or what chains are over are out of range.
@@ -144,19 +144,7 @@ pub fn matmul(
     let depth = if transposed { a.rows() } else { a.cols() };
     assert_eq!(depth, b.rows(), "summed index of a product");
     let shape = (product.rows(), b.cols());
-    for Chain { over, add, out, .. } in chains {
-        assert!(
-            over.iter()
-                .all(|range| range.start <= range.end && range.end <= depth),
-            "sums over {over:?} of {depth}"
-        );
-        assert_eq!((out.rows(), out.cols()), shape, "output shape of a product");
-        assert!(
-            add.view()
-                .is_none_or(|add| (add.rows(), add.cols()) == shape),
-            "shape of what is added to a product"
-        );
-    }
+    chains.iter().for_each(|chain| chain.check(depth, shape));
     let work = scratch.take(MATMUL_SCRATCH);
     // SAFETY: a table exists only for a CPU that can run it, and the shapes were checked.
     unsafe {
@@ -199,9 +187,8 @@ pub(super) unsafe fn run<S: Tiled>(s: S, args: Args<'_>) {
 #[inline(always)]
 unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) {
     let (product, cut) = (args.product, Cut::of(args.product));
-    let totals = Total::all(args.chains);
-    // Results that another chain adds to are better in a cache.
-    let streams = totals.len() == 1 && totals.clone().all(Total::streams);
+    // Results that another chain begins with are better in a cache.
+    let streams = matches!(args.chains, [chain] if chain.streams());
     let mut traffic = Traffic {
         packed: None,
         feed: Feed::none(),
@@ -212,16 +199,14 @@ unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) {
         assert!(unit < cut.count(), "unit {unit} of a product");
         let (rows, columns) = cut.block(unit);
         let next = units.peek().map(|&unit| cut.block(unit).1.start);
-        let again = totals.clone().next().zip(next);
-        let behind = totals
-            .clone()
-            .skip(1)
-            .map(|total| Some((total, columns.start)));
-        for (total, next) in totals.clone().zip(behind.chain([again])) {
+        for (index, chain) in args.chains.iter().enumerate() {
+            let behind = args.chains.get(index + 1);
+            let again = args.chains.first().zip(next);
             let block = Block {
                 product,
-                total,
-                next,
+                chain,
+                index,
+                next: behind.map(|chain| (chain, columns.start)).or(again),
                 rows: rows.clone(),
                 columns: columns.clone(),
                 streams,
@@ -238,14 +223,16 @@ unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) {
     }
 }
 
-/// A block of results of one total.
+/// A block of results of one chain.
 struct Block<'a> {
     product: &'a Matmul<'a>,
-    total: Total<'a>,
+    chain: &'a Chain<'a>,
+    /// The number of the chain.
+    index: usize,
     rows: Range<usize>,
     columns: Range<usize>,
-    /// The total and the first column of the block to follow.
-    next: Option<(Total<'a>, usize)>,
+    /// The chain and the first column of the block to follow.
+    next: Option<(&'a Chain<'a>, usize)>,
     /// Whether results go past the caches.
     streams: bool,
     work: *mut f32,
@@ -254,7 +241,7 @@ struct Block<'a> {
 /// What passes between the memory and the caches while tiles are at work.
 #[derive(Clone, Copy)]
 struct Traffic {
-    /// What is packed of B, as (start, depth, first column).
+    /// What is packed of B, as (chain, start of the share, first column).
     packed: Option<(usize, usize, usize)>,
     /// What is packed next, step by step.
     feed: Feed,
@@ -268,11 +255,10 @@ impl Block<'_> {
     #[inline(always)]
     unsafe fn run<S: Tiled, W: Floats>(&self, s: S, traffic: &mut Traffic) {
         let tiles = Tiles::new(self.rows.len(), S::WIDE.0);
-        let mut shares = self.total.shares();
-        let mut ahead = shares.next();
-        while let Some(share) = ahead {
-            ahead = shares.next();
-            let right = Some((share.start, share.depth, self.columns.start));
+        let mut shares = self.chain.shares().peekable();
+        while let Some(share) = shares.next() {
+            let ahead = shares.peek().copied();
+            let right = Some((self.index, share.start, self.columns.start));
             if traffic.packed != right {
                 // SAFETY: the caller's contract; the share exists.
                 unsafe { self.pack_right::<S, W>(s, share) };
@@ -323,19 +309,22 @@ impl Block<'_> {
     /// # Safety
     /// As [`Block::run`]; the share and the rows exist.
     #[inline(always)]
-    unsafe fn pack_left<S: Simd>(&self, s: S, share: Share<'_>, (first, count): (usize, usize)) {
+    unsafe fn pack_left<S: Simd>(&self, s: S, share: Share, (first, count): (usize, usize)) {
         let first = self.rows.start + first;
-        let summed = share.start..share.start + share.depth;
-        let a = self.product.a;
-        // SAFETY: the scratch has room for the share of the most rows.
-        unsafe {
-            if self.product.transposed {
-                // Whole vectors where they exist: values after the tile's rows do not count.
-                let columns = first..a.cols().min(first + WIDE_ROWS);
-                copy_rows(s, a.col_range(columns), summed, self.work);
-            } else {
-                pack_columns(s, a.col_range(summed), first, count, self.work, WIDE_ROWS);
+        let (a, mut to) = (self.product.a, self.work);
+        for piece in self.chain.pieces(share) {
+            let values = piece.len() * WIDE_ROWS;
+            // SAFETY: the scratch has room for the share of the most rows.
+            unsafe {
+                if self.product.transposed {
+                    // Whole vectors where they exist: values after the tile's rows do not count.
+                    let columns = first..a.cols().min(first + WIDE_ROWS);
+                    copy_rows(s, a.col_range(columns), piece, to);
+                } else {
+                    pack_columns(s, a.col_range(piece), first, count, to, WIDE_ROWS);
+                }
             }
+            to = to.wrapping_add(values);
         }
     }
 
@@ -344,12 +333,12 @@ impl Block<'_> {
     /// # Safety
     /// As [`Block::run`]; the share exists.
     #[inline(always)]
-    unsafe fn pack_right<S: Tiled, W: Floats>(&self, s: S, share: Share<'_>) {
+    unsafe fn pack_right<S: Tiled, W: Floats>(&self, s: S, share: Share) {
         let wide = S::WIDE.1 * PANEL;
         let known = matches!(self.product.b.dtype(), DType::F16 | DType::F32);
         let whole = if known { self.columns.len() / wide } else { 0 };
-        for i in 0..share.depth {
-            let row = self.product.b.row(share.start + i);
+        for (i, row) in self.chain.pieces(share).flatten().enumerate() {
+            let row = self.product.b.row(row);
             let to = self.right(share, self.columns.start).wrapping_add(i * wide);
             for group in 0..whole {
                 let to = to.wrapping_add(group * share.depth * wide);
@@ -374,20 +363,20 @@ impl Block<'_> {
 
     /// Where the group from `column` on begins in B's share.
     #[inline(always)]
-    fn right(&self, share: Share<'_>, column: usize) -> *mut f32 {
+    fn right(&self, share: Share, column: usize) -> *mut f32 {
         let at = (column - self.columns.start) * share.depth;
         self.work.wrapping_add(RIGHT + at)
     }
 
     /// What is packed of A, where it is given by columns, after a tile: the rows from `first` on.
     #[inline(always)]
-    fn feed_left<S: Tiled>(&self, share: Share<'_>, first: usize) -> Feed {
+    fn feed_left<S: Tiled>(&self, share: Share, first: usize) -> Feed {
         if first == self.rows.len() || share.depth == 0 {
             return Feed::none();
         }
         let (a, size) = (self.product.a, self.product.a.dtype().size());
         Feed::runs(
-            a.row(share.start).at(self.rows.start + first),
+            a.row(self.chain.first(share)).at(self.rows.start + first),
             share.depth,
             (LANES * size, a.stride() * size),
             self.groups::<S>().count() * share.depth,
@@ -396,27 +385,23 @@ impl Block<'_> {
 
     /// What is packed of B after a share, by so many tiles of rows: the share `ahead` of the same columns, or what follows the block.
     #[inline(always)]
-    fn feed_right<S: Tiled>(
-        &self,
-        share: Share<'_>,
-        ahead: Option<Share<'_>>,
-        tiles: usize,
-    ) -> Feed {
+    fn feed_right<S: Tiled>(&self, share: Share, ahead: Option<Share>, tiles: usize) -> Feed {
         let b = self.product.b;
-        let (next, column) = if ahead.is_some() {
-            (ahead, self.columns.start)
-        } else if let Some((total, column)) = self.next {
-            (total.shares().next(), column)
-        } else {
-            return Feed::none();
+        let next = match (ahead, self.next) {
+            (Some(share), _) => Some((self.chain, share, self.columns.start)),
+            (None, Some((chain, column))) => {
+                let share = chain.shares().next();
+                share.map(|share| (chain, share, column))
+            }
+            (None, None) => None,
         };
-        let Some(next) = next.filter(|next| next.depth > 0) else {
+        let Some((chain, next, column)) = next.filter(|(_, next, _)| next.depth > 0) else {
             return Feed::none();
         };
         let columns = self.columns.len().min(b.cols() - column);
         let size = b.dtype().size();
         Feed::runs(
-            b.row(next.start).at(column),
+            b.row(chain.first(next)).at(column),
             next.depth,
             (columns * size, b.stride() * size),
             self.groups::<S>().count() * tiles * share.depth,

@@ -10,7 +10,6 @@
 //! call has, how rows and panels are split over calls or workers, nor (in attention) on trailing
 //! keys that the mask switches off. This holds because every sum has one order, fixed by the index of what it sums over.
 
-mod addend;
 mod attention;
 mod attention_grad;
 mod elementwise;
@@ -33,7 +32,6 @@ mod sums;
 mod update;
 mod view;
 
-pub use addend::Addend;
 pub use attention::{Attention, HeadDropout, attention_head, attention_scratch};
 pub use attention_grad::{AttentionGrad, attention_grad_head, attention_grad_scratch};
 pub use elementwise::{
@@ -47,7 +45,7 @@ pub use loss::{
     CrossEntropy, IGNORE_INDEX, LabelError, bce_with_logits, cross_entropy, cross_entropy_grad,
     smooth_l1,
 };
-pub use matmul::{Chain, MATMUL_SCRATCH, Matmul, matmul};
+pub use matmul::{Chain, MATMUL_SCRATCH, Matmul, Start, matmul};
 pub use norm::{LayerNorm, layer_norm};
 pub use norm_grad::{
     LayerNormGrad, layer_norm_grad, layer_norm_grad_scratch, layer_norm_grad_sums,

@@ -10,7 +10,8 @@ use super::{IndexError, Kernels, Scratch, View, ViewMut, elementwise};
 /// Vectors that are summed side by side.
 const CHAINS: usize = 8;
 
-/// Writes the given columns of Σ x\[r\], one sum over the rows of `over` in that order, to `out`, \[1, columns of x\].
+/// Writes the given columns of `start` + Σ x\[r\], one sum over the rows of `over` in that order, to `out`, \[1, columns of x\], which may
+/// be the memory of `start`. Sums start at zero if nothing is given.
 ///
 /// # Panics
 /// If shapes disagree, or columns or rows are out of range.
@@ -18,6 +19,7 @@ pub fn sum_rows(
     kernels: &Kernels,
     x: View<'_>,
     over: &[Range<usize>],
+    start: Option<View<'_>>,
     out: ViewMut<'_>,
     columns: Range<usize>,
 ) {
@@ -31,6 +33,11 @@ pub fn sum_rows(
         (1, x.cols()),
         "shape of a sum of rows"
     );
+    let shape = (1, x.cols());
+    assert!(
+        start.is_none_or(|start| (start.rows(), start.cols()) == shape),
+        "shape of what a sum of rows starts from"
+    );
     assert!(
         columns.end <= x.cols(),
         "columns {columns:?} of {}",
@@ -41,6 +48,7 @@ pub fn sum_rows(
         (kernels.sum_rows)(Args {
             x,
             over,
+            start,
             out,
             columns,
         })
@@ -51,6 +59,7 @@ pub fn sum_rows(
 pub(super) struct Args<'a> {
     x: View<'a>,
     over: &'a [Range<usize>],
+    start: Option<View<'a>>,
     out: ViewMut<'a>,
     columns: Range<usize>,
 }
@@ -80,12 +89,19 @@ unsafe fn all_columns<S: Simd>(s: S, args: Args<'_>, known: Option<DType>) {
     let Args {
         x,
         over,
+        start,
         out,
         columns,
     } = args;
     for first in columns.clone().step_by(CHAINS * LANES) {
         let mut sums = [s.splat(0.0); CHAINS];
         let columns = first..columns.end.min(first + CHAINS * LANES);
+        if let Some(start) = start {
+            for (c, sum) in columns.clone().step_by(LANES).zip(&mut sums) {
+                // SAFETY: the columns exist.
+                *sum = unsafe { start.row(0).load_up_to(s, c, columns.end - c) };
+            }
+        }
         for r in over.iter().cloned().flatten() {
             let row = x.row(r).known(known);
             for (c, sum) in columns.clone().step_by(LANES).zip(&mut sums) {

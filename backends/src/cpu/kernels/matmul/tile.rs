@@ -1,13 +1,11 @@
 //! A few rows of some panels, and what becomes of their sums.
 
-use std::ops::Range;
-
 use lxpod_ir::DType;
 
+use super::super::View;
 use super::super::pack::PANEL;
 use super::super::simd::{Body, LANES, Tiled, WIDE_ROWS, wide_steps};
-use super::super::{Addend, View};
-use super::{Block, Drain, PANELS, RESULTS, SUMS, Share, Traffic, load_up_to};
+use super::{Block, Drain, PANELS, RESULTS, SUMS, Share, Start, Traffic, load_up_to};
 
 /// The most steps between which nothing else is done.
 const STEPS: usize = 48;
@@ -15,7 +13,7 @@ const STEPS: usize = 48;
 /// A few rows of some panels; their values of A and of B are packed.
 pub(super) struct Tile<'a> {
     pub(super) block: &'a Block<'a>,
-    pub(super) share: Share<'a>,
+    pub(super) share: Share,
     /// The first panel's first column.
     pub(super) column: usize,
     /// The first row, in the block.
@@ -70,57 +68,39 @@ impl Tile<'_> {
     /// As there.
     #[inline(always)]
     unsafe fn run<S: Tiled, const R: usize, const P: usize>(&self, s: S, traffic: &mut Traffic) {
-        if self.share.last && !self.block.streams {
+        let Share { first, last, .. } = self.share;
+        if first && self.start().is_some() || last && !self.block.streams {
             self.ask::<S, R, P>(s);
         }
         // A copy, in registers.
         let mut copy = *traffic;
         // SAFETY: the caller's contract.
         unsafe {
-            if self.block.total.several() {
-                self.chains::<S, R, P>(s, &mut copy);
+            let mut acc = if first {
+                self.begin::<S, R, P>(s)
             } else {
-                let mut acc = if self.share.first {
-                    zeros::<S, R, P>(s)
-                } else {
-                    self.load::<S, R, P>(s)
-                };
-                self.add_products(s, &mut acc, 0..self.share.depth, &mut copy);
-                self.store(s, acc, self.block.total.add(), &mut copy.drain);
+                self.load::<S, R, P>(s)
+            };
+            self.add_products(s, &mut acc, &mut copy);
+            if last {
+                self.finish(s, acc, &mut copy.drain);
+            } else {
+                self.leave(s, acc);
             }
         }
         *traffic = copy;
     }
 
-    /// [`Tile::run`] of several whole chains: their total waits in the first-level cache.
-    ///
-    /// # Safety
-    /// As there.
+    /// What sums begin with, if not with zero.
     #[inline(always)]
-    unsafe fn chains<S: Tiled, const R: usize, const P: usize>(&self, s: S, traffic: &mut Traffic) {
-        let mut start = 0;
-        // SAFETY: the caller's contract; the scratch has room for the totals.
-        unsafe {
-            if self.share.first {
-                let totals = self.begin::<S, R, P>(s);
-                self.leave(s, totals);
-            }
-            for (i, chain) in self.share.chains.iter().enumerate() {
-                let steps = start..start + chain.depth;
-                start = steps.end;
-                let mut acc = zeros::<S, R, P>(s);
-                self.add_products(s, &mut acc, steps, traffic);
-                self.add_sums(s, &mut acc);
-                if i + 1 < self.share.chains.len() {
-                    self.leave(s, acc);
-                } else {
-                    self.store(s, acc, Addend::Nothing, &mut traffic.drain);
-                }
-            }
+    fn start(&self) -> Option<View<'_>> {
+        match self.block.chain.start {
+            Start::From(start) => Some(start),
+            Start::Zero | Start::Reset => None,
         }
     }
 
-    /// Adds the products of some steps of the share.
+    /// Adds the products of the share.
     ///
     /// # Safety
     /// As [`Tile::add_share`].
@@ -129,14 +109,13 @@ impl Tile<'_> {
         &self,
         s: S,
         acc: &mut [[S::C; R]; P],
-        steps: Range<usize>,
         traffic: &mut Traffic,
     ) {
         let left = self.block.work.cast_const();
         let right = self.block.right(self.share, self.column).cast_const();
-        let Range { mut start, end } = steps;
-        while start < end {
-            let count = STEPS.min(end - start);
+        let depth = self.share.depth;
+        for start in (0..depth).step_by(STEPS) {
+            let count = STEPS.min(depth - start);
             // SAFETY: the caller's contract.
             unsafe {
                 traffic.drain.some(s, count);
@@ -144,15 +123,25 @@ impl Tile<'_> {
                 let (a, b) = (left.add(start * WIDE_ROWS), right.add(start * P * PANEL));
                 wide_steps::<S, R, P>(s, acc, a, b, count);
             }
-            start += count;
         }
     }
 
-    /// Asks for the places of the results.
+    /// Asks for the places of the results of the tile to follow.
     #[inline(always)]
     fn ask<S: Tiled, const R: usize, const P: usize>(&self, s: S) {
+        let column = self.column + P * PANEL;
+        let (first, column) = if column < self.block.columns.end {
+            (self.first, column)
+        } else {
+            (self.first + R, self.block.columns.start)
+        };
+        let next = Tile {
+            first,
+            column,
+            ..*self
+        };
         for p in 0..P {
-            let (start, step) = self.place(p, 0);
+            let (start, step) = next.place(p, 0);
             for r in 0..R {
                 s.prefetch(start.wrapping_add(r * step));
             }
@@ -162,7 +151,7 @@ impl Tile<'_> {
     /// Where row `r` of the result begins in panel `p`, and the bytes from row to row.
     #[inline(always)]
     fn place(&self, p: usize, r: usize) -> (*mut u8, usize) {
-        let (out, column) = (self.block.total.out(), self.column + p * PANEL);
+        let (out, column) = (&self.block.chain.out, self.column + p * PANEL);
         let (start, step) = (
             out.as_view().row(self.block.rows.start).at(column),
             out.stride() * out.dtype().size(),
@@ -182,31 +171,32 @@ impl Tile<'_> {
         self.block.work.wrapping_add(SUMS + tile)
     }
 
-    /// What totals begin with.
+    /// What sums begin with.
     ///
     /// # Safety
     /// The rows and columns exist.
     #[inline(always)]
     unsafe fn begin<S: Tiled, const R: usize, const P: usize>(&self, s: S) -> [[S::C; R]; P] {
-        let mut totals = zeros::<S, R, P>(s);
-        let Some(add) = self.block.total.add().view() else {
-            return totals;
+        let mut acc = zeros::<S, R, P>(s);
+        let Some(start) = self.start() else {
+            return acc;
         };
-        for (p, totals) in totals.iter_mut().enumerate() {
+        for (p, acc) in acc.iter_mut().enumerate() {
             let column = self.column + p * PANEL;
-            for (r, total) in totals.iter_mut().enumerate() {
-                let row = add.row(self.block.rows.start + self.first + r);
+            let whole = column + PANEL <= start.cols() && start.dtype() == DType::F32;
+            for (r, sum) in acc.iter_mut().enumerate() {
+                let row = start.row(self.block.rows.start + self.first + r);
                 // SAFETY: the caller's contract; only columns that exist are read.
-                *total = unsafe {
-                    if column + PANEL <= add.cols() {
+                *sum = unsafe {
+                    if whole {
                         s.load_columns(row.at(column).cast())
                     } else {
-                        load_up_to(s, row, column, add.cols())
+                        load_up_to(s, row, column, start.cols())
                     }
                 };
             }
         }
-        totals
+        acc
     }
 
     /// The sums that were left.
@@ -223,23 +213,6 @@ impl Tile<'_> {
         acc
     }
 
-    /// Adds the sums that were left: from memory, since there are no registers for both.
-    ///
-    /// # Safety
-    /// As [`Tile::leave`].
-    #[inline(always)]
-    unsafe fn add_sums<S: Tiled, const R: usize, const P: usize>(
-        &self,
-        s: S,
-        acc: &mut [[S::C; R]; P],
-    ) {
-        let sums = self.sums::<R>();
-        for (i, acc) in acc.as_flattened_mut().iter_mut().enumerate() {
-            // SAFETY: the caller's contract.
-            *acc = unsafe { s.add_columns(*acc, s.load_columns(sums.add(i * PANEL))) };
-        }
-    }
-
     /// Leaves sums for the next share.
     ///
     /// # Safety
@@ -253,29 +226,7 @@ impl Tile<'_> {
         }
     }
 
-    /// Leaves sums for the next share, or finishes them.
-    ///
-    /// # Safety
-    /// As [`Tile::leave`] and [`Tile::finish`].
-    #[inline(always)]
-    unsafe fn store<S: Tiled, const R: usize, const P: usize>(
-        &self,
-        s: S,
-        acc: [[S::C; R]; P],
-        add: Addend<'_>,
-        drain: &mut Drain,
-    ) {
-        // SAFETY: the caller's contract.
-        unsafe {
-            if self.share.last {
-                self.finish(s, acc, add, drain);
-            } else {
-                self.leave(s, acc);
-            }
-        }
-    }
-
-    /// Adds what is to be added to finished sums and stores the results.
+    /// Stores finished sums.
     ///
     /// # Safety
     /// The rows and columns exist.
@@ -284,11 +235,9 @@ impl Tile<'_> {
         &self,
         s: S,
         acc: [[S::C; R]; P],
-        add: Addend<'_>,
         drain: &mut Drain,
     ) {
-        let out = self.block.total.out();
-        let added = add.view().map_or(out.dtype(), View::dtype);
+        let out = &self.block.chain.out;
         let whole = self.column + P * PANEL <= out.cols();
         let streams = whole && self.block.streams;
         // SAFETY: the caller's contract; the scratch has room for the results of a tile.
@@ -298,19 +247,19 @@ impl Tile<'_> {
             }
             for (p, acc) in acc.into_iter().enumerate() {
                 let column = self.column + p * PANEL;
-                match (out.dtype(), added) {
-                    (DType::F32, DType::F32) if whole => {
-                        let to = if streams {
+                match out.dtype() {
+                    DType::F32 if whole => {
+                        let (to, step) = if streams {
                             (self.result(p), P * PANEL * size_of::<f32>())
                         } else {
                             self.place(p, 0)
                         };
-                        self.finish_whole(s, (p, acc), add, to);
+                        for (r, y) in acc.into_iter().enumerate() {
+                            s.store_columns(to.wrapping_add(r * step).cast(), y);
+                        }
                     }
-                    (DType::F16, DType::F16) if whole => {
-                        self.finish_panel(s, (column, acc), add, Some(DType::F16));
-                    }
-                    _ => self.finish_panel(s, (column, acc), add, None),
+                    DType::F16 if whole => self.finish_panel(s, (column, acc), Some(DType::F16)),
+                    _ => self.finish_panel(s, (column, acc), None),
                 }
             }
             if streams {
@@ -325,39 +274,7 @@ impl Tile<'_> {
         self.block.work.wrapping_add(RESULTS + p * PANEL).cast()
     }
 
-    /// [`Tile::finish`] of panel `p` where everything is f32 and all 16 columns exist; rows go to `to` and `step` bytes on.
-    ///
-    /// # Safety
-    /// As there.
-    #[inline(always)]
-    unsafe fn finish_whole<S: Tiled, const R: usize>(
-        &self,
-        s: S,
-        (p, acc): (usize, [S::C; R]),
-        add: Addend<'_>,
-        (to, step): (*mut u8, usize),
-    ) {
-        let from = add.view().map(|add| {
-            let row = add.row(self.block.rows.start + self.first);
-            let step = add.stride() * size_of::<f32>();
-            (row.at(self.column + p * PANEL), step)
-        });
-        let zeros = s.columns([s.splat(0.0); 2]);
-        for (r, mut y) in acc.into_iter().enumerate() {
-            // SAFETY: the caller's contract.
-            unsafe {
-                if let Some((from, step)) = from {
-                    y = s.add_columns(y, s.load_columns(from.wrapping_add(r * step).cast()));
-                } else if matches!(add, Addend::Zeros) {
-                    y = s.add_columns(y, zeros);
-                }
-                s.store_columns(to.wrapping_add(r * step).cast(), y);
-            }
-        }
-    }
-
-    /// [`Tile::finish`] of the panel from `column` on; `known` is the dtype of results and what is added, where all 16 columns
-    /// exist.
+    /// [`Tile::finish`] of the panel from `column` on; `known` is the dtype of results, where all 16 columns exist.
     ///
     /// # Safety
     /// The rows and columns exist.
@@ -366,32 +283,20 @@ impl Tile<'_> {
         &self,
         s: S,
         (column, acc): (usize, [S::C; R]),
-        added: Addend<'_>,
         known: Option<DType>,
     ) {
-        let all = self.block.total.out();
-        let (end, zeros) = (all.cols(), matches!(added, Addend::Zeros));
+        let (out, first) = (&self.block.chain.out, self.block.rows.start + self.first);
+        let end = out.cols();
         for (r, sums) in acc.into_iter().enumerate() {
-            let row = self.block.rows.start + self.first + r;
-            let out = all.row(row).known(known);
-            let add = added.view().map(|add| add.row(row).known(known));
-            for (column, mut y) in (column..).step_by(LANES).zip(s.halves(sums)) {
-                let left = if known.is_some() {
-                    LANES
-                } else {
-                    end.saturating_sub(column)
+            let row = out.row(first + r).known(known);
+            for (column, y) in (column..).step_by(LANES).zip(s.halves(sums)) {
+                let left = match known {
+                    Some(_) => LANES,
+                    None => end.saturating_sub(column),
                 };
-                // SAFETY: the caller's contract; so many columns exist.
-                unsafe {
-                    if zeros {
-                        y = s.add(y, s.splat(0.0));
-                    }
-                    if let Some(add) = add.filter(|_| left > 0) {
-                        y = s.add(y, add.load_up_to(s, column, left));
-                    }
-                    if left > 0 {
-                        out.store(s, column, left, y);
-                    }
+                if left > 0 {
+                    // SAFETY: the caller's contract; so many columns exist.
+                    unsafe { row.store(s, column, left, y) };
                 }
             }
         }
