@@ -153,18 +153,39 @@ impl Machine<'_> {
         let (states, count) = self.states(step);
         let update = self.update(step, rule, stochastic, &states[..count]);
         let elements = update.p.cols();
+        // The packed form is of the first replica's parameter.
+        if let Some(panels) = step.packs.as_deref().filter(|_| self.replica == 0) {
+            for panel in worker.claims(panels.panels(), 1).flatten() {
+                self.step_elements(step, &update, parts, panels.elements(panel));
+                let new = self.write(step, 0);
+                // SAFETY: workers have disjoint panels, which no step of the update reads.
+                unsafe { panels.refill(self.kernels, new.as_view(), panel..panel + 1) };
+            }
+            return;
+        }
         for blocks in worker.claims(elements.div_ceil(BLOCK), GRAIN) {
             let range = blocks.start * BLOCK..elements.min(blocks.end * BLOCK);
-            if parts.is_empty() {
-                self.apply(step, &update, range.clone());
-            }
-            for (index, part) in parts.iter().enumerate() {
-                let own = [part.start, part.end].map(|end| end.saturating_sub(update.first));
-                let [start, end] = own.map(|end| end.clamp(range.start, range.end));
-                if start < end {
-                    let lr = update.lr * self.entry(step, 8, index) as f32;
-                    self.apply(step, &Update { lr, ..update }, start..end);
-                }
+            self.step_elements(step, &update, parts, range);
+        }
+    }
+
+    /// [`Machine::optimise`] for some elements.
+    fn step_elements(
+        &self,
+        step: &CpuStep,
+        update: &Update<'_>,
+        parts: &[Range<usize>],
+        range: Range<usize>,
+    ) {
+        if parts.is_empty() {
+            self.apply(step, update, range.clone());
+        }
+        for (index, part) in parts.iter().enumerate() {
+            let own = [part.start, part.end].map(|end| end.saturating_sub(update.first));
+            let [start, end] = own.map(|end| end.clamp(range.start, range.end));
+            if start < end {
+                let lr = update.lr * self.entry(step, 8, index) as f32;
+                self.apply(step, &Update { lr, ..*update }, start..end);
             }
         }
     }

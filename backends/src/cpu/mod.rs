@@ -139,7 +139,7 @@ impl Cpu {
         let programs: Result<Vec<Vec<CpuProgram>>, _> = (0..plan.tiles.len())
             .map(|tile| step::resolve(&plan, tile, &store))
             .collect();
-        let programs = programs?;
+        let mut programs = programs?;
         check_outputs(&plan.graph, &programs)?;
         let new_arena = |tile| {
             let range = trace::arena_range(tile, updated);
@@ -164,7 +164,7 @@ impl Cpu {
                 .collect(),
             times: Mutex::new(programs.iter().map(no_times).collect()),
             repacks: if updated {
-                Repack::all(&plan, &programs)
+                Repack::all(&plan, &mut programs)
             } else {
                 Vec::new()
             },

@@ -164,18 +164,18 @@ impl Cpu {
         found
     }
 
-    /// Puts a persistent tensor back, on every stage and replica that has it.
+    /// Puts a persistent tensor back, on every stage and replica that has it. Returns where that is, as (tile, tile address).
     pub(super) fn write_persistent(
         &mut self,
         name: &str,
         tensor: &Tensor<f32>,
-    ) -> Result<(), BackendError> {
+    ) -> Result<Vec<(usize, u64)>, BackendError> {
         let entries = self.persistents();
         let entries: Vec<_> = entries.iter().filter(|entry| entry.name == name).collect();
         if entries.is_empty() {
             return Err(BackendError::Data(format!("the plan has no `{name}`")));
         }
-        for entry in entries {
+        for entry in &entries {
             if entry.shape != tensor.shape {
                 let (shape, given) = (&entry.shape, &tensor.shape);
                 let message = format!("`{name}` is {given}, the plan's is {shape}");
@@ -184,6 +184,7 @@ impl Cpu {
             let replicas = 0..self.plan.replicas;
             replicas.for_each(|replica| self.write(entry, replica, 0, tensor.reals()));
         }
-        Ok(())
+        let place = |entry: &&Persistent<'_>| (entry.tile, entry.buffer.offset);
+        Ok(entries.iter().map(place).collect())
     }
 }

@@ -13,6 +13,7 @@ use super::definition::Definition;
 use super::exec_grad::Gradient;
 use super::exec_update::Updating;
 use super::host::HostValue;
+use super::kernels::Panels;
 use super::members::Turns;
 use super::operand::{Operand, Role};
 use super::store::{Form, Resident, Store};
@@ -91,6 +92,8 @@ pub(super) struct CpuStep {
     pub reset: Option<usize>,
     /// How many replicas share the step's work out; 1 if each does all of it.
     pub shards: usize,
+    /// Where the parameter that it updates is packed, if it packs it anew.
+    pub packs: Option<Arc<Panels>>,
 }
 
 /// One program, ready to run.
@@ -220,6 +223,7 @@ impl Resolver<'_> {
             outputs,
             reset: self.reset(node)?,
             shards: sharding::operand_shards(self.graph(), node),
+            packs: None,
         })
     }
 

@@ -9,9 +9,10 @@ use lxpod_ir::{DType, Tensor, TensorType, sharding};
 use lxpod_passes::plan::{Buffer, Category, Plan};
 use lxpod_passes::schedule::Phase;
 
+use super::exec_update::Updating;
 use super::kernels::{self, Panels, View, ViewMut};
 use super::members::Members;
-use super::step::{CpuProgram, Source};
+use super::step::{CpuProgram, CpuStep, Kernel, Source};
 use super::store::Resident;
 use super::team::Worker;
 use super::visit::{Cell, Visit};
@@ -26,11 +27,40 @@ pub(super) struct Repack {
     panels: Arc<Panels>,
     tile: usize,
     span: Range<u64>,
+    /// Whether the step that updates the parameter packs it anew, while it is in a cache.
+    by_step: bool,
 }
 
 impl Repack {
-    /// Every packed weight of a plan's programs.
-    pub(super) fn all(plan: &Plan, programs: &[Vec<CpuProgram>]) -> Vec<Repack> {
+    /// Every packed weight of a plan's programs; a step that updates the parameter of one, and does not share that out, is told to
+    /// pack it anew.
+    pub(super) fn all(plan: &Plan, programs: &mut [Vec<CpuProgram>]) -> Vec<Repack> {
+        let mut found = Repack::find(plan, programs);
+        for repack in &mut found {
+            let programs = programs[repack.tile].iter_mut();
+            let mut steps = programs.flat_map(|program| &mut program.steps);
+            if let Some(step) = steps.find(|step| repack.is_after(step)) {
+                step.packs = Some(repack.panels.clone());
+                repack.by_step = true;
+            }
+        }
+        found
+    }
+
+    /// Whether a step of its tile updates the parameter, all of it.
+    fn is_after(&self, step: &CpuStep) -> bool {
+        let optimises = matches!(
+            step.kernel,
+            Kernel::Updating(Updating::Sgd(_) | Updating::Adam(..))
+        );
+        let new = &step.outputs[0];
+        optimises
+            && step.shards == 1
+            && new.offset == self.span.start
+            && new.dtype == self.panels.format().dtype()
+    }
+
+    fn find(plan: &Plan, programs: &[Vec<CpuProgram>]) -> Vec<Repack> {
         let mut found: Vec<Repack> = Vec::new();
         for (tile, programs) in programs.iter().enumerate() {
             let steps = programs.iter().zip(&plan.tiles[tile].programs);
@@ -49,6 +79,7 @@ impl Repack {
                         panels: panels.clone(),
                         tile,
                         span: buffer.offset..buffer.offset + buffer.bytes,
+                        by_step: false,
                     });
                 }
             }
@@ -216,9 +247,12 @@ impl Cpu {
         unsafe { self.arenas[replica][tile].at(span.start, span.end) }
     }
 
-    /// Packs every weight anew from its parameter.
-    fn repack(&self, worker: &Worker<'_>) {
-        for Repack { panels, tile, span } in &self.repacks {
+    /// Packs some weights anew from their parameters.
+    fn repack(&self, worker: &Worker<'_>, which: impl Fn(&Repack) -> bool) {
+        for repack in self.repacks.iter().filter(|repack| which(repack)) {
+            let Repack {
+                panels, tile, span, ..
+            } = repack;
             let extent = [panels.n(), panels.k()];
             // SAFETY: no step runs, so nobody writes the parameter.
             let weight = unsafe {
@@ -292,7 +326,7 @@ impl Cpu {
                 self.gather_parameters(worker);
                 worker.meet()?;
             }
-            self.repack(worker);
+            self.repack(worker, |repack| !repack.by_step);
             Ok(())
         });
         first_failure(failure)
@@ -345,9 +379,11 @@ impl Trainable for Cpu {
     }
 
     fn restore(&mut self, name: &str, tensor: &Tensor<f32>) -> Result<(), BackendError> {
-        self.write_persistent(name, tensor)?;
+        let written = self.write_persistent(name, tensor)?;
         self.team.run(&|worker| {
-            self.repack(worker);
+            self.repack(worker, |repack| {
+                written.contains(&(repack.tile, repack.span.start))
+            });
             Ok(())
         });
         Ok(())

@@ -105,6 +105,11 @@ impl Panels {
     pub fn panels(&self) -> usize {
         self.n.div_ceil(PANEL)
     }
+    /// The weight's elements, row by row, that panel `p` holds.
+    pub fn elements(&self, p: usize) -> Range<usize> {
+        let row = |panel: usize| self.n.min(panel * PANEL) * self.k;
+        row(p)..row(p + 1)
+    }
     /// Bytes allocated, padding included.
     pub fn bytes(&self) -> usize {
         size_of_val(self.lines.cells()) + size_of_val(self.scales.as_slice())

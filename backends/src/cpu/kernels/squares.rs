@@ -62,9 +62,12 @@ pub(super) unsafe fn run<S: Simd>(s: S, x: View<'_>) -> f64 {
 /// The row has so many columns.
 #[inline(always)]
 unsafe fn sum<S: Simd>(s: S, row: Row, cols: usize) -> f64 {
+    /// How many elements further the row is asked for.
+    const AHEAD: usize = 1024;
     let mut sums = Squares::default();
     let whole = cols - cols % LANES;
     for c in (0..whole).step_by(LANES) {
+        s.prefetch(row.at(c + AHEAD));
         // SAFETY: the columns exist.
         sums.add(s.unpack(unsafe { row.load(s, c) }), LANES);
     }
