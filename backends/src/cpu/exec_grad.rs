@@ -157,7 +157,7 @@ impl Machine<'_> {
             b: all.read(step, 1),
             workers: worker.workers,
         };
-        let sums = self.sums(step, 2);
+        let sums = self.row_sums(step, 2);
         let chains = sums.iter().map(|(own, rows)| {
             let start = match (own.accumulated(step, 2), own.reset(step)) {
                 (Some(start), _) => Start::From(start),
@@ -198,7 +198,7 @@ impl Machine<'_> {
 
     /// What a step sums over rows, as rows of [`Machine::with_rows_of`], of which operand `accumulator` may be what it starts
     /// from: one sum, where each member goes on in f32 from what the one before it left, else one for each.
-    fn sums(&self, step: &CpuStep, accumulator: usize) -> SmallVec<[(Self, Rows); MEMBERS]> {
+    fn row_sums(&self, step: &CpuStep, accumulator: usize) -> SmallVec<[(Self, Rows); MEMBERS]> {
         let sum = &step.outputs[0];
         let go_on = step.inputs.len() > accumulator && sum.copy == 0 && sum.dtype == DType::F32;
         let mut sums: SmallVec<[(Self, Rows); MEMBERS]> = SmallVec::new();
@@ -226,7 +226,7 @@ impl Machine<'_> {
     fn sum_rows(&self, step: &CpuStep, worker: &Worker<'_>) {
         let all = self.with_rows_of(step);
         let x = all.read(step, 0);
-        let sums = self.sums(step, 1);
+        let sums = self.row_sums(step, 1);
         for blocks in worker.claims(x.cols().div_ceil(COLUMNS), 1) {
             let columns = blocks.start * COLUMNS..x.cols().min(blocks.end * COLUMNS);
             for (own, rows) in &sums {

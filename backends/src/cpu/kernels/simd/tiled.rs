@@ -31,6 +31,9 @@ pub(in super::super) trait Tiled: Simd {
     /// The rows and panels of the f32 tile that loads least for each multiply-add.
     const WIDE: (usize, usize) = (Self::MAX_ROWS, 1);
 
+    /// The steps of such a tile for which the set has something better than one after the other; 0 if it has not.
+    const WIDE_BLOCK: usize = 0;
+
     /// [`Tiled::PANELS`] of a tile of `rows` rows.
     #[inline(always)]
     fn panels(rows: usize) -> usize {
@@ -176,20 +179,19 @@ pub(in super::super) trait Tiled: Simd {
             unsafe { step::<Self, W, R, P>(self, acc, (a.add(i), row), (w, panel)) };
         }
     }
-    /// The first of some steps of packed sides, as [`wide_steps`]: as many as the set has something better for than one after the
-    /// other. Returns their number.
+    /// Some blocks of [`Tiled::WIDE_BLOCK`] steps of packed sides, as [`wide_steps`].
     ///
     /// # Safety
-    /// As there.
+    /// As there; P is that of [`Tiled::WIDE`], and there is a block.
     #[inline(always)]
     unsafe fn wide_blocks<const R: usize, const P: usize>(
         self,
         _acc: &mut [[Self::C; R]; P],
         _a: *const f32,
         _b: *const f32,
-        _steps: usize,
-    ) -> usize {
-        0
+        _blocks: usize,
+    ) {
+        unreachable!("no blocks of steps");
     }
     /// Eight steps of an integer tile: `acc[p][r] += a[r][i] · w[p][i]` for pairs i in 0..8; else as [`Tiled::eight_steps`].
     ///
@@ -227,8 +229,13 @@ pub(in super::super) unsafe fn wide_steps<S: Tiled, const R: usize, const P: usi
     steps: usize,
 ) {
     const PANEL: usize = 2 * LANES;
-    // SAFETY: the caller's contract.
-    let whole = unsafe { s.wide_blocks::<R, P>(acc, a, b, steps) };
+    let blocks = steps.checked_div(S::WIDE_BLOCK).unwrap_or(0);
+    let mut whole = 0;
+    if P == S::WIDE.1 && blocks > 0 {
+        // SAFETY: the caller's contract.
+        unsafe { s.wide_blocks::<R, P>(acc, a, b, blocks) };
+        whole = blocks * S::WIDE_BLOCK;
+    }
     for i in whole..steps {
         let b = b.wrapping_add(i * P * PANEL).cast();
         // SAFETY: the caller's contract.

@@ -13,6 +13,7 @@ impl Tiled for Avx<Ymm> {
 
     const MAX_ROWS: usize = 6;
     const PANELS: [usize; 4] = FEW_PANELS;
+    const WIDE_BLOCK: usize = ymm_steps::WIDE_BLOCK;
 
     #[inline(always)]
     fn columns(self, halves: [__m256; 2]) -> [__m256; 2] {
@@ -81,16 +82,10 @@ impl Tiled for Avx<Ymm> {
         acc: &mut [[[__m256; 2]; R]; P],
         a: *const f32,
         w: *const f32,
-        steps: usize,
-    ) -> usize {
+        blocks: usize,
+    ) {
         // SAFETY: the caller's contract, and the token for the features.
-        unsafe {
-            if P == Self::WIDE.1 {
-                ymm_steps::wide::<R>(&mut acc[0], a, w, steps)
-            } else {
-                0
-            }
-        }
+        unsafe { ymm_steps::wide::<R>(&mut acc[0], a, w, blocks) }
     }
     #[inline(always)]
     unsafe fn eight_pairs<const R: usize, const P: usize>(

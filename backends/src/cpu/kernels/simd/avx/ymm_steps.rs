@@ -178,12 +178,12 @@ table!(half, row, f16, __m256);
 table!(single, row, f32, __m256);
 table!(pairs, pair_row, f32, __m256i);
 
+/// Steps of packed f32 sides that are written out: a block.
+pub(super) const WIDE_BLOCK: usize = 4;
+
 /// The functions of packed f32 sides, block by block of steps.
 mod wide {
     use super::*;
-
-    /// Steps that are written out: a block.
-    pub(super) const BLOCK: usize = 4;
 
     /// One step.
     macro_rules! step {
@@ -274,12 +274,8 @@ pub(super) unsafe fn wide<const R: usize>(
     acc: &mut [[__m256; 2]; R],
     a: *const f32,
     w: *const f32,
-    steps: usize,
-) -> usize {
-    let count = steps / wide::BLOCK;
-    if count == 0 {
-        return 0;
-    }
+    count: usize,
+) {
     let sums = acc.as_mut_ptr();
     // SAFETY: the caller's contract; each array is cast to the length it has.
     unsafe {
@@ -293,7 +289,6 @@ pub(super) unsafe fn wide<const R: usize>(
             _ => unreachable!("a tile of {R} rows"),
         }
     }
-    count * wide::BLOCK
 }
 
 /// See `Tiled::eight_pairs`.

@@ -25,6 +25,7 @@ impl Tiled for Avx<Zmm> {
     const MAX_ROWS: usize = 12;
     const PANELS: [usize; 4] = MOST_PANELS;
     const WIDE: (usize, usize) = (8, 3);
+    const WIDE_BLOCK: usize = zmm_steps::WIDE_BLOCK;
 
     #[inline(always)]
     unsafe fn apart<B: Body>(self, body: B) {
@@ -133,16 +134,10 @@ impl Tiled for Avx<Zmm> {
         acc: &mut [[__m512; R]; P],
         a: *const f32,
         w: *const f32,
-        steps: usize,
-    ) -> usize {
+        blocks: usize,
+    ) {
         // SAFETY: the caller's contract, and the token for the features.
-        unsafe {
-            if P == Self::WIDE.1 {
-                zmm_steps::wide::<R, P>(acc, a, w, steps)
-            } else {
-                0
-            }
-        }
+        unsafe { zmm_steps::wide::<R, P>(acc, a, w, blocks) }
     }
     #[inline(always)]
     unsafe fn eight_pairs<const R: usize, const P: usize>(

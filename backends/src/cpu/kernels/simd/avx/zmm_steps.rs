@@ -215,12 +215,12 @@ rows_of!(ten, 10, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5, 6 l6 h6,
 rows_of!(eleven, 11, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5, 6 l6 h6, 7 l7 h7, 8 l8 h8, 9 l9 h9, 10 l10 h10);
 rows_of!(twelve, 12, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5, 6 l6 h6, 7 l7 h7, 8 l8 h8, 9 l9 h9, 10 l10 h10, 11 l11 h11);
 
+/// Steps of packed f32 sides that are written out: a block.
+pub(super) const WIDE_BLOCK: usize = 8;
+
 /// The functions of three panels of f32, block by block of steps.
 mod wide {
     use super::*;
-
-    /// Steps that are written out: a block.
-    pub(super) const BLOCK: usize = 8;
 
     /// The rows of one step, of which the last ones are given.
     macro_rules! rows {
@@ -382,12 +382,8 @@ pub(super) unsafe fn wide<const R: usize, const P: usize>(
     acc: &mut [[__m512; R]; P],
     a: *const f32,
     w: *const f32,
-    steps: usize,
-) -> usize {
-    let count = steps / wide::BLOCK;
-    if count == 0 {
-        return 0;
-    }
+    count: usize,
+) {
     let sums = acc.as_mut_ptr();
     // SAFETY: the caller's contract; each array is cast to the length it has.
     unsafe {
@@ -403,7 +399,6 @@ pub(super) unsafe fn wide<const R: usize, const P: usize>(
             _ => unreachable!("a tile of {R} rows and {P} panels"),
         }
     }
-    count * wide::BLOCK
 }
 
 /// See `Tiled::eight_pairs`; P is 1 or 2. Lines are asked for where it is 2.
