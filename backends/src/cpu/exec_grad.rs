@@ -200,7 +200,11 @@ impl Machine<'_> {
     /// from: one sum, where each member goes on in f32 from what the one before it left, else one for each.
     fn row_sums(&self, step: &CpuStep, accumulator: usize) -> SmallVec<[(Self, Rows); MEMBERS]> {
         let sum = &step.outputs[0];
-        let go_on = step.inputs.len() > accumulator && sum.copy == 0 && sum.dtype == DType::F32;
+        let in_place = match step.inputs.get(accumulator) {
+            Some(Source::Arena(old)) => (old.tile, old.offset) == (sum.tile, sum.offset),
+            _ => false,
+        };
+        let go_on = in_place && sum.copy == 0 && sum.dtype == DType::F32;
         let mut sums: SmallVec<[(Self, Rows); MEMBERS]> = SmallVec::new();
         for (moment, pieces) in self.moment.each().zip(self.each_rows(step)) {
             if sums.is_empty() || !go_on {

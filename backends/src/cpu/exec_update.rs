@@ -1,6 +1,7 @@
 //! The steps of the update: norms, clipping, optimisers.
 //!
-//! Tensors are flat: rows do not matter. Workers claim whole blocks of elements. What is summed over a tensor is
+//! Tensors are flat: rows do not matter. Workers claim whole blocks of elements, or of a weight that is packed
+//! anew its panels. What is summed over a tensor is
 //! summed block by block; the sums of blocks are left in [`Sums`] and added up in the order of blocks. Where replicas
 //! share a tensor out, each does the blocks of its share, and the last one adds up for all.
 
@@ -158,7 +159,7 @@ impl Machine<'_> {
             for panel in worker.claims(panels.panels(), 1).flatten() {
                 self.step_elements(step, &update, parts, panels.elements(panel));
                 let new = self.write(step, 0);
-                // SAFETY: workers have disjoint panels, which no step of the update reads.
+                // SAFETY: workers have disjoint panels, which no step of the update reads; this one wrote what it reads here.
                 unsafe { panels.refill(self.kernels, new.as_view(), panel..panel + 1) };
             }
             return;

@@ -145,7 +145,7 @@ pub(super) enum Turns {
     /// The rows of all of them as those of one: a row of a result depends on that row of the operands, or on its segment,
     /// and on what members share.
     Together,
-    /// The rows of all of them, but sums over rows for each by itself.
+    /// The rows of all of them, but sums over rows go over those of each in turn, or are of each by itself.
     Sums,
     /// One after the other.
     InTurn,

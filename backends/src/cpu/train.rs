@@ -27,8 +27,18 @@ pub(super) struct Repack {
     panels: Arc<Panels>,
     tile: usize,
     span: Range<u64>,
-    /// Whether the step that updates the parameter packs it anew, while it is in a cache.
-    by_step: bool,
+    when: When,
+}
+
+/// When a step of training packs a weight anew.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    /// As the parameter is updated, while it is in a cache.
+    Updating,
+    /// After the update.
+    Updated,
+    /// Never: it is frozen.
+    Never,
 }
 
 impl Repack {
@@ -37,27 +47,32 @@ impl Repack {
     pub(super) fn all(plan: &Plan, programs: &mut [Vec<CpuProgram>]) -> Vec<Repack> {
         let mut found = Repack::find(plan, programs);
         for repack in &mut found {
-            let programs = programs[repack.tile].iter_mut();
-            let mut steps = programs.flat_map(|program| &mut program.steps);
-            if let Some(step) = steps.find(|step| repack.is_after(step)) {
-                step.packs = Some(repack.panels.clone());
-                repack.by_step = true;
+            let steps = programs.iter_mut().flatten();
+            let mut steps = steps.flat_map(|program| &mut program.steps);
+            if let Some(step) = steps.find(|step| repack.is_written(step)) {
+                repack.when = When::Updated;
+                if repack.is_updated(step) {
+                    step.packs = Some(repack.panels.clone());
+                    repack.when = When::Updating;
+                }
             }
         }
         found
     }
 
-    /// Whether a step of its tile updates the parameter, all of it.
-    fn is_after(&self, step: &CpuStep) -> bool {
+    /// Whether a step writes the parameter.
+    fn is_written(&self, step: &CpuStep) -> bool {
+        let mut outputs = step.outputs.iter();
+        outputs.any(|new| (new.tile, new.offset) == (self.tile, self.span.start))
+    }
+
+    /// Whether a step that writes the parameter is an optimiser's, of all of it.
+    fn is_updated(&self, step: &CpuStep) -> bool {
         let optimises = matches!(
             step.kernel,
             Kernel::Updating(Updating::Sgd(_) | Updating::Adam(..))
         );
-        let new = &step.outputs[0];
-        optimises
-            && step.shards == 1
-            && new.offset == self.span.start
-            && new.dtype == self.panels.format().dtype()
+        optimises && step.shards == 1
     }
 
     fn find(plan: &Plan, programs: &[Vec<CpuProgram>]) -> Vec<Repack> {
@@ -79,7 +94,7 @@ impl Repack {
                         panels: panels.clone(),
                         tile,
                         span: buffer.offset..buffer.offset + buffer.bytes,
-                        by_step: false,
+                        when: When::Never,
                     });
                 }
             }
@@ -326,7 +341,7 @@ impl Cpu {
                 self.gather_parameters(worker);
                 worker.meet()?;
             }
-            self.repack(worker, |repack| !repack.by_step);
+            self.repack(worker, |repack| repack.when == When::Updated);
             Ok(())
         });
         first_failure(failure)

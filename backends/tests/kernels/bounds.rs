@@ -1,8 +1,9 @@
 //! No kernel reads or writes beyond its operands: each ends where a page that may not be touched begins.
 
 use lxpod_backends::cpu::kernels::{
-    Attention, Format, Kernels, LayerNorm, Linear, Panels, Scratch, View, ViewMut, add,
-    attention_head, attention_scratch, copy, cross_entropy, layer_norm, linear, linear_scratch,
+    Attention, Chain, Format, Kernels, LayerNorm, Linear, MATMUL_SCRATCH, Matmul, Panels, Scratch,
+    Start, View, ViewMut, add, attention_head, attention_scratch, copy, cross_entropy, layer_norm,
+    linear, linear_scratch, matmul, sum_rows,
 };
 use lxpod_ir::DType;
 
@@ -113,6 +114,59 @@ fn run_all(kernels: &Kernels, dtype: DType, rows: usize, cols: usize) {
     );
 }
 
+/// Sums over two ranges of the rows, from what was summed before; a weight packed anew.
+fn run_gradients(kernels: &Kernels, dtype: DType, rows: usize, cols: usize) {
+    let [dy, x] = [(); 2].map(|()| Guarded::new(rows * cols * dtype.size()));
+    let start = Guarded::new(cols * cols * dtype.size());
+    let mut out = Guarded::new(cols * cols * dtype.size());
+    let (dy, x) = (dy.view(dtype, rows, cols), x.view(dtype, rows, cols));
+    let square = start.view(dtype, cols, cols);
+    let over = [rows / 2..rows, 0..rows / 2];
+    let product = Matmul {
+        a: dy,
+        transposed: true,
+        b: x,
+        workers: 1,
+    };
+    let mut scratch = Scratch::new(MATMUL_SCRATCH);
+    for start in [Start::Zero, Start::Reset, Start::From(square)] {
+        let chain = Chain::new(&over, start, out.view_mut(dtype, cols, cols));
+        let mut units = std::iter::once(0..product.units());
+        matmul(kernels, &product, &[chain], &mut units, &mut scratch);
+    }
+    let product = Matmul {
+        a: dy,
+        transposed: false,
+        b: square,
+        workers: 1,
+    };
+    let mut dx = Guarded::new(rows * cols * dtype.size());
+    let all = 0..cols;
+    let out = dx.view_mut(dtype, rows, cols);
+    let chain = Chain::new(std::slice::from_ref(&all), Start::Zero, out);
+    let mut units = std::iter::once(0..product.units());
+    matmul(kernels, &product, &[chain], &mut units, &mut scratch);
+
+    let (start, mut sums) = (
+        Guarded::new(cols * dtype.size()),
+        Guarded::new(cols * dtype.size()),
+    );
+    let start = start.view(dtype, 1, cols);
+    sum_rows(
+        kernels,
+        x,
+        &over,
+        Some(start),
+        sums.view_mut(dtype, 1, cols),
+        0..cols,
+    );
+    for format in [Format::Single, Format::Half] {
+        let panels = Panels::new(rows, cols, format);
+        // SAFETY: nobody else uses the panels.
+        unsafe { panels.refill(kernels, x, 0..panels.panels()) };
+    }
+}
+
 #[test]
 fn operands_may_end_at_a_forbidden_page() {
     for kernels in tables() {
@@ -120,6 +174,7 @@ fn operands_may_end_at_a_forbidden_page() {
             for rows in [1, 2, 5, 6, 7, 13, 17] {
                 for cols in [1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64] {
                     run_all(kernels, dtype, rows, cols);
+                    run_gradients(kernels, dtype, rows, cols);
                 }
             }
         }

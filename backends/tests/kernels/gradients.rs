@@ -271,9 +271,11 @@ proptest! {
         let mut scratch = Scratch::new(kernels::layer_norm_grad_scratch(rows));
         for kernels in tables() {
             let mut sums = |dy: &Matrix, x: &Matrix, over: &[std::ops::Range<usize>]| {
-                let mut out = [(); 3].map(|()| Matrix::output(dtypes[1], 1, cols, 0));
-                let [plain, gain, bias] = &mut out;
+                let mut out = [(); 4].map(|()| Matrix::new(dtypes[1], 1, cols, 0, |_, c| gamma[c]));
+                let [plain, started, gain, bias] = &mut out;
                 kernels::sum_rows(kernels, x.view(), over, None, plain.view_mut(), 0..cols);
+                let (start, place) = started.in_place();
+                kernels::sum_rows(kernels, x.view(), over, Some(start), place, 0..cols);
                 let grad = LayerNormGrad { dy: dy.view(), x: x.view(), residual: None, gamma: &gamma, eps: 1e-3 };
                 let moments = kernels::layer_norm_moments(kernels, &grad, &mut scratch);
                 let sums = [gain.view_mut(), bias.view_mut()];

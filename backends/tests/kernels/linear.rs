@@ -181,6 +181,32 @@ proptest! {
     }
 
     #[test]
+    fn weights_packed_anew_are_as_packed_first(seed: u64, n in 1..70_usize, k in 1..90_usize, half: bool) {
+        let (format, dtype) = if half { (Format::Half, DType::F16) } else { (Format::Single, DType::F32) };
+        let weight = Matrix::random(&mut Random::new(seed), dtype, n, k, 0);
+        let rows: Vec<f32> = (0..n * k).map(|i| weight.get(i / k, i % k)).collect();
+        let first = pack(n, k, format, &rows);
+        for kernels in tables() {
+            let again = Panels::new(n, k, format);
+            let mut next = 0;
+            for panel in 0..again.panels() {
+                let elements = again.elements(panel);
+                prop_assert_eq!((elements.start, elements.len()), (next, k * 16.min(n - 16 * panel)));
+                next = elements.end;
+                // SAFETY: nobody else uses the panels.
+                unsafe { again.refill(kernels, weight.view(), panel..panel + 1) };
+            }
+            prop_assert_eq!(next, n * k);
+            for row in 0..n {
+                let [mut a, mut b] = [vec![0.0; k], vec![1.0; k]];
+                first.read_row(row, 0, &mut a);
+                again.read_row(row, 0, &mut b);
+                prop_assert_eq!(a, b);
+            }
+        }
+    }
+
+    #[test]
     fn panels_read_back(seed: u64, n in 1..40_usize, k in 1..600_usize, half: bool) {
         let format = if half { Format::Half } else { Format::Single };
         let rows = Random::new(seed).many(n * k);

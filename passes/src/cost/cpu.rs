@@ -244,10 +244,12 @@ impl CostModel for Cpu {
     }
 
     fn visit(&self, graph: &Graph, id: NodeId, group: usize) -> Cycles {
-        // A gradient's sum is walked once for all micro-batches; other values without rows are of each by itself.
+        // Sums over rows go over those of all micro-batches; other values without rows are of each by itself.
         let node = graph.node(id);
         match (&node.op, node.types[0].rows) {
-            (_, Some(_)) | (Op::WeightGrad(_), None) => self.of(&Work::of_visit(graph, id, group)),
+            (_, Some(_)) | (Op::WeightGrad(_) | Op::SumRows(_), None) => {
+                self.of(&Work::of_visit(graph, id, group))
+            }
             (_, None) => self.node(graph, id).times(group as u64),
         }
     }

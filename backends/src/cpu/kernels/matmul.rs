@@ -11,16 +11,17 @@
 
 mod chains;
 mod drain;
+mod sides;
 mod tile;
 
 use std::ops::Range;
 
 use lxpod_ir::DType;
 
-use super::gemm::{Feed, Tiles, copy_rows, pack_columns};
+use super::gemm::{Feed, Tiles};
 use super::pack::PANEL;
-use super::simd::{Floats, Half, LANES, Simd, Single, Tiled, WIDE_ROWS};
-use super::view::Row;
+use super::scratch::LINE;
+use super::simd::{Floats, Half, Single, Tiled, WIDE_ROWS};
 use super::{Kernels, Scratch, View};
 use chains::Share;
 pub use chains::{Chain, Start};
@@ -41,10 +42,15 @@ const FEW_ROWS: usize = 96;
 /// The most panels of a tile, in any table.
 const MOST_PANELS: usize = 3;
 
-/// f32 values of scratch that [`matmul`] needs: a tile's rows of A, the results of a tile that go past the caches, B's columns,
+/// Tiles whose rows of A are packed at once, where it is given by columns: what is read of its rows are whole cache lines.
+const TOGETHER: usize = 8;
+
+/// f32 values of scratch that [`matmul`] needs: the rows of some tiles of A, the results of a tile that go past the caches, B's columns,
 /// and sums.
 pub const MATMUL_SCRATCH: usize = SUMS + ROWS * PANELS * PANEL;
-const RESULTS: usize = DEPTH * WIDE_ROWS;
+/// Values from one tile's rows of A to the next: no multiple of 4 KiB, so that they do not share their cache sets.
+const LEFT: usize = DEPTH * WIDE_ROWS + LINE;
+const RESULTS: usize = TOGETHER * LEFT;
 const RIGHT: usize = RESULTS + WIDE_ROWS * MOST_PANELS * PANEL;
 const SUMS: usize = RIGHT + DEPTH * PANELS * PANEL;
 
@@ -198,7 +204,8 @@ unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) {
     while let Some(unit) = units.next() {
         assert!(unit < cut.count(), "unit {unit} of a product");
         let (rows, columns) = cut.block(unit);
-        let next = units.peek().map(|&unit| cut.block(unit).1.start);
+        let next = units.peek().map(|&unit| cut.block(unit));
+        let next = next.map(|(rows, columns)| (rows.start, columns.start));
         for (index, chain) in args.chains.iter().enumerate() {
             let behind = args.chains.get(index + 1);
             let again = args.chains.first().zip(next);
@@ -206,7 +213,9 @@ unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) {
                 product,
                 chain,
                 index,
-                next: behind.map(|chain| (chain, columns.start)).or(again),
+                next: behind
+                    .map(|chain| (chain, (rows.start, columns.start)))
+                    .or(again),
                 rows: rows.clone(),
                 columns: columns.clone(),
                 streams,
@@ -231,8 +240,8 @@ struct Block<'a> {
     index: usize,
     rows: Range<usize>,
     columns: Range<usize>,
-    /// The chain and the first column of the block to follow.
-    next: Option<(&'a Chain<'a>, usize)>,
+    /// The chain and the first row and column of the block to follow.
+    next: Option<(&'a Chain<'a>, (usize, usize))>,
     /// Whether results go past the caches.
     streams: bool,
     work: *mut f32,
@@ -265,25 +274,47 @@ impl Block<'_> {
                 traffic.packed = right;
             }
             traffic.feed = self.feed_right::<S>(share, ahead, tiles.count());
-            for i in 0..tiles.count() {
-                let (first, rows) = tiles.tile(i);
+            let most = if self.product.transposed { TOGETHER } else { 1 };
+            for start in (0..tiles.count()).step_by(most) {
+                let some = start..tiles.count().min(start + most);
                 if self.product.transposed {
-                    traffic.feed = self.feed_left::<S>(share, first + rows);
+                    traffic.feed = self.feed_left::<S>(share, ahead, tiles, &some);
                 }
-                // SAFETY: as above; the rows exist.
+                // SAFETY: as above; the tiles exist.
                 unsafe {
-                    self.pack_left(s, share, (first, rows));
-                    for (column, panels) in self.groups::<S>() {
-                        let tile = Tile {
-                            block: self,
-                            share,
-                            column,
-                            first,
-                        };
-                        tile.add_share(s, rows, panels, traffic);
+                    self.pack_left(s, share, tiles, &some);
+                    for tile in some {
+                        let left = self.work.wrapping_add((tile - start) * LEFT);
+                        self.row_of_tiles(s, share, tiles.tile(tile), left, traffic);
                     }
                 }
             }
+        }
+    }
+
+    /// Adds the products of a share to the sums of a few rows, (first in the block, count), of which A's are packed at `left`.
+    ///
+    /// # Safety
+    /// As [`Block::run`]; the rows exist, and the share is packed.
+    #[inline(always)]
+    unsafe fn row_of_tiles<S: Tiled>(
+        &self,
+        s: S,
+        share: Share,
+        (first, rows): (usize, usize),
+        left: *const f32,
+        traffic: &mut Traffic,
+    ) {
+        for (column, panels) in self.groups::<S>() {
+            let tile = Tile {
+                block: self,
+                share,
+                column,
+                first,
+                left,
+            };
+            // SAFETY: the caller's contract.
+            unsafe { tile.add_share(s, rows, panels, traffic) };
         }
     }
 
@@ -303,122 +334,4 @@ impl Block<'_> {
             (column < end).then_some((column, panels))
         })
     }
-
-    /// A few rows of A's share, (first in the block, count), as f32, those of a product side by side.
-    ///
-    /// # Safety
-    /// As [`Block::run`]; the share and the rows exist.
-    #[inline(always)]
-    unsafe fn pack_left<S: Simd>(&self, s: S, share: Share, (first, count): (usize, usize)) {
-        let first = self.rows.start + first;
-        let (a, mut to) = (self.product.a, self.work);
-        for piece in self.chain.pieces(share) {
-            let values = piece.len() * WIDE_ROWS;
-            // SAFETY: the scratch has room for the share of the most rows.
-            unsafe {
-                if self.product.transposed {
-                    // Whole vectors where they exist: values after the tile's rows do not count.
-                    let columns = first..a.cols().min(first + WIDE_ROWS);
-                    copy_rows(s, a.col_range(columns), piece, to);
-                } else {
-                    pack_columns(s, a.col_range(piece), first, count, to, WIDE_ROWS);
-                }
-            }
-            to = to.wrapping_add(values);
-        }
-    }
-
-    /// B's share of the block's columns as f32, group by group of panels, whose rows lie side by side; missing columns are zeros.
-    ///
-    /// # Safety
-    /// As [`Block::run`]; the share exists.
-    #[inline(always)]
-    unsafe fn pack_right<S: Tiled, W: Floats>(&self, s: S, share: Share) {
-        let wide = S::WIDE.1 * PANEL;
-        let known = matches!(self.product.b.dtype(), DType::F16 | DType::F32);
-        let whole = if known { self.columns.len() / wide } else { 0 };
-        for (i, row) in self.chain.pieces(share).flatten().enumerate() {
-            let row = self.product.b.row(row);
-            let to = self.right(share, self.columns.start).wrapping_add(i * wide);
-            for group in 0..whole {
-                let to = to.wrapping_add(group * share.depth * wide);
-                for column in (0..wide).step_by(PANEL) {
-                    let from = row.at(self.columns.start + group * wide + column);
-                    // SAFETY: the caller's contract; the scratch has room for the share, and the columns exist.
-                    unsafe { s.store_columns(to.add(column), W::load(s, from)) };
-                }
-            }
-            for (first, panels) in self.groups::<S>().skip(whole) {
-                let to = self.right(share, first).wrapping_add(i * panels * PANEL);
-                for column in (0..panels * PANEL).step_by(PANEL) {
-                    // SAFETY: as above; only columns that exist are read.
-                    unsafe {
-                        let values = load_up_to(s, row, first + column, self.product.b.cols());
-                        s.store_columns(to.add(column), values);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Where the group from `column` on begins in B's share.
-    #[inline(always)]
-    fn right(&self, share: Share, column: usize) -> *mut f32 {
-        let at = (column - self.columns.start) * share.depth;
-        self.work.wrapping_add(RIGHT + at)
-    }
-
-    /// What is packed of A, where it is given by columns, after a tile: the rows from `first` on.
-    #[inline(always)]
-    fn feed_left<S: Tiled>(&self, share: Share, first: usize) -> Feed {
-        if first == self.rows.len() || share.depth == 0 {
-            return Feed::none();
-        }
-        let (a, size) = (self.product.a, self.product.a.dtype().size());
-        Feed::runs(
-            a.row(self.chain.first(share)).at(self.rows.start + first),
-            share.depth,
-            (LANES * size, a.stride() * size),
-            self.groups::<S>().count() * share.depth,
-        )
-    }
-
-    /// What is packed of B after a share, by so many tiles of rows: the share `ahead` of the same columns, or what follows the block.
-    #[inline(always)]
-    fn feed_right<S: Tiled>(&self, share: Share, ahead: Option<Share>, tiles: usize) -> Feed {
-        let b = self.product.b;
-        let next = match (ahead, self.next) {
-            (Some(share), _) => Some((self.chain, share, self.columns.start)),
-            (None, Some((chain, column))) => {
-                let share = chain.shares().next();
-                share.map(|share| (chain, share, column))
-            }
-            (None, None) => None,
-        };
-        let Some((chain, next, column)) = next.filter(|(_, next, _)| next.depth > 0) else {
-            return Feed::none();
-        };
-        let columns = self.columns.len().min(b.cols() - column);
-        let size = b.dtype().size();
-        Feed::runs(
-            b.row(chain.first(next)).at(column),
-            next.depth,
-            (columns * size, b.stride() * size),
-            self.groups::<S>().count() * tiles * share.depth,
-        )
-    }
-}
-
-/// The sixteen values of a row from `column` on, widened; those from `end` on are zeros.
-///
-/// # Safety
-/// The row has those before `end`.
-#[inline(always)]
-unsafe fn load_up_to<S: Tiled>(s: S, row: Row, column: usize, end: usize) -> S::C {
-    let half = |column: usize| match end.saturating_sub(column) {
-        0 => s.splat(0.0),
-        // SAFETY: the caller's contract.
-        left => unsafe { row.load_up_to(s, column, left) },
-    };
-    s.columns([half(column), half(column + LANES)])
 }

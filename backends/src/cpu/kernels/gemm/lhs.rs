@@ -39,44 +39,59 @@ unsafe fn widen_known<S: Simd>(s: S, row: Row, n: usize, to: *mut f32) {
     }
 }
 
-/// Copies some rows of `x`, of at most eight columns, as f32, each to eight values, those after the last column zero.
+/// Copies columns of some rows of `x` as f32: of each row eight from each of `firsts` on, those after its last zero. What is from the
+/// first of them on lies end to end, and so does what is from the next on, `apart` values behind.
 ///
 /// # Safety
-/// The rows exist and may be read; `to` is valid for writing eight values each.
+/// The rows and the first columns exist and may be read; `to` is valid for writing all that.
 #[inline(always)]
-pub(in super::super) unsafe fn copy_rows<S: Simd>(
+pub(in super::super) unsafe fn copy_columns<S: Simd>(
     s: S,
     x: View<'_>,
     rows: Range<usize>,
-    to: *mut f32,
+    firsts: &[usize],
+    (to, apart): (*mut f32, usize),
 ) {
     // SAFETY: the caller's contract.
     unsafe {
         match x.dtype() {
-            DType::F16 => copy_known(s, x, rows, to, Some(DType::F16)),
-            DType::F32 => copy_known(s, x, rows, to, Some(DType::F32)),
-            _ => copy_known(s, x, rows, to, None),
+            DType::F16 => copy_known(s, x, rows, firsts, (to, apart), Some(DType::F16)),
+            DType::F32 => copy_known(s, x, rows, firsts, (to, apart), Some(DType::F32)),
+            _ => copy_known(s, x, rows, firsts, (to, apart), None),
         }
     }
 }
 
-/// [`copy_rows`], whose dtype may be `known`.
+/// [`copy_columns`], whose dtype may be `known`.
 ///
 /// # Safety
-/// As [`copy_rows`].
+/// As [`copy_columns`].
 #[inline(always)]
 unsafe fn copy_known<S: Simd>(
     s: S,
     x: View<'_>,
     rows: Range<usize>,
-    to: *mut f32,
+    firsts: &[usize],
+    (to, apart): (*mut f32, usize),
     known: Option<DType>,
 ) {
+    // The usual number of them, for the compiler to write out.
+    let whole = |firsts: &&[usize; LANES]| firsts.iter().all(|first| first + LANES <= x.cols());
+    let usual = <&[usize; LANES]>::try_from(firsts).ok().filter(whole);
     for (i, r) in rows.enumerate() {
-        // SAFETY: the columns exist, and the caller promises the rows.
+        let (row, to) = (x.row(r).known(known), to.wrapping_add(i * LANES));
+        // SAFETY: the columns exist, and the caller promises the rows and what is written.
         unsafe {
-            let values = x.row(r).known(known).load_up_to(s, 0, x.cols());
-            s.store_f32(to.add(i * LANES), values);
+            if let Some(firsts) = usual {
+                for (t, &first) in firsts.iter().enumerate() {
+                    s.store_f32(to.add(t * apart), row.load(s, first));
+                }
+                continue;
+            }
+            for (t, &first) in firsts.iter().enumerate() {
+                let values = row.load_up_to(s, first, x.cols() - first);
+                s.store_f32(to.add(t * apart), values);
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ mod lhs;
 mod tile;
 
 pub(super) use fixed::quantise;
-pub(super) use lhs::{copy_rows, pack_columns, widen};
+pub(super) use lhs::{copy_columns, pack_columns, widen};
 pub(super) use tile::{BLOCK, Feed, Fixed, LINE_BYTES, Packing, Tile, multiply};
 
 /// A split of rows into as few tiles as possible, their sizes as equal as possible, larger ones first.

@@ -85,7 +85,7 @@ impl<'a> Chain<'a> {
         ranges.filter(|piece| !piece.is_empty())
     }
 
-    /// The first row of either side, in memory, that a share is of: near to all of them.
+    /// The first row of either side, in memory, that a share is of; as many from there on are asked for.
     #[inline(always)]
     pub(super) fn first(&self, share: Share) -> usize {
         let starts = self.pieces(share).map(|piece| piece.start);

@@ -5,7 +5,8 @@ use lxpod_ir::DType;
 use super::super::View;
 use super::super::pack::PANEL;
 use super::super::simd::{Body, LANES, Tiled, WIDE_ROWS, wide_steps};
-use super::{Block, Drain, PANELS, RESULTS, SUMS, Share, Start, Traffic, load_up_to};
+use super::sides::load_up_to;
+use super::{Block, Drain, PANELS, RESULTS, SUMS, Share, Start, Traffic};
 
 /// The most steps between which nothing else is done.
 const STEPS: usize = 48;
@@ -18,6 +19,8 @@ pub(super) struct Tile<'a> {
     pub(super) column: usize,
     /// The first row, in the block.
     pub(super) first: usize,
+    /// Where its rows of A are packed.
+    pub(super) left: *const f32,
 }
 
 /// [`Tile::run`] of R rows and P panels.
@@ -111,7 +114,6 @@ impl Tile<'_> {
         acc: &mut [[S::C; R]; P],
         traffic: &mut Traffic,
     ) {
-        let left = self.block.work.cast_const();
         let right = self.block.right(self.share, self.column).cast_const();
         let depth = self.share.depth;
         for start in (0..depth).step_by(STEPS) {
@@ -120,7 +122,10 @@ impl Tile<'_> {
             unsafe {
                 traffic.drain.some(s, count);
                 traffic.feed.ask_at_once(s, count);
-                let (a, b) = (left.add(start * WIDE_ROWS), right.add(start * P * PANEL));
+                let (a, b) = (
+                    self.left.add(start * WIDE_ROWS),
+                    right.add(start * P * PANEL),
+                );
                 wide_steps::<S, R, P>(s, acc, a, b, count);
             }
         }
@@ -159,15 +164,11 @@ impl Tile<'_> {
         (start.cast_mut().wrapping_add((self.first + r) * step), step)
     }
 
-    /// Where the sums of the tile's R rows wait, panel after panel; if they wait for no other share, in the same place for all tiles.
+    /// Where the sums of the tile's R rows wait for the next share, panel after panel.
     #[inline(always)]
     fn sums<const R: usize>(&self) -> *mut f32 {
         let column = self.column - self.block.columns.start;
-        let tile = if self.share.first && self.share.last {
-            0
-        } else {
-            self.first * PANELS * PANEL + column * R
-        };
+        let tile = self.first * PANELS * PANEL + column * R;
         self.block.work.wrapping_add(SUMS + tile)
     }
 
@@ -183,15 +184,15 @@ impl Tile<'_> {
         };
         for (p, acc) in acc.iter_mut().enumerate() {
             let column = self.column + p * PANEL;
-            let whole = column + PANEL <= start.cols() && start.dtype() == DType::F32;
+            let whole = column + PANEL <= start.cols();
             for (r, sum) in acc.iter_mut().enumerate() {
                 let row = start.row(self.block.rows.start + self.first + r);
                 // SAFETY: the caller's contract; only columns that exist are read.
                 *sum = unsafe {
-                    if whole {
-                        s.load_columns(row.at(column).cast())
-                    } else {
-                        load_up_to(s, row, column, start.cols())
+                    match start.dtype() {
+                        DType::F32 if whole => s.load_columns(row.at(column).cast()),
+                        DType::F16 if whole => s.load_half_columns(row.at(column).cast()),
+                        _ => load_up_to(s, row, column, start.cols()),
                     }
                 };
             }

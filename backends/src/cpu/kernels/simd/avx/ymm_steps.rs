@@ -268,7 +268,7 @@ pub(super) unsafe fn eight<const R: usize, W: Floats>(
 /// See `Tiled::wide_blocks`.
 ///
 /// # Safety
-/// The CPU has the features; the values of both sides may be read.
+/// The CPU has the features; `count` is not 0; the values of both sides may be read.
 #[inline(always)]
 pub(super) unsafe fn wide<const R: usize>(
     acc: &mut [[__m256; 2]; R],

@@ -376,7 +376,7 @@ pub(super) unsafe fn eight<const R: usize, const P: usize, W: Floats>(
 /// See `Tiled::wide_blocks`; P is 3.
 ///
 /// # Safety
-/// The CPU has the features; the values of both sides may be read.
+/// The CPU has the features; `count` is not 0; the values of both sides may be read.
 #[inline(always)]
 pub(super) unsafe fn wide<const R: usize, const P: usize>(
     acc: &mut [[__m512; R]; P],
