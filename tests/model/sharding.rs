@@ -258,6 +258,36 @@ fn a_state_goes_on_however_it_is_shared() {
 }
 
 #[test]
+fn the_next_step_reads_a_restored_parameter() {
+    let recipe = Recipe::named(RecipeName::Hf);
+    let variant = variant(recipe.clone(), Precision::Fp32);
+    let (mut learner, plan) = variant.learner();
+    let tensors = learner.executable.persistent();
+    let is_weight = |(name, tensor): &&(String, Tensor<f32>)| {
+        !name.starts_with("state:") && tensor.shape.len() == 2
+    };
+    let weights: Vec<_> = tensors.iter().filter(is_weight).collect();
+    let loss = |learner: &mut _| step(learner, &recipe, feeds(&plan.graph, 0), 0);
+    let untouched = loss(&mut learner);
+    let (name, old) = weights[weights.len() / 2];
+    let doubled = old.reals().iter().map(|x| 2.0 * x).collect();
+    let doubled = Tensor::real(old.shape.clone(), doubled);
+    let restored = |all: bool| {
+        let (mut learner, _) = variant.learner();
+        for (other, tensor) in &tensors {
+            let tensor = if other == name { &doubled } else { tensor };
+            if all || other == name {
+                let done = learner.executable.restore(other, tensor);
+                done.expect("a tensor of the plan");
+            }
+        }
+        learner
+    };
+    let [one, all] = [false, true].map(|all| loss(&mut restored(all)));
+    assert!(one == all && one != untouched, "{name}");
+}
+
+#[test]
 fn the_prediction_is_that_of_shares() {
     let one = Variant {
         replicas: 4,

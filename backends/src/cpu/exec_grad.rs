@@ -20,11 +20,11 @@ const ROWS: usize = 4;
 const COLUMNS: usize = 64;
 /// Members of a visit whose rows are listed without an allocation.
 const MEMBERS: usize = 8;
+/// Ranges of rows per worker that `scatter_add_rows` is shared out in: each reads all indices.
+const SCATTERS: usize = 8;
 
 /// Ranges of rows of some members, in order.
 type Rows = SmallVec<[Range<usize>; 2 * MEMBERS]>;
-/// Ranges of rows per worker that `scatter_add_rows` is shared out in: each reads all indices.
-const SCATTERS: usize = 8;
 
 /// What a step of the backward half does.
 #[derive(Clone, Debug)]

@@ -75,6 +75,7 @@ impl Repack {
         optimises && step.shards == 1
     }
 
+    /// Every packed weight, as if all were frozen.
     fn find(plan: &Plan, programs: &[Vec<CpuProgram>]) -> Vec<Repack> {
         let mut found: Vec<Repack> = Vec::new();
         for (tile, programs) in programs.iter().enumerate() {
