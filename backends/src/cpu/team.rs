@@ -240,14 +240,17 @@ impl Worker<'_> {
         units * self.index / self.workers..units * (self.index + 1) / self.workers
     }
 
-    /// Pieces of work for this worker, until all `units` are given out: the faster a worker, the more
-    /// it gets. Ranges begin at multiples of `grain`, are longer at first, and ascend. All workers must
-    /// ask for the same, once between two meetings.
+    /// Pieces of work for this worker, until all `units` are given out: first those of its own part, which is the same in every step
+    /// of as many units, so that it finds in its caches what it wrote; then of the parts of others, so that the faster a worker is, the
+    /// more it gets. Ranges begin at multiples of `grain`; within a part they are longer at first, and ascend. All workers must ask for
+    /// the same, once between two meetings.
     pub(super) fn claims(&self, units: usize, grain: usize) -> Claims<'_> {
         Claims {
             barrier: self.barrier,
             units,
             grain: grain.max(1),
+            own: self.index,
+            passed: 0,
         }
     }
 
@@ -265,30 +268,58 @@ pub(super) struct Claims<'a> {
     barrier: &'a Barrier,
     units: usize,
     grain: usize,
+    /// The worker whose part comes first, and how many parts are given out as far as it knows.
+    own: usize,
+    passed: usize,
 }
 
-/// A worker takes this part of its fair share of what is left, so that a slow one holds up the others little.
+/// A worker takes this share of what is left of a part, so that a slow one holds up the others little.
 const SHARE: usize = 3;
+
+impl Claims<'_> {
+    /// The units of a worker's part.
+    fn part(&self, worker: usize) -> Range<usize> {
+        let grains = self.units.div_ceil(self.grain);
+        let start = |worker: usize| grains * worker / self.barrier.workers * self.grain;
+        start(worker)..start(worker + 1).min(self.units)
+    }
+
+    /// Takes some units of a worker's part, if any are left.
+    fn claim(&self, worker: usize) -> Option<Range<usize>> {
+        let part = self.part(worker);
+        let length = |given: usize| {
+            let left = part.len().checked_sub(given).filter(|&left| left > 0)?;
+            let grains = (left / SHARE / self.grain).max(1);
+            Some((grains * self.grain).min(left))
+        };
+        let given = &self.barrier.given[worker].0;
+        let next = |given: usize| Some(given + length(given)?);
+        let taken = given.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        let start = taken.ok()?;
+        Some(part.start + start..part.start + start + length(start)?)
+    }
+}
 
 impl Iterator for Claims<'_> {
     type Item = Range<usize>;
 
     fn next(&mut self) -> Option<Range<usize>> {
-        let length = |given: usize| {
-            let left = self.units.checked_sub(given).filter(|&left| left > 0)?;
-            let part = left / (SHARE * self.barrier.workers);
-            Some((part / self.grain * self.grain).max(self.grain).min(left))
-        };
-        let taken =
-            self.barrier
-                .given
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |given| {
-                    Some(given + length(given)?)
-                });
-        let start = taken.ok()?;
-        Some(start..start + length(start)?)
+        let workers = self.barrier.workers;
+        while self.passed < workers {
+            let taken = self.claim((self.own + self.passed) % workers);
+            if taken.is_some() {
+                return taken;
+            }
+            self.passed += 1;
+        }
+        None
     }
 }
+
+/// Units given out of a worker's part, in a cache line of its own.
+#[repr(align(64))]
+#[derive(Default)]
+struct Given(AtomicUsize);
 
 /// A barrier that counts arrivals and then moves to its next phase.
 struct Barrier {
@@ -299,8 +330,8 @@ struct Barrier {
     waiting: AtomicUsize,
     phase: AtomicUsize,
     poisoned: AtomicBool,
-    /// Units given out since the last meeting.
-    given: AtomicUsize,
+    /// Units given out of each worker's part since the last meeting.
+    given: Box<[Given]>,
 }
 
 impl Barrier {
@@ -311,14 +342,20 @@ impl Barrier {
             waiting: AtomicUsize::new(0),
             phase: AtomicUsize::new(0),
             poisoned: AtomicBool::new(false),
-            given: AtomicUsize::new(0),
+            given: (0..workers).map(|_| Given::default()).collect(),
         }
+    }
+
+    /// Takes back all units.
+    fn take_back(&self) {
+        let parts = self.given.iter();
+        parts.for_each(|part| part.0.store(0, Ordering::Relaxed));
     }
 
     /// Makes it as new, while nobody waits.
     fn reset(&self) {
         self.waiting.store(0, Ordering::Relaxed);
-        self.given.store(0, Ordering::Relaxed);
+        self.take_back();
         self.poisoned.store(false, Ordering::Release);
     }
 
@@ -326,7 +363,7 @@ impl Barrier {
         let phase = self.phase.load(Ordering::Acquire);
         if self.waiting.fetch_add(1, Ordering::AcqRel) + 1 == self.workers {
             self.waiting.store(0, Ordering::Relaxed);
-            self.given.store(0, Ordering::Relaxed);
+            self.take_back();
             self.phase.store(phase.wrapping_add(1), Ordering::Release);
             return Ok(());
         }

@@ -170,7 +170,8 @@ proptest! {
     fn chains_go_on_from_those_before(
         seed: u64, m in prop_oneof![8 => 1..40_usize, 1 => 90..220_usize],
         n in prop_oneof![8 => 1..90_usize, 1 => 400..420_usize],
-        cuts in prop::collection::vec(depth(), 1..6), dtypes in [float(), float(), float()], fresh: bool, apart: bool, workers in 1..5_usize,
+        cuts in prop::collection::vec(depth(), 1..6), dtypes in [float(), float(), float()], fresh: bool, apart: bool, transposed: bool,
+        workers in 1..5_usize,
     ) {
         let mut random = Random::new(seed);
         let rows: usize = cuts.iter().sum();
@@ -187,7 +188,13 @@ proptest! {
             fewer => fewer.iter().map(|range| vec![range.clone()]).collect(),
         });
         let chains: Vec<Vec<std::ops::Range<usize>>> = pairs.collect();
-        let product = Matmul { a: a.view(), transposed: true, b: b.view(), workers };
+        // The left side as it is, or by rows.
+        let turned = |a: &Matrix| match transposed {
+            true => Matrix::new(a.view().dtype(), a.rows, m, 1, |r, c| a.get(r, c)),
+            false => Matrix::new(a.view().dtype(), m, a.rows, 1, |r, c| a.get(c, r)),
+        };
+        let left = turned(&a);
+        let product = Matmul { a: left.view(), transposed, b: b.view(), workers };
         let first = if fresh { Start::Reset } else { Start::From(start.view()) };
         for kernels in tables() {
             let mut want = Matrix::output(dtypes[2], m, n, 2);
@@ -199,7 +206,8 @@ proptest! {
                 let [a, b] = [&a, &b].map(|x| Matrix::new(x.view().dtype(), picked.len(), x.cols, 0, |r, c| x.get(picked[r], c)));
                 let before = Matrix::new(dtypes[2], m, n, 0, |r, c| if index == 0 { 0.0 } else { want.get(r, c) });
                 let from = if index == 0 { first } else { Start::From(before.view()) };
-                let own = Matmul { a: a.view(), b: b.view(), ..product };
+                let left = turned(&a);
+                let own = Matmul { a: left.view(), b: b.view(), ..product };
                 multiply(kernels, &own, from, &mut want, false);
             }
             let mut out = Matrix::output(dtypes[2], m, n, 2);

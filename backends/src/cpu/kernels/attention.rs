@@ -3,7 +3,7 @@
 use lxpod_ir::random_bits::RowState;
 
 use super::elementwise::Drop;
-use super::gemm::{Feed, Tile, Tiles, multiply, pack_columns, widen};
+use super::gemm::{Feed, LINE_BYTES, Tile, Tiles, multiply, pack_columns, widen};
 use super::math::exp;
 use super::pack::PANEL;
 use super::scratch::LINE;
@@ -187,6 +187,8 @@ pub(super) unsafe fn run<S: Tiled>(s: S, args: Args<'_>) {
     let tiles = Tiles::new(inputs.q.rows(), S::MAX_ROWS.min(MOST_ROWS));
     for i in 0..tiles.count() {
         let (first, rows) = tiles.tile(i);
+        let Attention { q, k, v, .. } = *inputs;
+        ask(s, (i, tiles.count()), &[q, k, v], &[&args.out]);
         // SAFETY: the caller's contract; the query rows exist.
         unsafe {
             scores(s, inputs, (first, rows), args.work, &at);
@@ -203,6 +205,33 @@ pub(super) unsafe fn run<S: Tiled>(s: S, args: Args<'_>) {
                 }
                 store_row(s, &args.work[at.y + r * at.cols..], &args.out, first + r);
             }
+        }
+    }
+}
+
+/// Asks for the share of tile `index` of what is read of each of `inputs` for the next head, the columns behind those of this one,
+/// and of the places of `results`.
+///
+/// Heads are taken in turn. Their rows are a few cache lines each, which no hardware asks for ahead of time.
+#[inline(always)]
+pub(super) fn ask<S: Simd>(
+    s: S,
+    (index, tiles): (usize, usize),
+    inputs: &[View<'_>],
+    results: &[&ViewMut<'_>],
+) {
+    let share = |rows: usize| index * rows / tiles..(index + 1) * rows / tiles;
+    let lines = |x: View<'_>| (0..x.cols() * x.dtype().size()).step_by(LINE_BYTES);
+    for &x in inputs {
+        for r in share(x.rows()) {
+            let end = x.row(r).at(x.cols());
+            lines(x).for_each(|line| s.prefetch(end.wrapping_add(line)));
+        }
+    }
+    for x in results.iter().map(|result| result.as_view()) {
+        for r in share(x.rows()) {
+            let start = x.row(r).at(0);
+            lines(x).for_each(|line| s.prefetch_to_write(start.wrapping_add(line)));
         }
     }
 }

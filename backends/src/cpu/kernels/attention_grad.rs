@@ -3,7 +3,8 @@
 use lxpod_ir::DType;
 
 use super::attention::{
-    Attention, Layout, MOST_ROWS, fill_bias, pack_keys, pack_values, scores, softmax, store_row,
+    Attention, Layout, MOST_ROWS, ask, fill_bias, pack_keys, pack_values, scores, softmax,
+    store_row,
 };
 use super::gemm::{Feed, Tile, Tiles, multiply, pack_columns, widen};
 use super::pack::PANEL;
@@ -142,6 +143,9 @@ pub(super) unsafe fn run<S: Tiled>(s: S, args: Args<'_>) {
         let mut head = head;
         let tiles = Tiles::new(nq, S::MAX_ROWS.min(MOST_ROWS));
         for i in 0..tiles.count() {
+            let Attention { q, k, v, .. } = head.grad.forward;
+            let inputs = [q, k, v, head.grad.dy];
+            ask(s, (i, tiles.count()), &inputs, &[dq, dk, dv]);
             head.queries(s, tiles.tile(i), dq);
         }
         let tiles = Tiles::new(nk, S::MAX_ROWS.min(MOST_ROWS));

@@ -292,11 +292,7 @@ impl<'a> Block<'a> {
         let steps = self.layer.weights.k().div_ceil(W::INPUTS);
         let tiles = Tiles::new(self.rows, S::MAX_ROWS);
         // What a single tile passes is used once, and needs no cutting.
-        let share = if tiles.count() > 1 {
-            W::share::<S>()
-        } else {
-            steps
-        };
+        let share = if tiles.count() > 1 { W::SHARE } else { steps };
         let visits = tiles.count() * steps.div_ceil(share.max(1));
         let mut places = self.places(p, count, visits);
         let mut start = 0;

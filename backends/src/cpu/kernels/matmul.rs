@@ -5,8 +5,8 @@
 //! so that results wait in a cache.
 //!
 //! A block of results is taken at a time, and of the summed index a share: the block's columns of B are packed, into the
-//! second-level cache, then a few rows of A at a time, into the first, which pass all columns before the next rows. Sums wait in
-//! f32 between shares. This is the order of Goto and van de Geijn, *Anatomy of High-Performance Matrix Multiplication* (2008),
+//! second-level cache, then a few rows of A at a time, unless they lie as a tile reads them, into the first; they pass all columns
+//! before the next rows. Sums wait in f32 between shares. This is the order of Goto and van de Geijn, *Anatomy of High-Performance Matrix Multiplication* (2008),
 //! with the sides exchanged.
 
 mod chains;
@@ -21,7 +21,7 @@ use lxpod_ir::DType;
 use super::gemm::{Feed, Tiles};
 use super::pack::PANEL;
 use super::scratch::LINE;
-use super::simd::{Floats, Half, Single, Tiled, WIDE_ROWS};
+use super::simd::{Floats, Half, Left, Single, Tiled, WIDE_ROWS};
 use super::{Kernels, Scratch, View};
 use chains::Share;
 pub use chains::{Chain, Start};
@@ -50,6 +50,8 @@ const TOGETHER: usize = 8;
 pub const MATMUL_SCRATCH: usize = SUMS + ROWS * PANELS * PANEL;
 /// Values from one tile's rows of A to the next: no multiple of 4 KiB, so that they do not share their cache sets.
 const LEFT: usize = DEPTH * WIDE_ROWS + LINE;
+/// The same from one row of A to the next, where it is given by rows.
+const ROW: usize = DEPTH + LINE;
 const RESULTS: usize = TOGETHER * LEFT;
 const RIGHT: usize = RESULTS + WIDE_ROWS * MOST_PANELS * PANEL;
 const SUMS: usize = RIGHT + DEPTH * PANELS * PANEL;
@@ -282,9 +284,9 @@ impl Block<'_> {
                 }
                 // SAFETY: as above; the tiles exist.
                 unsafe {
-                    self.pack_left(s, share, tiles, &some);
+                    let first = self.left(s, share, tiles, &some);
                     for tile in some {
-                        let left = self.work.wrapping_add((tile - start) * LEFT);
+                        let left = first.behind((tile - start) * LEFT);
                         self.row_of_tiles(s, share, tiles.tile(tile), left, traffic);
                     }
                 }
@@ -292,7 +294,7 @@ impl Block<'_> {
         }
     }
 
-    /// Adds the products of a share to the sums of a few rows, (first in the block, count), of which A's are packed at `left`.
+    /// Adds the products of a share to the sums of a few rows, (first in the block, count), of which A's are `left`.
     ///
     /// # Safety
     /// As [`Block::run`]; the rows exist, and the share is packed.
@@ -302,7 +304,7 @@ impl Block<'_> {
         s: S,
         share: Share,
         (first, rows): (usize, usize),
-        left: *const f32,
+        left: Left,
         traffic: &mut Traffic,
     ) {
         for (column, panels) in self.groups::<S>() {

@@ -9,7 +9,7 @@ use lxpod_ir::DType;
 use super::gemm::quantise;
 use super::huge::Lines;
 use super::scratch::{LINE, Line};
-use super::simd::{LANES, Portable, Simd};
+use super::simd::{LANES, Portable, Tiled};
 use super::{Kernels, View};
 
 /// Output columns of a panel.
@@ -316,17 +316,25 @@ pub(super) struct Refill<'a> {
 /// # Safety
 /// The extents agree, the panels exist, and nobody else accesses them.
 #[inline(always)]
-pub(super) unsafe fn refill<S: Simd>(s: S, Refill { to, weight, panels }: Refill<'_>) {
+pub(super) unsafe fn refill<S: Tiled>(s: S, Refill { to, weight, panels }: Refill<'_>) {
     /// How many inputs further the weight is asked for.
     const AHEAD: usize = 64;
-    let known = (weight.dtype() == DType::F32).then_some(DType::F32);
+    let floats = weight.dtype() == DType::F32 && to.format == Format::Single;
     for panel in panels {
         let start = to.panel(panel).0.cast_mut();
+        let whole = if floats && (panel + 1) * PANEL <= to.n {
+            to.k / PANEL * PANEL
+        } else {
+            0
+        };
+        let rows = weight.row(panel * PANEL).at(0);
+        // SAFETY: these are sixteen rows of f32, and the panel has sixteen f32 for each input; else the caller's contract.
+        unsafe { transpose(s, (rows.cast(), weight.stride()), whole, start.cast()) };
         let row = |lane: usize| {
             let row = panel * PANEL + lane;
-            (row < to.n).then(|| weight.row(row).known(known))
+            (row < to.n).then(|| weight.row(row))
         };
-        for first in (0..to.k).step_by(LANES) {
+        for first in (whole..to.k).step_by(LANES) {
             let count = LANES.min(to.k - first);
             if first % PANEL == 0 {
                 let rows = (0..PANEL).filter_map(row);
@@ -361,6 +369,40 @@ pub(super) unsafe fn refill<S: Simd>(s: S, Refill { to, weight, panels }: Refill
         }
     }
     s.fence();
+}
+
+/// Stores the first `count` columns, a multiple of 16, of sixteen rows of f32, given as (address, values from row to row), past the
+/// caches, one after the other. Written out for f32: a choice of dtypes at every load costs as much as all the rest.
+///
+/// # Safety
+/// The CPU has the token's instruction set; the columns may be read, and `to` is valid for writing them, on the boundary of a cache line.
+#[inline(always)]
+unsafe fn transpose<S: Tiled>(
+    s: S,
+    (rows, stride): (*const f32, usize),
+    count: usize,
+    to: *mut f32,
+) {
+    for first in (0..count).step_by(PANEL) {
+        let mut blocks = [[[s.splat(0.0); LANES]; 2]; 2];
+        for lane in 0..PANEL {
+            for (part, [low, high]) in blocks.iter_mut().enumerate() {
+                let half = if lane < LANES { &mut *low } else { &mut *high };
+                // SAFETY: the caller's contract.
+                half[lane % LANES] =
+                    unsafe { s.load_f32(rows.add(lane * stride + first + part * LANES)) };
+            }
+        }
+        for (part, [low, high]) in blocks.iter_mut().enumerate() {
+            s.transpose(low);
+            s.transpose(high);
+            for (i, halves) in low.iter().zip(high.iter()).enumerate() {
+                let at = (first + part * LANES + i) * PANEL;
+                // SAFETY: the caller's contract.
+                unsafe { s.stream_columns(to.add(at), s.columns([*halves.0, *halves.1])) };
+            }
+        }
+    }
 }
 
 fn round(to: &mut [f16], from: &[f32]) {

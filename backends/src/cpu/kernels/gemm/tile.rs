@@ -121,11 +121,8 @@ pub(in super::super) const LINE_BYTES: usize = 64;
 /// Steps of the summed index between two rounds of prefetching.
 pub(in super::super) const BLOCK: usize = 8;
 
-/// Bytes of a panel's share where a tile takes two panels: with as much of the next share, which is asked for meanwhile, and the
-/// rows of a tile they fill the first-level cache.
-const SHARE_BYTES: usize = 6144;
-
-/// Inputs of a panel's share where a tile takes one panel: it comes from the second-level cache as fast as a tile passes it.
+/// Inputs of a panel's share: it comes from the second-level cache as fast as a tile passes it, and leaving sums costs
+/// little. A multiple of [`CHUNK`].
 const SHARE_INPUTS: usize = 768;
 
 /// How far ahead a tile of several panels asks for each panel's values, in bytes.
@@ -206,9 +203,9 @@ pub(in super::super) trait Packing {
     const INPUTS: usize;
     /// Bytes of one step of a panel.
     const STEP: usize;
-    /// Steps multiplied at a time where several tiles of rows pass the same panels, so that a share of the panels and of a
-    /// tile's rows stays in the first-level cache.
-    fn share<S: Tiled>() -> usize;
+    /// Steps multiplied at a time where several tiles of rows pass the same panels, so that a share of the panels stays in the
+    /// second-level cache.
+    const SHARE: usize = SHARE_INPUTS / Self::INPUTS;
     /// Whether sums are still to be multiplied by the scales of their row and column.
     const SCALED: bool;
 
@@ -236,11 +233,6 @@ macro_rules! floats {
             const SCALED: bool = false;
 
             #[inline(always)]
-            fn share<S: Tiled>() -> usize {
-                if S::MAX_ROWS > 6 { SHARE_BYTES / Self::STEP } else { SHARE_INPUTS }
-            }
-
-            #[inline(always)]
             unsafe fn pack<S: Tiled>(s: S, row: Row, n: usize, to: *mut f32) -> f32 {
                 // SAFETY: the caller's contract.
                 unsafe { widen(s, row, n, to) };
@@ -261,13 +253,6 @@ impl Packing for Fixed {
     const INPUTS: usize = 2;
     const STEP: usize = PANEL * 2 * size_of::<i16>();
     const SCALED: bool = true;
-
-    /// A multiple of the steps after which sums go to memory anyway.
-    #[inline(always)]
-    fn share<S: Tiled>() -> usize {
-        let inputs = if S::MAX_ROWS > 6 { CHUNK } else { SHARE_INPUTS };
-        inputs / Self::INPUTS
-    }
 
     #[inline(always)]
     unsafe fn pack<S: Tiled>(s: S, row: Row, n: usize, to: *mut f32) -> f32 {

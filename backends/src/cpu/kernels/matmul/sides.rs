@@ -4,26 +4,48 @@ use std::ops::Range;
 
 use lxpod_ir::DType;
 
-use super::super::gemm::{Feed, Tiles, copy_columns, pack_columns};
+use super::super::gemm::{Feed, Tiles, copy_columns, widen};
 use super::super::pack::PANEL;
-use super::super::simd::{Floats, LANES, Simd, Tiled, WIDE_ROWS};
+use super::super::simd::{Floats, LANES, Left, Simd, Tiled, WIDE_ROWS};
 use super::super::view::Row;
 use super::chains::{Chain, Share};
-use super::{Block, LEFT, RIGHT, TOGETHER};
+use super::{Block, LEFT, RIGHT, ROW, TOGETHER};
 
 impl Block<'_> {
-    /// The rows of some tiles of A's share as f32, those of a product side by side, tile behind tile.
+    /// A's share of some tiles, the first of them; where A is given by columns, the others are [`LEFT`] values behind each other.
     ///
     /// # Safety
     /// As [`Block::run`]; the share and the tiles exist, at most [`TOGETHER`] of them, and one where A is given by rows.
     #[inline(always)]
-    pub(super) unsafe fn pack_left<S: Simd>(
+    pub(super) unsafe fn left<S: Simd>(
         &self,
         s: S,
         share: Share,
         tiles: Tiles,
         some: &Range<usize>,
-    ) {
+    ) -> Left {
+        // SAFETY: the caller's contract.
+        unsafe {
+            if self.product.transposed {
+                self.pack_left(s, share, tiles, some)
+            } else {
+                self.rows_of_left(s, share, tiles.tile(some.start))
+            }
+        }
+    }
+
+    /// The rows of some tiles of A's share as f32, those of a product side by side, tile behind tile; A is given by columns.
+    ///
+    /// # Safety
+    /// As [`Block::left`].
+    #[inline(always)]
+    unsafe fn pack_left<S: Simd>(
+        &self,
+        s: S,
+        share: Share,
+        tiles: Tiles,
+        some: &Range<usize>,
+    ) -> Left {
         let (a, mut to) = (self.product.a, self.work);
         let mut firsts = [0; TOGETHER];
         for (first, tile) in firsts.iter_mut().zip(some.clone()) {
@@ -32,19 +54,41 @@ impl Block<'_> {
         let firsts = &firsts[..some.len()];
         for piece in self.chain.pieces(share) {
             let values = piece.len() * WIDE_ROWS;
-            // SAFETY: the scratch has room for the share of so many tiles of the most rows.
-            unsafe {
-                if self.product.transposed {
-                    // Whole vectors where they exist: values after a tile's rows do not count.
-                    copy_columns(s, a, piece, firsts, (to, LEFT));
-                } else {
-                    let count = tiles.tile(some.start).1;
-                    let a = a.col_range(piece);
-                    pack_columns(s, a, firsts[0], count, to, WIDE_ROWS);
-                }
-            }
+            // SAFETY: the scratch has room for the share of so many tiles of the most rows. Whole vectors where they exist: values after
+            // a tile's rows do not count.
+            unsafe { copy_columns(s, a, piece, firsts, (to, LEFT)) };
             to = to.wrapping_add(values);
         }
+        Left::Packed(self.work)
+    }
+
+    /// The rows (first in the block, count) of A's share, which is given by rows: where they are, if they are f32 in one piece, else as
+    /// f32 in the scratch.
+    ///
+    /// # Safety
+    /// As [`Block::left`].
+    #[inline(always)]
+    unsafe fn rows_of_left<S: Simd>(
+        &self,
+        s: S,
+        share: Share,
+        (first, count): (usize, usize),
+    ) -> Left {
+        let (a, first) = (self.product.a, self.rows.start + first);
+        let mut pieces = self.chain.pieces(share);
+        if let (Some(piece), None, DType::F32) = (pieces.next(), pieces.next(), a.dtype()) {
+            return Left::Rows(a.row(first).at(piece.start).cast(), a.stride());
+        }
+        for r in 0..count {
+            let mut to = self.work.wrapping_add(r * ROW);
+            for piece in self.chain.pieces(share) {
+                let (columns, values) = (a.col_range(piece.clone()), piece.len());
+                // SAFETY: the rows exist, and the scratch has room for the share of a tile's rows, rounded up to whole vectors.
+                unsafe { widen(s, columns.row(first + r), values, to) };
+                to = to.wrapping_add(values);
+            }
+        }
+        Left::Rows(self.work, ROW)
     }
 
     /// B's share of the block's columns as f32, group by group of panels, whose rows lie side by side; missing columns are zeros.

@@ -4,14 +4,14 @@ use lxpod_ir::DType;
 
 use super::super::View;
 use super::super::pack::PANEL;
-use super::super::simd::{Body, LANES, Tiled, WIDE_ROWS, wide_steps};
+use super::super::simd::{Body, LANES, Left, Tiled, wide_steps};
 use super::sides::load_up_to;
 use super::{Block, Drain, PANELS, RESULTS, SUMS, Share, Start, Traffic};
 
 /// The most steps between which nothing else is done.
 const STEPS: usize = 48;
 
-/// A few rows of some panels; their values of A and of B are packed.
+/// A few rows of some panels, whose values of B are packed.
 pub(super) struct Tile<'a> {
     pub(super) block: &'a Block<'a>,
     pub(super) share: Share,
@@ -19,8 +19,8 @@ pub(super) struct Tile<'a> {
     pub(super) column: usize,
     /// The first row, in the block.
     pub(super) first: usize,
-    /// Where its rows of A are packed.
-    pub(super) left: *const f32,
+    /// Its rows of A.
+    pub(super) left: Left,
 }
 
 /// [`Tile::run`] of R rows and P panels.
@@ -38,7 +38,7 @@ impl Tile<'_> {
     /// Adds the products of one share to so many rows and panels of sums.
     ///
     /// # Safety
-    /// The rows and columns exist; A's and B's shares are packed.
+    /// The rows and columns exist; B's share is packed.
     #[inline(always)]
     pub(super) unsafe fn add_share<S: Tiled>(
         &self,
@@ -122,10 +122,7 @@ impl Tile<'_> {
             unsafe {
                 traffic.drain.some(s, count);
                 traffic.feed.ask_at_once(s, count);
-                let (a, b) = (
-                    self.left.add(start * WIDE_ROWS),
-                    right.add(start * P * PANEL),
-                );
+                let (a, b) = (self.left.later(start), right.add(start * P * PANEL));
                 wide_steps::<S, R, P>(s, acc, a, b, count);
             }
         }

@@ -179,7 +179,7 @@ pub(in super::super) trait Tiled: Simd {
             unsafe { step::<Self, W, R, P>(self, acc, (a.add(i), row), (w, panel)) };
         }
     }
-    /// Some blocks of [`Tiled::WIDE_BLOCK`] steps of packed sides, as [`wide_steps`].
+    /// Some blocks of [`Tiled::WIDE_BLOCK`] steps, as [`wide_steps`].
     ///
     /// # Safety
     /// As there; P is that of [`Tiled::WIDE`], and there is a block.
@@ -187,7 +187,7 @@ pub(in super::super) trait Tiled: Simd {
     unsafe fn wide_blocks<const R: usize, const P: usize>(
         self,
         _acc: &mut [[Self::C; R]; P],
-        _a: *const f32,
+        _a: Left,
         _b: *const f32,
         _blocks: usize,
     ) {
@@ -216,7 +216,45 @@ pub(in super::super) trait Tiled: Simd {
 /// Values of one step of a packed left side.
 pub(in super::super) const WIDE_ROWS: usize = 8;
 
-/// Some steps of packed sides: those of A are [`WIDE_ROWS`] values each, of which the first R count; those of B P times sixteen.
+/// The left side of a tile: its next step, with those to follow.
+#[derive(Clone, Copy)]
+pub(in super::super) enum Left {
+    /// Packed: [`WIDE_ROWS`] values for each step, of which the first ones count.
+    Packed(*const f32),
+    /// Row by row, so many values from one to the next.
+    Rows(*const f32, usize),
+}
+
+impl Left {
+    /// Some steps later.
+    #[inline(always)]
+    pub(in super::super) fn later(self, steps: usize) -> Self {
+        match self {
+            Left::Packed(a) => Left::Packed(a.wrapping_add(steps * WIDE_ROWS)),
+            Left::Rows(a, row) => Left::Rows(a.wrapping_add(steps), row),
+        }
+    }
+
+    /// What lies so many values behind, if it is packed.
+    #[inline(always)]
+    pub(in super::super) fn behind(self, values: usize) -> Self {
+        match self {
+            Left::Packed(a) => Left::Packed(a.wrapping_add(values)),
+            rows @ Left::Rows(..) => rows,
+        }
+    }
+
+    /// The first row's value for the next step, and the values from row to row.
+    #[inline(always)]
+    fn step(self) -> (*const f32, usize) {
+        match self {
+            Left::Packed(a) => (a, 1),
+            Left::Rows(a, row) => (a, row),
+        }
+    }
+}
+
+/// Some steps of a left side and of a packed right one, of P times sixteen values each.
 ///
 /// # Safety
 /// R and P are those of [`Tiled::WIDE`] or fewer; the values may be read.
@@ -224,7 +262,7 @@ pub(in super::super) const WIDE_ROWS: usize = 8;
 pub(in super::super) unsafe fn wide_steps<S: Tiled, const R: usize, const P: usize>(
     s: S,
     acc: &mut [[S::C; R]; P],
-    a: *const f32,
+    a: Left,
     b: *const f32,
     steps: usize,
 ) {
@@ -240,8 +278,7 @@ pub(in super::super) unsafe fn wide_steps<S: Tiled, const R: usize, const P: usi
         let b = b.wrapping_add(i * P * PANEL).cast();
         // SAFETY: the caller's contract.
         unsafe {
-            let a = a.add(i * WIDE_ROWS);
-            step::<S, Single, R, P>(s, acc, (a, 1), (b, PANEL * size_of::<f32>()));
+            step::<S, Single, R, P>(s, acc, a.later(i).step(), (b, PANEL * size_of::<f32>()));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::tiled::{FEW_PANELS, Floats, Tiled, pair_step, step};
+use super::super::tiled::{FEW_PANELS, Floats, Left, Tiled, pair_step, step};
 use super::super::{LANES, Simd};
 use super::{Avx, Ymm, vector, ymm_steps};
 
@@ -80,7 +80,7 @@ impl Tiled for Avx<Ymm> {
     unsafe fn wide_blocks<const R: usize, const P: usize>(
         self,
         acc: &mut [[[__m256; 2]; R]; P],
-        a: *const f32,
+        a: Left,
         w: *const f32,
         blocks: usize,
     ) {

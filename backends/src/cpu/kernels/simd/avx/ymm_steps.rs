@@ -7,7 +7,7 @@
 use std::arch::asm;
 use std::arch::x86_64::{__m256, __m256i};
 
-use super::super::tiled::{Floats, Half};
+use super::super::tiled::{Floats, Half, Left};
 
 /// One row of one step: `acc[r] += a[r][i] · w[i]`.
 macro_rules! row {
@@ -178,20 +178,56 @@ table!(half, row, f16, __m256);
 table!(single, row, f32, __m256);
 table!(pairs, pair_row, f32, __m256i);
 
-/// Steps of packed f32 sides that are written out: a block.
+/// Steps of f32 sides that are written out: a block.
 pub(super) const WIDE_BLOCK: usize = 4;
 
-/// The functions of packed f32 sides, block by block of steps.
+/// The functions of f32 sides of which the right one is packed, block by block of steps.
 mod wide {
     use super::*;
 
+    /// Where the value of a row for one step lies: in a packed left side, or in rows, of which every third has a register for its
+    /// address.
+    macro_rules! at {
+        (packed, $i:literal, $r:literal) => {
+            concat!("{a} + 32*", $i, " + 4*", $r)
+        };
+        (rows, $i:literal, 0) => {
+            concat!("{a} + 4*", $i)
+        };
+        (rows, $i:literal, 1) => {
+            concat!("{a} + {r} + 4*", $i)
+        };
+        (rows, $i:literal, 2) => {
+            concat!("{a} + 2*{r} + 4*", $i)
+        };
+        (rows, $i:literal, 3) => {
+            concat!("{b} + 4*", $i)
+        };
+        (rows, $i:literal, 4) => {
+            concat!("{b} + {r} + 4*", $i)
+        };
+        (rows, $i:literal, 5) => {
+            concat!("{b} + 2*{r} + 4*", $i)
+        };
+    }
+
+    /// The bytes from the values of one block of steps to those of the next.
+    macro_rules! block {
+        (packed) => {
+            "128"
+        };
+        (rows) => {
+            "16"
+        };
+    }
+
     /// One step.
     macro_rules! step {
-        ($i:literal, $($r:literal $low:ident $high:ident),+) => {
+        ($left:tt, $i:literal, $($r:tt $low:ident $high:ident),+) => {
             concat!(
                 weights!(f32, $i),
                 $(
-                    "vbroadcastss {x}, dword ptr [{a} + 32*", $i, " + 4*", $r, "]\n",
+                    "vbroadcastss {x}, dword ptr [", at!($left, $i, $r), "]\n",
                     "vfmadd231ps {", stringify!($low), "}, {x}, {w0}\n",
                     "vfmadd231ps {", stringify!($high), "}, {x}, {w1}\n",
                 )+
@@ -201,28 +237,32 @@ mod wide {
 
     /// The function of some rows.
     macro_rules! steps {
-        ($name:ident, $rows:tt, $($r:tt $low:ident $high:ident),+) => {
+        ($left:tt, $name:ident, $rows:tt, $($r:tt $low:ident $high:ident),+) => {
             /// # Safety
             /// The CPU has the features; `count` is not 0; the values of both sides may be read.
             #[inline]
             #[target_feature(enable = "avx2,fma,f16c")]
-            pub(super) unsafe fn $name(
+            unsafe fn $name(
                 acc: &mut [[__m256; 2]; $rows],
-                a: *const f32,
+                (a, row): (*const f32, usize),
                 w: *const f32,
                 count: usize,
             ) {
-                // SAFETY: only memory that the caller vouches for is read, none is written.
+                // SAFETY: only memory that the caller vouches for is read, none is written; rows beyond the last are not addressed.
                 unsafe {
                     asm!(
                         "2:",
-                        step!(0, $($r $low $high),+), step!(1, $($r $low $high),+),
-                        step!(2, $($r $low $high),+), step!(3, $($r $low $high),+),
-                        "add {a}, 128",
+                        step!($left, 0, $($r $low $high),+), step!($left, 1, $($r $low $high),+),
+                        step!($left, 2, $($r $low $high),+), step!($left, 3, $($r $low $high),+),
+                        concat!("add {a}, ", block!($left)),
+                        concat!("add {b}, ", block!($left)),
                         "add {w}, 256",
                         "dec {count}",
                         "jnz 2b",
+                        "/* {r} */",
                         a = inout(reg) a => _,
+                        b = inout(reg) a.wrapping_add(3 * row) => _,
+                        r = in(reg) row * size_of::<f32>(),
                         w = inout(reg) w => _,
                         count = inout(reg) count => _,
                         x = out(ymm_reg) _,
@@ -236,12 +276,46 @@ mod wide {
         };
     }
 
-    steps!(one, 1, 0 l0 h0);
-    steps!(two, 2, 0 l0 h0, 1 l1 h1);
-    steps!(three, 3, 0 l0 h0, 1 l1 h1, 2 l2 h2);
-    steps!(four, 4, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3);
-    steps!(five, 5, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4);
-    steps!(six, 6, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5);
+    /// The functions of one kind of left side.
+    macro_rules! table {
+        ($left:ident) => {
+            pub(super) mod $left {
+                use super::*;
+                steps!($left, one, 1, 0 l0 h0);
+                steps!($left, two, 2, 0 l0 h0, 1 l1 h1);
+                steps!($left, three, 3, 0 l0 h0, 1 l1 h1, 2 l2 h2);
+                steps!($left, four, 4, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3);
+                steps!($left, five, 5, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4);
+                steps!($left, six, 6, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5);
+
+                /// # Safety
+                /// As the functions it chooses from.
+                #[inline(always)]
+                pub(in super::super) unsafe fn steps<const R: usize>(
+                    acc: &mut [[__m256; 2]; R],
+                    a: (*const f32, usize),
+                    w: *const f32,
+                    count: usize,
+                ) {
+                    let sums = acc.as_mut_ptr();
+                    // SAFETY: the caller's contract; each array is cast to the length it has.
+                    unsafe {
+                        match R {
+                            1 => one(&mut *sums.cast(), a, w, count),
+                            2 => two(&mut *sums.cast(), a, w, count),
+                            3 => three(&mut *sums.cast(), a, w, count),
+                            4 => four(&mut *sums.cast(), a, w, count),
+                            5 => five(&mut *sums.cast(), a, w, count),
+                            6 => six(&mut *sums.cast(), a, w, count),
+                            _ => unreachable!("a tile of {R} rows"),
+                        }
+                    }
+                }
+            }
+        };
+    }
+    table!(packed);
+    table!(rows);
 }
 
 /// See `Tiled::eight_steps`.
@@ -272,21 +346,15 @@ pub(super) unsafe fn eight<const R: usize, W: Floats>(
 #[inline(always)]
 pub(super) unsafe fn wide<const R: usize>(
     acc: &mut [[__m256; 2]; R],
-    a: *const f32,
+    a: Left,
     w: *const f32,
     count: usize,
 ) {
-    let sums = acc.as_mut_ptr();
-    // SAFETY: the caller's contract; each array is cast to the length it has.
+    // SAFETY: the caller's contract.
     unsafe {
-        match R {
-            1 => wide::one(&mut *sums.cast(), a, w, count),
-            2 => wide::two(&mut *sums.cast(), a, w, count),
-            3 => wide::three(&mut *sums.cast(), a, w, count),
-            4 => wide::four(&mut *sums.cast(), a, w, count),
-            5 => wide::five(&mut *sums.cast(), a, w, count),
-            6 => wide::six(&mut *sums.cast(), a, w, count),
-            _ => unreachable!("a tile of {R} rows"),
+        match a {
+            Left::Packed(a) => wide::packed::steps(acc, (a, 1), w, count),
+            Left::Rows(a, row) => wide::rows::steps(acc, (a, row), w, count),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::LANES;
-use super::super::tiled::{Body, Floats, MOST_PANELS, Tiled, pair_step, step};
+use super::super::tiled::{Body, Floats, Left, MOST_PANELS, Tiled, pair_step, step};
 use super::{Avx, Zmm, vector, zmm_steps};
 
 /// Runs a body, compiled once.
@@ -132,7 +132,7 @@ impl Tiled for Avx<Zmm> {
     unsafe fn wide_blocks<const R: usize, const P: usize>(
         self,
         acc: &mut [[__m512; R]; P],
-        a: *const f32,
+        a: Left,
         w: *const f32,
         blocks: usize,
     ) {

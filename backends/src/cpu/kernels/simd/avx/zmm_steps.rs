@@ -8,7 +8,7 @@
 use std::arch::asm;
 use std::arch::x86_64::{__m512, __m512i};
 
-use super::super::tiled::{Floats, Half};
+use super::super::tiled::{Floats, Half, Left};
 
 /// One row of one step: `acc[p][r] += a[r][i] · w[p][i]`.
 macro_rules! row {
@@ -215,63 +215,106 @@ rows_of!(ten, 10, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5, 6 l6 h6,
 rows_of!(eleven, 11, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5, 6 l6 h6, 7 l7 h7, 8 l8 h8, 9 l9 h9, 10 l10 h10);
 rows_of!(twelve, 12, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5, 6 l6 h6, 7 l7 h7, 8 l8 h8, 9 l9 h9, 10 l10 h10, 11 l11 h11);
 
-/// Steps of packed f32 sides that are written out: a block.
+/// Steps of f32 sides that are written out: a block.
 pub(super) const WIDE_BLOCK: usize = 8;
 
-/// The functions of three panels of f32, block by block of steps.
+/// The functions of three packed panels of f32, block by block of steps.
 mod wide {
     use super::*;
 
-    /// The rows of one step, of which the last ones are given.
-    macro_rules! rows {
-        ($i:literal, $($r:literal),+) => {
-            concat!($(
-                "vbroadcastss {x:z}, dword ptr [{a} + 32*", $i, " + 4*", $r, "]\n",
-                "vfmadd231ps {l", $r, ":z}, {x:z}, {w0:z}\n",
-                "vfmadd231ps {h", $r, ":z}, {x:z}, {w1:z}\n",
-                "vfmadd231ps {t", $r, ":z}, {x:z}, {w2:z}\n",
-            )+)
+    /// Where the value of a row for one step lies: in a packed left side, or in rows, of which every third has a register for its
+    /// address.
+    macro_rules! at {
+        (packed, $i:literal, $r:literal) => {
+            concat!("{a} + 32*", $i, " + 4*", $r)
+        };
+        (rows, $i:literal, 0) => {
+            concat!("{a} + 4*", $i)
+        };
+        (rows, $i:literal, 1) => {
+            concat!("{a} + {r} + 4*", $i)
+        };
+        (rows, $i:literal, 2) => {
+            concat!("{a} + 2*{r} + 4*", $i)
+        };
+        (rows, $i:literal, 3) => {
+            concat!("{b} + 4*", $i)
+        };
+        (rows, $i:literal, 4) => {
+            concat!("{b} + {r} + 4*", $i)
+        };
+        (rows, $i:literal, 5) => {
+            concat!("{b} + 2*{r} + 4*", $i)
+        };
+        (rows, $i:literal, 6) => {
+            concat!("{c} + 4*", $i)
+        };
+        (rows, $i:literal, 7) => {
+            concat!("{c} + {r} + 4*", $i)
+        };
+    }
+
+    /// The bytes from the values of one block of steps to those of the next.
+    macro_rules! block {
+        (packed) => {
+            "256"
+        };
+        (rows) => {
+            "32"
         };
     }
 
     /// One step.
     macro_rules! step {
-        ($i:literal, $($r:literal),+) => {
+        ($left:tt, $i:literal, $($r:tt),+) => {
             concat!(
                 "vmovups {w0:z}, zmmword ptr [{w} + 192*", $i, "]\n",
                 "vmovups {w1:z}, zmmword ptr [{w} + 192*", $i, " + 64]\n",
                 "vmovups {w2:z}, zmmword ptr [{w} + 192*", $i, " + 128]\n",
-                rows!($i, $($r),+),
+                $(
+                    "vbroadcastss {x:z}, dword ptr [", at!($left, $i, $r), "]\n",
+                    "vfmadd231ps {l", $r, ":z}, {x:z}, {w0:z}\n",
+                    "vfmadd231ps {h", $r, ":z}, {x:z}, {w1:z}\n",
+                    "vfmadd231ps {t", $r, ":z}, {x:z}, {w2:z}\n",
+                )+
             )
         };
     }
 
     /// The function of some rows.
     macro_rules! steps {
-        ($name:ident, $rows:tt, $($r:literal $low:ident $high:ident $third:ident),+) => {
+        ($left:tt, $name:ident, $rows:tt, $($r:tt $low:ident $high:ident $third:ident),+) => {
             /// # Safety
             /// The CPU has the features; `count` is not 0; the values of both sides may be read.
             #[inline]
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
             pub(super) unsafe fn $name(
                 acc: &mut [[__m512; $rows]; 3],
-                a: *const f32,
+                (a, row): (*const f32, usize),
                 w: *const f32,
                 count: usize,
             ) {
                 // Named, since a register without a type is taken for a shorter one.
                 let (x, w0, w1, w2): (__m512, __m512, __m512, __m512);
-                // SAFETY: only memory that the caller vouches for is read, none is written.
+                // SAFETY: only memory that the caller vouches for is read, none is written; rows beyond the last are not addressed.
                 unsafe {
                     asm!(
                         "2:",
-                        step!(0, $($r),+), step!(1, $($r),+), step!(2, $($r),+), step!(3, $($r),+),
-                        step!(4, $($r),+), step!(5, $($r),+), step!(6, $($r),+), step!(7, $($r),+),
-                        "add {a}, 256",
+                        step!($left, 0, $($r),+), step!($left, 1, $($r),+),
+                        step!($left, 2, $($r),+), step!($left, 3, $($r),+),
+                        step!($left, 4, $($r),+), step!($left, 5, $($r),+),
+                        step!($left, 6, $($r),+), step!($left, 7, $($r),+),
+                        concat!("add {a}, ", block!($left)),
+                        concat!("add {b}, ", block!($left)),
+                        concat!("add {c}, ", block!($left)),
                         "add {w}, 1536",
                         "dec {count}",
                         "jnz 2b",
+                        "/* {r} */",
                         a = inout(reg) a => _,
+                        b = inout(reg) a.wrapping_add(3 * row) => _,
+                        c = inout(reg) a.wrapping_add(6 * row) => _,
+                        r = in(reg) row * size_of::<f32>(),
                         w = inout(reg) w => _,
                         count = inout(reg) count => _,
                         x = out(zmm_reg) x,
@@ -287,14 +330,50 @@ mod wide {
         };
     }
 
-    steps!(one, 1, 0 l0 h0 t0);
-    steps!(two, 2, 0 l0 h0 t0, 1 l1 h1 t1);
-    steps!(three, 3, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2);
-    steps!(four, 4, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3);
-    steps!(five, 5, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4);
-    steps!(six, 6, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4, 5 l5 h5 t5);
-    steps!(seven, 7, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4, 5 l5 h5 t5, 6 l6 h6 t6);
-    steps!(eight, 8, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4, 5 l5 h5 t5, 6 l6 h6 t6, 7 l7 h7 t7);
+    /// The functions of one kind of left side.
+    macro_rules! table {
+        ($left:ident) => {
+            pub(super) mod $left {
+                use super::*;
+                steps!($left, one, 1, 0 l0 h0 t0);
+                steps!($left, two, 2, 0 l0 h0 t0, 1 l1 h1 t1);
+                steps!($left, three, 3, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2);
+                steps!($left, four, 4, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3);
+                steps!($left, five, 5, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4);
+                steps!($left, six, 6, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4, 5 l5 h5 t5);
+                steps!($left, seven, 7, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4, 5 l5 h5 t5, 6 l6 h6 t6);
+                steps!($left, eight, 8, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4, 5 l5 h5 t5, 6 l6 h6 t6, 7 l7 h7 t7);
+
+                /// # Safety
+                /// As the functions it chooses from; P is 3.
+                #[inline(always)]
+                pub(in super::super) unsafe fn steps<const R: usize, const P: usize>(
+                    acc: &mut [[__m512; R]; P],
+                    a: (*const f32, usize),
+                    w: *const f32,
+                    count: usize,
+                ) {
+                    let sums = acc.as_mut_ptr();
+                    // SAFETY: the caller's contract; each array is cast to the length it has.
+                    unsafe {
+                        match (R, P) {
+                            (1, 3) => one(&mut *sums.cast(), a, w, count),
+                            (2, 3) => two(&mut *sums.cast(), a, w, count),
+                            (3, 3) => three(&mut *sums.cast(), a, w, count),
+                            (4, 3) => four(&mut *sums.cast(), a, w, count),
+                            (5, 3) => five(&mut *sums.cast(), a, w, count),
+                            (6, 3) => six(&mut *sums.cast(), a, w, count),
+                            (7, 3) => seven(&mut *sums.cast(), a, w, count),
+                            (8, 3) => eight(&mut *sums.cast(), a, w, count),
+                            _ => unreachable!("a tile of {R} rows and {P} panels"),
+                        }
+                    }
+                }
+            }
+        };
+    }
+    table!(packed);
+    table!(rows);
 }
 
 /// Calls the function of R rows and one or two panels.
@@ -380,23 +459,15 @@ pub(super) unsafe fn eight<const R: usize, const P: usize, W: Floats>(
 #[inline(always)]
 pub(super) unsafe fn wide<const R: usize, const P: usize>(
     acc: &mut [[__m512; R]; P],
-    a: *const f32,
+    a: Left,
     w: *const f32,
     count: usize,
 ) {
-    let sums = acc.as_mut_ptr();
-    // SAFETY: the caller's contract; each array is cast to the length it has.
+    // SAFETY: the caller's contract.
     unsafe {
-        match (R, P) {
-            (1, 3) => wide::one(&mut *sums.cast(), a, w, count),
-            (2, 3) => wide::two(&mut *sums.cast(), a, w, count),
-            (3, 3) => wide::three(&mut *sums.cast(), a, w, count),
-            (4, 3) => wide::four(&mut *sums.cast(), a, w, count),
-            (5, 3) => wide::five(&mut *sums.cast(), a, w, count),
-            (6, 3) => wide::six(&mut *sums.cast(), a, w, count),
-            (7, 3) => wide::seven(&mut *sums.cast(), a, w, count),
-            (8, 3) => wide::eight(&mut *sums.cast(), a, w, count),
-            _ => unreachable!("a tile of {R} rows and {P} panels"),
+        match a {
+            Left::Packed(a) => wide::packed::steps(acc, (a, 1), w, count),
+            Left::Rows(a, row) => wide::rows::steps(acc, (a, row), w, count),
         }
     }
 }
