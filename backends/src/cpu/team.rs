@@ -443,6 +443,22 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_claims_its_own_part_first() {
+        let team = Team::new(3).unwrap();
+        for (units, grain) in [(0, 1), (1, 4), (10, 1), (50, 4), (48, 2)] {
+            team.run(&|worker| {
+                let claims = worker.claims(units, grain);
+                let parts = [1, 2, 0].map(|worker| claims.part(worker));
+                if worker.index == 1 {
+                    let given: Vec<usize> = claims.flatten().collect();
+                    assert_eq!(given, parts.into_iter().flatten().collect::<Vec<_>>());
+                }
+                worker.meet()
+            });
+        }
+    }
+
+    #[test]
     fn a_team_works_again_after_a_panic() {
         let team = Team::new(2).unwrap();
         let panicked = catch_unwind(AssertUnwindSafe(|| {

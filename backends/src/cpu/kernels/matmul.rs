@@ -6,8 +6,8 @@
 //!
 //! A block of results is taken at a time, and of the summed index a share: the block's columns of B are packed, into the
 //! second-level cache, then a few rows of A at a time, unless they lie as a tile reads them, into the first; they pass all columns
-//! before the next rows. Sums wait in f32 between shares. This is the order of Goto and van de Geijn, *Anatomy of High-Performance Matrix Multiplication* (2008),
-//! with the sides exchanged.
+//! before the next rows. Sums wait in f32 between shares. This is the order of Goto and van de Geijn, *Anatomy of High-Performance
+//! Matrix Multiplication* (2008), with the sides exchanged.
 
 mod chains;
 mod drain;

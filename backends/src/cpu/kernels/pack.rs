@@ -319,7 +319,8 @@ pub(super) struct Refill<'a> {
 pub(super) unsafe fn refill<S: Tiled>(s: S, Refill { to, weight, panels }: Refill<'_>) {
     /// How many inputs further the weight is asked for.
     const AHEAD: usize = 64;
-    let floats = weight.dtype() == DType::F32 && to.format == Format::Single;
+    let known = (weight.dtype() == DType::F32).then_some(DType::F32);
+    let floats = known.is_some() && to.format == Format::Single;
     for panel in panels {
         let start = to.panel(panel).0.cast_mut();
         let whole = if floats && (panel + 1) * PANEL <= to.n {
@@ -332,7 +333,7 @@ pub(super) unsafe fn refill<S: Tiled>(s: S, Refill { to, weight, panels }: Refil
         unsafe { transpose(s, (rows.cast(), weight.stride()), whole, start.cast()) };
         let row = |lane: usize| {
             let row = panel * PANEL + lane;
-            (row < to.n).then(|| weight.row(row))
+            (row < to.n).then(|| weight.row(row).known(known))
         };
         for first in (whole..to.k).step_by(LANES) {
             let count = LANES.min(to.k - first);
