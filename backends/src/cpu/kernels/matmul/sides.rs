@@ -12,7 +12,8 @@ use super::chains::{Chain, Share};
 use super::{Block, LEFT, RIGHT, ROW, TOGETHER};
 
 impl Block<'_> {
-    /// A's share of some tiles, the first of them; where A is given by columns, the others are [`LEFT`] values behind each other.
+    /// A's share of the first of some tiles. Where A is given by columns, the share of all is packed as f32, the rows of a product side by
+    /// side, those of one tile [`LEFT`] values behind those of another.
     ///
     /// # Safety
     /// As [`Block::run`]; the share and the tiles exist, at most [`TOGETHER`] of them, and one where A is given by rows.
@@ -24,28 +25,10 @@ impl Block<'_> {
         tiles: Tiles,
         some: &Range<usize>,
     ) -> Left {
-        // SAFETY: the caller's contract.
-        unsafe {
-            if self.product.transposed {
-                self.pack_left(s, share, tiles, some)
-            } else {
-                self.rows_of_left(s, share, tiles.tile(some.start))
-            }
+        if !self.product.transposed {
+            // SAFETY: the caller's contract.
+            return unsafe { self.rows_of_left(s, share, tiles.tile(some.start)) };
         }
-    }
-
-    /// The rows of some tiles of A's share as f32, those of a product side by side, tile behind tile; A is given by columns.
-    ///
-    /// # Safety
-    /// As [`Block::left`].
-    #[inline(always)]
-    unsafe fn pack_left<S: Simd>(
-        &self,
-        s: S,
-        share: Share,
-        tiles: Tiles,
-        some: &Range<usize>,
-    ) -> Left {
         let (a, mut to) = (self.product.a, self.work);
         let mut firsts = [0; TOGETHER];
         for (first, tile) in firsts.iter_mut().zip(some.clone()) {

@@ -1,5 +1,37 @@
 //! AVX2 with FMA and F16C: eight lanes. Matrix tiles are in registers of 256 bits, or of 512 where AVX-512 is.
 
+/// Where the value of a row for one step lies, as an operand of assembly: in a packed left side, or in rows, of which every third has
+/// a register for its address.
+macro_rules! at {
+    (packed, $i:literal, $r:literal) => {
+        concat!("{a} + 32*", $i, " + 4*", $r)
+    };
+    (rows, $i:literal, 0) => {
+        concat!("{a} + 4*", $i)
+    };
+    (rows, $i:literal, 1) => {
+        concat!("{a} + {r} + 4*", $i)
+    };
+    (rows, $i:literal, 2) => {
+        concat!("{a} + 2*{r} + 4*", $i)
+    };
+    (rows, $i:literal, 3) => {
+        concat!("{b} + 4*", $i)
+    };
+    (rows, $i:literal, 4) => {
+        concat!("{b} + {r} + 4*", $i)
+    };
+    (rows, $i:literal, 5) => {
+        concat!("{b} + 2*{r} + 4*", $i)
+    };
+    (rows, $i:literal, 6) => {
+        concat!("{c} + 4*", $i)
+    };
+    (rows, $i:literal, 7) => {
+        concat!("{c} + {r} + 4*", $i)
+    };
+}
+
 mod ymm;
 mod ymm_steps;
 mod zmm;

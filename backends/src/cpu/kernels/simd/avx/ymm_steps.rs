@@ -185,32 +185,6 @@ pub(super) const WIDE_BLOCK: usize = 4;
 mod wide {
     use super::*;
 
-    /// Where the value of a row for one step lies: in a packed left side, or in rows, of which every third has a register for its
-    /// address.
-    macro_rules! at {
-        (packed, $i:literal, $r:literal) => {
-            concat!("{a} + 32*", $i, " + 4*", $r)
-        };
-        (rows, $i:literal, 0) => {
-            concat!("{a} + 4*", $i)
-        };
-        (rows, $i:literal, 1) => {
-            concat!("{a} + {r} + 4*", $i)
-        };
-        (rows, $i:literal, 2) => {
-            concat!("{a} + 2*{r} + 4*", $i)
-        };
-        (rows, $i:literal, 3) => {
-            concat!("{b} + 4*", $i)
-        };
-        (rows, $i:literal, 4) => {
-            concat!("{b} + {r} + 4*", $i)
-        };
-        (rows, $i:literal, 5) => {
-            concat!("{b} + 2*{r} + 4*", $i)
-        };
-    }
-
     /// The bytes from the values of one block of steps to those of the next.
     macro_rules! block {
         (packed) => {
