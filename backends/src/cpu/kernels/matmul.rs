@@ -6,7 +6,8 @@
 //!
 //! A block of results is taken at a time, and of the summed index a share: the block's columns of B are packed, into the
 //! second-level cache, then a few rows of A at a time, unless they lie as a tile reads them, into the first; they pass all columns
-//! before the next rows. Sums wait in f32 between shares. This is the order of Goto and van de Geijn, *Anatomy of High-Performance
+//! before the next rows. Where A is given by rows, the first of its rows pack B as they pass it, so that the stores wait behind
+//! multiply-adds. Sums wait in f32 between shares. This is the order of Goto and van de Geijn, *Anatomy of High-Performance
 //! Matrix Multiplication* (2008), with the sides exchanged.
 
 mod chains;
@@ -21,18 +22,21 @@ use lxpod_ir::DType;
 use super::gemm::{Feed, Tiles};
 use super::pack::PANEL;
 use super::scratch::LINE;
-use super::simd::{Floats, Half, Left, Single, Tiled, WIDE_ROWS};
+use super::simd::{Floats, Half, Left, Right, Single, Tiled, WIDE_ROWS};
+use super::view::Row;
 use super::{Kernels, Scratch, View};
 use chains::Share;
 pub use chains::{Chain, Start};
 use drain::Drain;
 use tile::Tile;
 
-/// The most products summed at a time: as many values of a tile's rows of A are two fifths of the first-level cache.
-const DEPTH: usize = 384;
+/// The most products summed at a time: as many values of a tile's rows of A are half of the first-level cache.
+const DEPTH: usize = 512;
 
-/// The most panels of 16 columns of a block of results: their share of B is half of the second-level cache.
+/// The most panels of 16 columns of a block of results: their share of B is three quarters of the second-level cache; and where A is given
+/// by rows: of B, a weight then, that share and the next one have room in it.
 const PANELS: usize = 24;
+const FEW_PANELS: usize = 12;
 
 /// The most rows of a block whose sums wait between shares, and of one whose sums do not: its columns of B are packed once for
 /// all blocks that a worker takes of them, so that it may be small.
@@ -104,9 +108,14 @@ impl Cut {
             FEW_ROWS
         };
         let blocks = shape.0.div_ceil(most).max(1);
-        // Two units or more for each worker, whole tiles, and all columns that the cache has room for.
-        let panels = shape.1.div_ceil(PANEL) * blocks / (2 * product.workers.max(1));
-        let panels = (panels / MOST_PANELS * MOST_PANELS).clamp(MOST_PANELS, PANELS);
+        // Four units or more for each worker, whole tiles, and all columns that the cache has room for.
+        let panels = shape.1.div_ceil(PANEL) * blocks / (4 * product.workers.max(1));
+        let most = if product.transposed {
+            PANELS
+        } else {
+            FEW_PANELS
+        };
+        let panels = (panels / MOST_PANELS * MOST_PANELS).clamp(MOST_PANELS, most);
         Cut {
             shape,
             rows: shape.0.div_ceil(blocks).next_multiple_of(WIDE_ROWS),
@@ -270,9 +279,11 @@ impl Block<'_> {
         while let Some(share) = shares.next() {
             let ahead = shares.peek().copied();
             let right = Some((self.index, share.start, self.columns.start));
+            let mut unpacked = None;
             if traffic.packed != right {
+                unpacked = self.rows_of_right(share);
                 // SAFETY: the caller's contract; the share exists.
-                unsafe { self.pack_right::<S, W>(s, share) };
+                unsafe { self.pack_right::<S, W>(s, share, unpacked.is_some()) };
                 traffic.packed = right;
             }
             traffic.feed = self.feed_right::<S>(share, ahead, tiles.count());
@@ -287,37 +298,56 @@ impl Block<'_> {
                     let first = self.left(s, share, tiles, &some);
                     for tile in some {
                         let left = first.behind((tile - start) * LEFT);
-                        self.row_of_tiles(s, share, tiles.tile(tile), left, traffic);
+                        self.row_of_tiles(
+                            s,
+                            share,
+                            tiles.tile(tile),
+                            (left, unpacked.take()),
+                            traffic,
+                        );
                     }
                 }
             }
         }
     }
 
-    /// Adds the products of a share to the sums of a few rows, (first in the block, count), of which A's are `left`.
+    /// Adds the products of a share to the sums of a few rows, (first in the block, count), of which A's are `left`. B's share of the widest
+    /// tiles is packed by the way, if it is `unpacked`.
     ///
     /// # Safety
-    /// As [`Block::run`]; the rows exist, and the share is packed.
+    /// As [`Block::run`]; the rows exist, and the share is packed but for that.
     #[inline(always)]
     unsafe fn row_of_tiles<S: Tiled>(
         &self,
         s: S,
         share: Share,
         (first, rows): (usize, usize),
-        left: Left,
+        (left, unpacked): (Left, Option<(Row, usize)>),
         traffic: &mut Traffic,
     ) {
         for (column, panels) in self.groups::<S>() {
+            let packed = self.right(share, column);
+            let by_tile = unpacked.filter(|_| self.is_wide::<S>(column));
             let tile = Tile {
                 block: self,
                 share,
                 column,
                 first,
                 left,
+                right: match by_tile {
+                    Some((row, step)) => Right::Rows(row.at(column).cast(), step, packed),
+                    None => Right::Packed(packed),
+                },
             };
             // SAFETY: the caller's contract.
             unsafe { tile.add_share(s, rows, panels, traffic) };
         }
+    }
+
+    /// Whether all columns of the widest tile from `column` on exist.
+    #[inline(always)]
+    fn is_wide<S: Tiled>(&self, column: usize) -> bool {
+        column + S::WIDE.1 * PANEL <= self.columns.end
     }
 
     /// The panels that tiles take at once, as (first column, panels): as many as the widest tile has, then one at a time.
@@ -327,7 +357,7 @@ impl Block<'_> {
         let mut next = start;
         std::iter::from_fn(move || {
             let column = next;
-            let panels = if column + S::WIDE.1 * PANEL <= end {
+            let panels = if self.is_wide::<S>(column) {
                 S::WIDE.1
             } else {
                 1

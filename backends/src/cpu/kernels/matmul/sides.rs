@@ -74,19 +74,42 @@ impl Block<'_> {
         Left::Rows(self.work, ROW)
     }
 
-    /// B's share of the block's columns as f32, group by group of panels, whose rows lie side by side; missing columns are zeros.
+    /// The first of the rows of B's share, and the values from one to the next, if they are f32 in one piece.
+    #[inline(always)]
+    pub(super) fn rows_of_right(&self, share: Share) -> Option<(Row, usize)> {
+        let b = self.product.b;
+        let mut pieces = self.chain.pieces(share);
+        match (pieces.next(), pieces.next(), b.dtype()) {
+            (Some(piece), None, DType::F32) if !self.product.transposed => {
+                Some((b.row(piece.start), b.stride()))
+            }
+            _ => None,
+        }
+    }
+
+    /// B's share of the block's columns as f32, group by group of panels, whose rows lie side by side; missing columns are zeros. The
+    /// groups of the widest tiles are left out if these pack them.
     ///
     /// # Safety
     /// As [`Block::run`]; the share exists.
     #[inline(always)]
-    pub(super) unsafe fn pack_right<S: Tiled, W: Floats>(&self, s: S, share: Share) {
+    pub(super) unsafe fn pack_right<S: Tiled, W: Floats>(
+        &self,
+        s: S,
+        share: Share,
+        by_tiles: bool,
+    ) {
         let wide = S::WIDE.1 * PANEL;
         let known = matches!(self.product.b.dtype(), DType::F16 | DType::F32);
         let whole = if known { self.columns.len() / wide } else { 0 };
+        if by_tiles && whole * wide == self.columns.len() {
+            return;
+        }
+        let left_out = if by_tiles { whole } else { 0 };
         for (i, row) in self.chain.pieces(share).flatten().enumerate() {
             let row = self.product.b.row(row);
             let to = self.right(share, self.columns.start).wrapping_add(i * wide);
-            for group in 0..whole {
+            for group in left_out..whole {
                 let to = to.wrapping_add(group * share.depth * wide);
                 for column in (0..wide).step_by(PANEL) {
                     let from = row.at(self.columns.start + group * wide + column);

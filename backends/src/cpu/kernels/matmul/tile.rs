@@ -4,7 +4,7 @@ use lxpod_ir::DType;
 
 use super::super::View;
 use super::super::pack::PANEL;
-use super::super::simd::{Body, LANES, Left, Tiled, wide_steps};
+use super::super::simd::{Body, LANES, Left, Right, Tiled, wide_steps};
 use super::sides::load_up_to;
 use super::{Block, Drain, PANELS, RESULTS, SUMS, Share, Start, Traffic};
 
@@ -21,6 +21,8 @@ pub(super) struct Tile<'a> {
     pub(super) first: usize,
     /// Its rows of A.
     pub(super) left: Left,
+    /// Its columns of B.
+    pub(super) right: Right,
 }
 
 /// [`Tile::run`] of R rows and P panels.
@@ -114,7 +116,6 @@ impl Tile<'_> {
         acc: &mut [[S::C; R]; P],
         traffic: &mut Traffic,
     ) {
-        let right = self.block.right(self.share, self.column).cast_const();
         let depth = self.share.depth;
         for start in (0..depth).step_by(STEPS) {
             let count = STEPS.min(depth - start);
@@ -122,7 +123,7 @@ impl Tile<'_> {
             unsafe {
                 traffic.drain.some(s, count);
                 traffic.feed.ask_at_once(s, count);
-                let (a, b) = (self.left.later(start), right.add(start * P * PANEL));
+                let (a, b) = (self.left.later(start), self.right.later(start, P));
                 wide_steps::<S, R, P>(s, acc, a, b, count);
             }
         }

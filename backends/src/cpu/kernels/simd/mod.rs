@@ -14,8 +14,8 @@ pub(super) use avx::{Avx, Ymm, Zmm};
 use lxpod_ir::random_bits::RowState;
 pub(super) use portable::Portable;
 pub(super) use tiled::{
-    Body, Floats, Half, Left, MOST_PANELS, Single, Tiled, WIDE_ROWS, has_tile, pair_step, step,
-    wide_steps,
+    Body, Floats, Half, Left, MOST_PANELS, Right, Single, Tiled, WIDE_ROWS, has_tile, pair_step,
+    step, wide_steps,
 };
 
 /// Lanes of a vector.

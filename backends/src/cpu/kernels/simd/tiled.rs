@@ -188,7 +188,7 @@ pub(in super::super) trait Tiled: Simd {
         self,
         _acc: &mut [[Self::C; R]; P],
         _a: Left,
-        _b: *const f32,
+        _b: Right,
         _blocks: usize,
     ) {
         unreachable!("no blocks of steps");
@@ -246,7 +246,7 @@ impl Left {
 
     /// The first row's value for the next step, and the values from row to row.
     #[inline(always)]
-    fn step(self) -> (*const f32, usize) {
+    pub(super) fn step(self) -> (*const f32, usize) {
         match self {
             Left::Packed(a) => (a, 1),
             Left::Rows(a, row) => (a, row),
@@ -254,19 +254,71 @@ impl Left {
     }
 }
 
-/// Some steps of a left side and of a packed right one, of P times sixteen values each.
+/// The right side of a tile of P panels: its next step, with those to follow.
+#[derive(Clone, Copy)]
+pub(in super::super) enum Right {
+    /// Packed: P times sixteen values for each step.
+    Packed(*const f32),
+    /// Row by row, so many values from one to the next. The tile packs them by the way, in the third place.
+    Rows(*const f32, usize, *mut f32),
+}
+
+impl Right {
+    /// Some steps later, of so many panels.
+    #[inline(always)]
+    pub(in super::super) fn later(self, steps: usize, panels: usize) -> Self {
+        let values = steps * panels * PANEL;
+        match self {
+            Right::Packed(b) => Right::Packed(b.wrapping_add(values)),
+            Right::Rows(b, row, to) => {
+                Right::Rows(b.wrapping_add(steps * row), row, to.wrapping_add(values))
+            }
+        }
+    }
+
+    /// Where the next step's values lie if they are given by rows, the values from row to row, and where they are, or are to be, packed.
+    #[inline(always)]
+    pub(super) fn places(self) -> (*const f32, usize, *mut f32) {
+        match self {
+            Right::Packed(b) => (b, 0, b.cast_mut()),
+            Right::Rows(b, row, to) => (b, row, to),
+        }
+    }
+
+    /// The P times sixteen values of the next step, packed.
+    ///
+    /// # Safety
+    /// They may be read, and their place, if they are to be packed, may be written.
+    #[inline(always)]
+    unsafe fn step<S: Tiled, const P: usize>(self, s: S) -> *const f32 {
+        match self {
+            Right::Packed(b) => b,
+            Right::Rows(b, _, to) => {
+                for column in (0..P * PANEL).step_by(PANEL) {
+                    // SAFETY: the caller's contract.
+                    unsafe { s.store_columns(to.add(column), s.load_columns(b.add(column))) };
+                }
+                to
+            }
+        }
+    }
+}
+
+/// Columns of a panel.
+const PANEL: usize = 2 * LANES;
+
+/// Some steps of both sides.
 ///
 /// # Safety
-/// R and P are those of [`Tiled::WIDE`] or fewer; the values may be read.
+/// R and P are those of [`Tiled::WIDE`] or fewer; the values may be read, and those of the right side packed.
 #[inline(always)]
 pub(in super::super) unsafe fn wide_steps<S: Tiled, const R: usize, const P: usize>(
     s: S,
     acc: &mut [[S::C; R]; P],
     a: Left,
-    b: *const f32,
+    b: Right,
     steps: usize,
 ) {
-    const PANEL: usize = 2 * LANES;
     let blocks = steps.checked_div(S::WIDE_BLOCK).unwrap_or(0);
     let mut whole = 0;
     if P == S::WIDE.1 && blocks > 0 {
@@ -275,9 +327,9 @@ pub(in super::super) unsafe fn wide_steps<S: Tiled, const R: usize, const P: usi
         whole = blocks * S::WIDE_BLOCK;
     }
     for i in whole..steps {
-        let b = b.wrapping_add(i * P * PANEL).cast();
         // SAFETY: the caller's contract.
         unsafe {
+            let b = b.later(i, P).step::<S, P>(s).cast();
             step::<S, Single, R, P>(s, acc, a.later(i).step(), (b, PANEL * size_of::<f32>()));
         }
     }

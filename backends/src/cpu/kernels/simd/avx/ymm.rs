@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::tiled::{FEW_PANELS, Floats, Left, Tiled, pair_step, step};
+use super::super::tiled::{FEW_PANELS, Floats, Left, Right, Tiled, pair_step, step};
 use super::super::{LANES, Simd};
 use super::{Avx, Ymm, vector, ymm_steps};
 
@@ -81,11 +81,11 @@ impl Tiled for Avx<Ymm> {
         self,
         acc: &mut [[[__m256; 2]; R]; P],
         a: Left,
-        w: *const f32,
+        b: Right,
         blocks: usize,
     ) {
         // SAFETY: the caller's contract, and the token for the features.
-        unsafe { ymm_steps::wide::<R>(&mut acc[0], a, w, blocks) }
+        unsafe { ymm_steps::wide::<R>(&mut acc[0], a, b, blocks) }
     }
     #[inline(always)]
     unsafe fn eight_pairs<const R: usize, const P: usize>(

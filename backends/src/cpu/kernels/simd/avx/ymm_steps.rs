@@ -7,7 +7,7 @@
 use std::arch::asm;
 use std::arch::x86_64::{__m256, __m256i};
 
-use super::super::tiled::{Floats, Half, Left};
+use super::super::tiled::{Floats, Half, Left, Right};
 
 /// One row of one step: `acc[r] += a[r][i] · w[i]`.
 macro_rules! row {
@@ -181,11 +181,11 @@ table!(pairs, pair_row, f32, __m256i);
 /// Steps of f32 sides that are written out: a block.
 pub(super) const WIDE_BLOCK: usize = 4;
 
-/// The functions of f32 sides of which the right one is packed, block by block of steps.
+/// The functions of f32 sides, block by block of steps.
 mod wide {
     use super::*;
 
-    /// The bytes from the values of one block of steps to those of the next.
+    /// The bytes from the left side's values of one block of steps to those of the next.
     macro_rules! block {
         (packed) => {
             "128"
@@ -195,11 +195,31 @@ mod wide {
         };
     }
 
+    /// The right side's values of one step.
+    macro_rules! right {
+        (packed, $i:literal) => {
+            weights!(f32, $i)
+        };
+        (rows, $i:literal) => {
+            concat!(
+                "vmovups {w0}, ymmword ptr [{v}]\n",
+                "vmovups {w1}, ymmword ptr [{v} + 32]\n",
+                "add {v}, {s}\n",
+                "vmovups ymmword ptr [{w} + 64*",
+                $i,
+                "], {w0}\n",
+                "vmovups ymmword ptr [{w} + 64*",
+                $i,
+                " + 32], {w1}\n",
+            )
+        };
+    }
+
     /// One step.
     macro_rules! step {
-        ($left:tt, $i:literal, $($r:tt $low:ident $high:ident),+) => {
+        ($left:tt, $right:tt, $i:literal, $($r:tt $low:ident $high:ident),+) => {
             concat!(
-                weights!(f32, $i),
+                right!($right, $i),
                 $(
                     "vbroadcastss {x}, dword ptr [", at!($left, $i, $r), "]\n",
                     "vfmadd231ps {", stringify!($low), "}, {x}, {w0}\n",
@@ -211,56 +231,58 @@ mod wide {
 
     /// The function of some rows.
     macro_rules! steps {
-        ($left:tt, $name:ident, $rows:tt, $($r:tt $low:ident $high:ident),+) => {
+        ($left:tt, $right:tt, $name:ident, $rows:tt, $($r:tt $low:ident $high:ident),+) => {
             /// # Safety
-            /// The CPU has the features; `count` is not 0; the values of both sides may be read.
+            /// The CPU has the features; `count` is not 0; the values of both sides may be read, and those of the right one packed.
             #[inline]
             #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn $name(
                 acc: &mut [[__m256; 2]; $rows],
                 (a, row): (*const f32, usize),
-                w: *const f32,
+                (b, step, packed): (*const f32, usize, *mut f32),
                 count: usize,
             ) {
-                // SAFETY: only memory that the caller vouches for is read, none is written; rows beyond the last are not addressed.
+                // SAFETY: only memory that the caller vouches for is accessed; rows beyond the last are not addressed.
                 unsafe {
                     asm!(
                         "2:",
-                        step!($left, 0, $($r $low $high),+), step!($left, 1, $($r $low $high),+),
-                        step!($left, 2, $($r $low $high),+), step!($left, 3, $($r $low $high),+),
+                        step!($left, $right, 0, $($r $low $high),+), step!($left, $right, 1, $($r $low $high),+),
+                        step!($left, $right, 2, $($r $low $high),+), step!($left, $right, 3, $($r $low $high),+),
                         concat!("add {a}, ", block!($left)),
                         concat!("add {b}, ", block!($left)),
                         "add {w}, 256",
                         "dec {count}",
                         "jnz 2b",
-                        "/* {r} */",
+                        "/* {r} {v} {s} */",
                         a = inout(reg) a => _,
                         b = inout(reg) a.wrapping_add(3 * row) => _,
                         r = in(reg) row * size_of::<f32>(),
-                        w = inout(reg) w => _,
+                        v = inout(reg) b => _,
+                        s = in(reg) step * size_of::<f32>(),
+                        w = inout(reg) packed => _,
                         count = inout(reg) count => _,
                         x = out(ymm_reg) _,
                         w0 = out(ymm_reg) _,
                         w1 = out(ymm_reg) _,
                         $($low = inout(ymm_reg) acc[$r][0], $high = inout(ymm_reg) acc[$r][1],)+
-                        options(readonly, nostack, pure),
+                        options(nostack),
                     );
                 }
             }
         };
     }
 
-    /// The functions of one kind of left side.
+    /// The functions of a kind of left and of right side.
     macro_rules! table {
-        ($left:ident) => {
-            pub(super) mod $left {
+        ($name:ident, $left:tt, $right:tt) => {
+            pub(super) mod $name {
                 use super::*;
-                steps!($left, one, 1, 0 l0 h0);
-                steps!($left, two, 2, 0 l0 h0, 1 l1 h1);
-                steps!($left, three, 3, 0 l0 h0, 1 l1 h1, 2 l2 h2);
-                steps!($left, four, 4, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3);
-                steps!($left, five, 5, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4);
-                steps!($left, six, 6, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5);
+                steps!($left, $right, one, 1, 0 l0 h0);
+                steps!($left, $right, two, 2, 0 l0 h0, 1 l1 h1);
+                steps!($left, $right, three, 3, 0 l0 h0, 1 l1 h1, 2 l2 h2);
+                steps!($left, $right, four, 4, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3);
+                steps!($left, $right, five, 5, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4);
+                steps!($left, $right, six, 6, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5);
 
                 /// # Safety
                 /// As the functions it chooses from.
@@ -268,19 +290,19 @@ mod wide {
                 pub(in super::super) unsafe fn steps<const R: usize>(
                     acc: &mut [[__m256; 2]; R],
                     a: (*const f32, usize),
-                    w: *const f32,
+                    b: (*const f32, usize, *mut f32),
                     count: usize,
                 ) {
                     let sums = acc.as_mut_ptr();
                     // SAFETY: the caller's contract; each array is cast to the length it has.
                     unsafe {
                         match R {
-                            1 => one(&mut *sums.cast(), a, w, count),
-                            2 => two(&mut *sums.cast(), a, w, count),
-                            3 => three(&mut *sums.cast(), a, w, count),
-                            4 => four(&mut *sums.cast(), a, w, count),
-                            5 => five(&mut *sums.cast(), a, w, count),
-                            6 => six(&mut *sums.cast(), a, w, count),
+                            1 => one(&mut *sums.cast(), a, b, count),
+                            2 => two(&mut *sums.cast(), a, b, count),
+                            3 => three(&mut *sums.cast(), a, b, count),
+                            4 => four(&mut *sums.cast(), a, b, count),
+                            5 => five(&mut *sums.cast(), a, b, count),
+                            6 => six(&mut *sums.cast(), a, b, count),
                             _ => unreachable!("a tile of {R} rows"),
                         }
                     }
@@ -288,8 +310,10 @@ mod wide {
             }
         };
     }
-    table!(packed);
-    table!(rows);
+    table!(packed, packed, packed);
+    table!(packing, packed, rows);
+    table!(rows, rows, packed);
+    table!(rows_packing, rows, rows);
 }
 
 /// See `Tiled::eight_steps`.
@@ -316,19 +340,24 @@ pub(super) unsafe fn eight<const R: usize, W: Floats>(
 /// See `Tiled::wide_blocks`.
 ///
 /// # Safety
-/// The CPU has the features; `count` is not 0; the values of both sides may be read.
+/// The CPU has the features; `count` is not 0; the values of both sides may be read, and those of the right one packed.
 #[inline(always)]
 pub(super) unsafe fn wide<const R: usize>(
     acc: &mut [[__m256; 2]; R],
     a: Left,
-    w: *const f32,
+    b: Right,
     count: usize,
 ) {
     // SAFETY: the caller's contract.
     unsafe {
-        match a {
-            Left::Packed(a) => wide::packed::steps(acc, (a, 1), w, count),
-            Left::Rows(a, row) => wide::rows::steps(acc, (a, row), w, count),
+        let (left, right) = (a.step(), b.places());
+        match (a, b) {
+            (Left::Packed(_), Right::Packed(_)) => wide::packed::steps(acc, left, right, count),
+            (Left::Packed(_), Right::Rows(..)) => wide::packing::steps(acc, left, right, count),
+            (Left::Rows(..), Right::Packed(_)) => wide::rows::steps(acc, left, right, count),
+            (Left::Rows(..), Right::Rows(..)) => {
+                wide::rows_packing::steps(acc, left, right, count);
+            }
         }
     }
 }

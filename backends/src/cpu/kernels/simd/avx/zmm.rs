@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::LANES;
-use super::super::tiled::{Body, Floats, Left, MOST_PANELS, Tiled, pair_step, step};
+use super::super::tiled::{Body, Floats, Left, MOST_PANELS, Right, Tiled, pair_step, step};
 use super::{Avx, Zmm, vector, zmm_steps};
 
 /// Runs a body, compiled once.
@@ -133,11 +133,11 @@ impl Tiled for Avx<Zmm> {
         self,
         acc: &mut [[__m512; R]; P],
         a: Left,
-        w: *const f32,
+        b: Right,
         blocks: usize,
     ) {
         // SAFETY: the caller's contract, and the token for the features.
-        unsafe { zmm_steps::wide::<R, P>(acc, a, w, blocks) }
+        unsafe { zmm_steps::wide::<R, P>(acc, a, b, blocks) }
     }
     #[inline(always)]
     unsafe fn eight_pairs<const R: usize, const P: usize>(

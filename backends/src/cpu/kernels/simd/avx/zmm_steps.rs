@@ -8,7 +8,7 @@
 use std::arch::asm;
 use std::arch::x86_64::{__m512, __m512i};
 
-use super::super::tiled::{Floats, Half, Left};
+use super::super::tiled::{Floats, Half, Left, Right};
 
 /// One row of one step: `acc[p][r] += a[r][i] · w[p][i]`.
 macro_rules! row {
@@ -218,11 +218,11 @@ rows_of!(twelve, 12, 0 l0 h0, 1 l1 h1, 2 l2 h2, 3 l3 h3, 4 l4 h4, 5 l5 h5, 6 l6 
 /// Steps of f32 sides that are written out: a block.
 pub(super) const WIDE_BLOCK: usize = 8;
 
-/// The functions of three packed panels of f32, block by block of steps.
+/// The functions of three panels of f32, block by block of steps.
 mod wide {
     use super::*;
 
-    /// The bytes from the values of one block of steps to those of the next.
+    /// The bytes from the left side's values of one block of steps to those of the next.
     macro_rules! block {
         (packed) => {
             "256"
@@ -232,13 +232,45 @@ mod wide {
         };
     }
 
+    /// The right side's values of one step.
+    macro_rules! right {
+        (packed, $i:literal) => {
+            concat!(
+                "vmovups {w0:z}, zmmword ptr [{w} + 192*",
+                $i,
+                "]\n",
+                "vmovups {w1:z}, zmmword ptr [{w} + 192*",
+                $i,
+                " + 64]\n",
+                "vmovups {w2:z}, zmmword ptr [{w} + 192*",
+                $i,
+                " + 128]\n",
+            )
+        };
+        (rows, $i:literal) => {
+            concat!(
+                "vmovups {w0:z}, zmmword ptr [{v}]\n",
+                "vmovups {w1:z}, zmmword ptr [{v} + 64]\n",
+                "vmovups {w2:z}, zmmword ptr [{v} + 128]\n",
+                "add {v}, {s}\n",
+                "vmovups zmmword ptr [{w} + 192*",
+                $i,
+                "], {w0:z}\n",
+                "vmovups zmmword ptr [{w} + 192*",
+                $i,
+                " + 64], {w1:z}\n",
+                "vmovups zmmword ptr [{w} + 192*",
+                $i,
+                " + 128], {w2:z}\n",
+            )
+        };
+    }
+
     /// One step.
     macro_rules! step {
-        ($left:tt, $i:literal, $($r:tt),+) => {
+        ($left:tt, $right:tt, $i:literal, $($r:tt),+) => {
             concat!(
-                "vmovups {w0:z}, zmmword ptr [{w} + 192*", $i, "]\n",
-                "vmovups {w1:z}, zmmword ptr [{w} + 192*", $i, " + 64]\n",
-                "vmovups {w2:z}, zmmword ptr [{w} + 192*", $i, " + 128]\n",
+                right!($right, $i),
                 $(
                     "vbroadcastss {x:z}, dword ptr [", at!($left, $i, $r), "]\n",
                     "vfmadd231ps {l", $r, ":z}, {x:z}, {w0:z}\n",
@@ -251,46 +283,48 @@ mod wide {
 
     /// The function of some rows.
     macro_rules! steps {
-        ($left:tt, $name:ident, $rows:tt, $($r:tt $low:ident $high:ident $third:ident),+) => {
+        ($left:tt, $right:tt, $name:ident, $rows:tt, $($r:tt $low:ident $high:ident $third:ident),+) => {
             /// # Safety
-            /// The CPU has the features; `count` is not 0; the values of both sides may be read.
+            /// The CPU has the features; `count` is not 0; the values of both sides may be read, and those of the right one packed.
             #[inline]
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
             pub(super) unsafe fn $name(
                 acc: &mut [[__m512; $rows]; 3],
                 (a, row): (*const f32, usize),
-                w: *const f32,
+                (b, step, packed): (*const f32, usize, *mut f32),
                 count: usize,
             ) {
                 // Named, since a register without a type is taken for a shorter one.
                 let (x, w0, w1, w2): (__m512, __m512, __m512, __m512);
-                // SAFETY: only memory that the caller vouches for is read, none is written; rows beyond the last are not addressed.
+                // SAFETY: only memory that the caller vouches for is accessed; rows beyond the last are not addressed.
                 unsafe {
                     asm!(
                         "2:",
-                        step!($left, 0, $($r),+), step!($left, 1, $($r),+),
-                        step!($left, 2, $($r),+), step!($left, 3, $($r),+),
-                        step!($left, 4, $($r),+), step!($left, 5, $($r),+),
-                        step!($left, 6, $($r),+), step!($left, 7, $($r),+),
+                        step!($left, $right, 0, $($r),+), step!($left, $right, 1, $($r),+),
+                        step!($left, $right, 2, $($r),+), step!($left, $right, 3, $($r),+),
+                        step!($left, $right, 4, $($r),+), step!($left, $right, 5, $($r),+),
+                        step!($left, $right, 6, $($r),+), step!($left, $right, 7, $($r),+),
                         concat!("add {a}, ", block!($left)),
                         concat!("add {b}, ", block!($left)),
                         concat!("add {c}, ", block!($left)),
                         "add {w}, 1536",
                         "dec {count}",
                         "jnz 2b",
-                        "/* {r} */",
+                        "/* {r} {v} {s} */",
                         a = inout(reg) a => _,
                         b = inout(reg) a.wrapping_add(3 * row) => _,
                         c = inout(reg) a.wrapping_add(6 * row) => _,
                         r = in(reg) row * size_of::<f32>(),
-                        w = inout(reg) w => _,
+                        v = inout(reg) b => _,
+                        s = in(reg) step * size_of::<f32>(),
+                        w = inout(reg) packed => _,
                         count = inout(reg) count => _,
                         x = out(zmm_reg) x,
                         w0 = out(zmm_reg) w0,
                         w1 = out(zmm_reg) w1,
                         w2 = out(zmm_reg) w2,
                         $($low = inout(zmm_reg) acc[0][$r], $high = inout(zmm_reg) acc[1][$r], $third = inout(zmm_reg) acc[2][$r],)+
-                        options(readonly, nostack, pure),
+                        options(nostack),
                     );
                 }
                 let _ = (x, w0, w1, w2);
@@ -298,19 +332,19 @@ mod wide {
         };
     }
 
-    /// The functions of one kind of left side.
+    /// The functions of a kind of left and of right side.
     macro_rules! table {
-        ($left:ident) => {
-            pub(super) mod $left {
+        ($name:ident, $left:tt, $right:tt) => {
+            pub(super) mod $name {
                 use super::*;
-                steps!($left, one, 1, 0 l0 h0 t0);
-                steps!($left, two, 2, 0 l0 h0 t0, 1 l1 h1 t1);
-                steps!($left, three, 3, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2);
-                steps!($left, four, 4, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3);
-                steps!($left, five, 5, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4);
-                steps!($left, six, 6, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4, 5 l5 h5 t5);
-                steps!($left, seven, 7, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4, 5 l5 h5 t5, 6 l6 h6 t6);
-                steps!($left, eight, 8, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4, 5 l5 h5 t5, 6 l6 h6 t6, 7 l7 h7 t7);
+                steps!($left, $right, one, 1, 0 l0 h0 t0);
+                steps!($left, $right, two, 2, 0 l0 h0 t0, 1 l1 h1 t1);
+                steps!($left, $right, three, 3, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2);
+                steps!($left, $right, four, 4, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3);
+                steps!($left, $right, five, 5, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4);
+                steps!($left, $right, six, 6, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4, 5 l5 h5 t5);
+                steps!($left, $right, seven, 7, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4, 5 l5 h5 t5, 6 l6 h6 t6);
+                steps!($left, $right, eight, 8, 0 l0 h0 t0, 1 l1 h1 t1, 2 l2 h2 t2, 3 l3 h3 t3, 4 l4 h4 t4, 5 l5 h5 t5, 6 l6 h6 t6, 7 l7 h7 t7);
 
                 /// # Safety
                 /// As the functions it chooses from; P is 3.
@@ -318,21 +352,21 @@ mod wide {
                 pub(in super::super) unsafe fn steps<const R: usize, const P: usize>(
                     acc: &mut [[__m512; R]; P],
                     a: (*const f32, usize),
-                    w: *const f32,
+                    b: (*const f32, usize, *mut f32),
                     count: usize,
                 ) {
                     let sums = acc.as_mut_ptr();
                     // SAFETY: the caller's contract; each array is cast to the length it has.
                     unsafe {
                         match (R, P) {
-                            (1, 3) => one(&mut *sums.cast(), a, w, count),
-                            (2, 3) => two(&mut *sums.cast(), a, w, count),
-                            (3, 3) => three(&mut *sums.cast(), a, w, count),
-                            (4, 3) => four(&mut *sums.cast(), a, w, count),
-                            (5, 3) => five(&mut *sums.cast(), a, w, count),
-                            (6, 3) => six(&mut *sums.cast(), a, w, count),
-                            (7, 3) => seven(&mut *sums.cast(), a, w, count),
-                            (8, 3) => eight(&mut *sums.cast(), a, w, count),
+                            (1, 3) => one(&mut *sums.cast(), a, b, count),
+                            (2, 3) => two(&mut *sums.cast(), a, b, count),
+                            (3, 3) => three(&mut *sums.cast(), a, b, count),
+                            (4, 3) => four(&mut *sums.cast(), a, b, count),
+                            (5, 3) => five(&mut *sums.cast(), a, b, count),
+                            (6, 3) => six(&mut *sums.cast(), a, b, count),
+                            (7, 3) => seven(&mut *sums.cast(), a, b, count),
+                            (8, 3) => eight(&mut *sums.cast(), a, b, count),
                             _ => unreachable!("a tile of {R} rows and {P} panels"),
                         }
                     }
@@ -340,8 +374,10 @@ mod wide {
             }
         };
     }
-    table!(packed);
-    table!(rows);
+    table!(packed, packed, packed);
+    table!(packing, packed, rows);
+    table!(rows, rows, packed);
+    table!(rows_packing, rows, rows);
 }
 
 /// Calls the function of R rows and one or two panels.
@@ -423,19 +459,24 @@ pub(super) unsafe fn eight<const R: usize, const P: usize, W: Floats>(
 /// See `Tiled::wide_blocks`; P is 3.
 ///
 /// # Safety
-/// The CPU has the features; `count` is not 0; the values of both sides may be read.
+/// The CPU has the features; `count` is not 0; the values of both sides may be read, and those of the right one packed.
 #[inline(always)]
 pub(super) unsafe fn wide<const R: usize, const P: usize>(
     acc: &mut [[__m512; R]; P],
     a: Left,
-    w: *const f32,
+    b: Right,
     count: usize,
 ) {
     // SAFETY: the caller's contract.
     unsafe {
-        match a {
-            Left::Packed(a) => wide::packed::steps(acc, (a, 1), w, count),
-            Left::Rows(a, row) => wide::rows::steps(acc, (a, row), w, count),
+        let (left, right) = (a.step(), b.places());
+        match (a, b) {
+            (Left::Packed(_), Right::Packed(_)) => wide::packed::steps(acc, left, right, count),
+            (Left::Packed(_), Right::Rows(..)) => wide::packing::steps(acc, left, right, count),
+            (Left::Rows(..), Right::Packed(_)) => wide::rows::steps(acc, left, right, count),
+            (Left::Rows(..), Right::Rows(..)) => {
+                wide::rows_packing::steps(acc, left, right, count);
+            }
         }
     }
 }
