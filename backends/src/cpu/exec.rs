@@ -56,8 +56,8 @@ impl From<Poisoned> for Halt {
 }
 
 impl Machine<'_> {
-    /// Does this worker's share of a step. The caller sees to it that all workers run the same step
-    /// and meet before the next, and that no step writes what it reads.
+    /// Does this worker's share of a step. The caller sees to it that all workers run the same steps and meet where
+    /// [`super::meetings`] has them meet, and that no step writes what it reads.
     ///
     /// # Errors
     /// A value fed by the user is out of range, or another worker panicked.

@@ -1,7 +1,7 @@
 //! The fast CPU backend; the only home of SIMD.
 //!
 //! Loading a plan packs its parameters and resolves its steps; a run is one parallel region in which
-//! every worker walks the same schedule, does its share of each step and meets the others. Tiles are
+//! every worker walks the same schedule, does its share of each step and meets the others where it must. Tiles are
 //! time-sliced on one team: each has its own arena at planned offsets, and transfers copy between
 //! arenas.
 
@@ -13,6 +13,7 @@ mod exec_grad;
 mod exec_update;
 mod host;
 pub mod kernels;
+mod meetings;
 mod members;
 mod operand;
 mod persistent;
@@ -79,7 +80,8 @@ pub struct Cpu {
     results: Vec<Cell>,
     /// By replica, then visit: the extents of its members, where visits may have several.
     joined: Vec<Vec<Extents>>,
-    /// By tile of a replica, then step: the last run's times over all replicas and micro-batches.
+    /// By tile of a replica, then step: the last run's times over all replicas and micro-batches. They are the first worker's, and
+    /// waiting for the others belongs to the step before.
     times: Mutex<Vec<Vec<Duration>>>,
     /// Weights that are packed anew after an update.
     repacks: Vec<Repack>,

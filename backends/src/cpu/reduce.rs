@@ -227,7 +227,7 @@ impl Machine<'_> {
             shards => 0..shards,
         };
         for replica in replicas {
-            // SAFETY: one worker of one replica runs this, and no other step runs.
+            // SAFETY: one worker of one replica runs this, and no step accesses the result before workers meet.
             let mut out =
                 unsafe { step.outputs[0].view_mut(&self.replicas[replica], self.moment()) };
             for (row, &entry) in (first..).zip(entries) {

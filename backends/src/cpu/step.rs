@@ -14,6 +14,7 @@ use super::exec_grad::Gradient;
 use super::exec_update::Updating;
 use super::host::HostValue;
 use super::kernels::Panels;
+use super::meetings;
 use super::members::Turns;
 use super::operand::{Operand, Role};
 use super::store::{Form, Resident, Store};
@@ -94,6 +95,8 @@ pub(super) struct CpuStep {
     pub shards: usize,
     /// Where the parameter that it updates is packed, if it packs it anew.
     pub packs: Option<Arc<Panels>>,
+    /// Whether workers meet before the next step.
+    pub meets: bool,
 }
 
 /// One program, ready to run.
@@ -132,7 +135,8 @@ pub(super) fn resolve(
             .iter()
             .map(|step| resolver.step(step))
             .collect();
-        let steps = steps?;
+        let mut steps = steps?;
+        meetings::plan(&mut steps);
         Ok(CpuProgram {
             first,
             loads: resolver.loads(),
@@ -224,6 +228,7 @@ impl Resolver<'_> {
             reset: self.reset(node)?,
             shards: sharding::operand_shards(self.graph(), node),
             packs: None,
+            meets: true,
         })
     }
 

@@ -4,6 +4,7 @@
 //! allocates nothing.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -32,6 +33,8 @@ pub(super) struct Worker<'a> {
     /// The size of the team.
     pub workers: usize,
     barrier: &'a Barrier,
+    /// How often it has asked for units since the last meeting.
+    asked: Cell<usize>,
 }
 
 /// Another worker panicked, so that waiting for it would never end.
@@ -177,6 +180,7 @@ impl Shared {
             index,
             workers: self.barrier.workers,
             barrier: &self.barrier,
+            asked: Cell::new(0),
         };
         // SAFETY: the caller's contract. A worker that met a poisoned barrier has nothing to add to the panic behind it.
         let result = catch_unwind(AssertUnwindSafe(|| unsafe { (*body)(&worker) }));
@@ -243,10 +247,16 @@ impl Worker<'_> {
     /// Pieces of work for this worker, until all `units` are given out: first those of its own part, which is the same in every step
     /// of as many units, so that it finds in its caches what it wrote; then of the parts of others, so that the faster a worker is, the
     /// more it gets. Ranges begin at multiples of `grain`; within a part they are longer at first, and ascend. All workers must ask for
-    /// the same, once between two meetings.
+    /// the same, at most [`MOST_ASKED`] times between two meetings.
+    ///
+    /// # Panics
+    /// If it is asked too often.
     pub(super) fn claims(&self, units: usize, grain: usize) -> Claims<'_> {
+        let round = self.asked.replace(self.asked.get() + 1);
+        assert!(round < MOST_ASKED, "units without a meeting");
         Claims {
             barrier: self.barrier,
+            round,
             units,
             grain: grain.max(1),
             own: self.index,
@@ -259,6 +269,7 @@ impl Worker<'_> {
     /// # Errors
     /// A worker panicked.
     pub(super) fn meet(&self) -> Result<(), Poisoned> {
+        self.asked.set(0);
         self.barrier.wait()
     }
 }
@@ -266,6 +277,8 @@ impl Worker<'_> {
 /// See [`Worker::claims`].
 pub(super) struct Claims<'a> {
     barrier: &'a Barrier,
+    /// How often workers asked for units before, since they met.
+    round: usize,
     units: usize,
     grain: usize,
     /// The worker whose part comes first, and how many parts are given out as far as it knows.
@@ -292,7 +305,7 @@ impl Claims<'_> {
             let grains = (left / SHARE / self.grain).max(1);
             Some((grains * self.grain).min(left))
         };
-        let given = &self.barrier.given[worker].0;
+        let given = &self.barrier.given[worker].0[self.round];
         let next = |given: usize| Some(given + length(given)?);
         let taken = given.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
         let start = taken.ok()?;
@@ -316,10 +329,13 @@ impl Iterator for Claims<'_> {
     }
 }
 
-/// Units given out of a worker's part, in a cache line of its own.
+/// How often units are given out between two meetings at most: as many counters are a cache line.
+pub(super) const MOST_ASKED: usize = 8;
+
+/// Units given out of a worker's parts, in a cache line of its own.
 #[repr(align(64))]
 #[derive(Default)]
-struct Given(AtomicUsize);
+struct Given([AtomicUsize; MOST_ASKED]);
 
 /// A barrier that counts arrivals and then moves to its next phase.
 struct Barrier {
@@ -330,7 +346,7 @@ struct Barrier {
     waiting: AtomicUsize,
     phase: AtomicUsize,
     poisoned: AtomicBool,
-    /// Units given out of each worker's part since the last meeting.
+    /// Units given out of each worker's parts since the last meeting.
     given: Box<[Given]>,
 }
 
@@ -348,8 +364,8 @@ impl Barrier {
 
     /// Takes back all units.
     fn take_back(&self) {
-        let parts = self.given.iter();
-        parts.for_each(|part| part.0.store(0, Ordering::Relaxed));
+        let parts = self.given.iter().flat_map(|given| &given.0);
+        parts.for_each(|part| part.store(0, Ordering::Relaxed));
     }
 
     /// Makes it as new, while nobody waits.
@@ -439,6 +455,23 @@ mod tests {
                 worker.meet()
             });
             assert_eq!(seen.into_inner(), (1 << units) - 1);
+        }
+    }
+
+    #[test]
+    fn units_of_several_rounds_are_given_out_without_a_meeting() {
+        let team = Team::new(3).unwrap();
+        let seen = [const { AtomicUsize::new(0) }; MOST_ASKED];
+        team.run(&|worker| {
+            for (round, seen) in seen.iter().enumerate() {
+                for unit in worker.claims(10 + round, 1 + round % 3).flatten() {
+                    assert_eq!(seen.fetch_or(1 << unit, Ordering::Relaxed) >> unit & 1, 0);
+                }
+            }
+            worker.meet()
+        });
+        for (round, seen) in seen.into_iter().enumerate() {
+            assert_eq!(seen.into_inner(), (1 << (10 + round)) - 1);
         }
     }
 

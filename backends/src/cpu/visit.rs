@@ -97,13 +97,17 @@ impl Visit<'_> {
             let before = |guard: &Guard<'_>| guard.before(time, step, self.moment());
             let checked = guard.as_ref().map_or(Ok(()), before);
             self.note(checked.map_err(BackendError::Internal));
-            for moment in self.turns(step) {
+            let checks = guard.is_some() || self.overflow.is_some();
+            let mut turns = self.turns(step).peekable();
+            while let Some(moment) = turns.next() {
                 match (Machine { moment, ..machine }).run(step, worker, scratch) {
                     Err(Halt::Data(error)) => self.note(Err(self.data_error(step, &error))),
                     Err(Halt::Poisoned) => return Err(Poisoned),
                     Ok(()) => {}
                 }
-                worker.meet()?;
+                if checks || step.meets || turns.peek().is_some() {
+                    worker.meet()?;
+                }
                 if let Some(found) = self.overflow {
                     if worker.index == 0 {
                         self.look(step, moment, &mut lock(found));
