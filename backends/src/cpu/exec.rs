@@ -11,6 +11,7 @@ use super::kernels::{self, Kernels, LayerNorm, Linear, Scratch, View};
 use super::members::Moment;
 use super::operand::Operand;
 use super::reduce::Sums;
+use super::squares::Squares;
 use super::step::{CpuStep, Dropping, Kernel, Source};
 use super::store::Resident;
 use super::team::{Poisoned, Worker};
@@ -33,6 +34,8 @@ pub(super) struct Machine<'a> {
     pub moment: Moment<'a>,
     /// What workers leave for each other within a step.
     pub sums: &'a Sums,
+    /// What products leave for the update.
+    pub squares: &'a Squares,
 }
 
 /// Why a worker did not do its share of a step.

@@ -170,7 +170,11 @@ impl Machine<'_> {
         });
         let chains: SmallVec<[Chain<'_>; MEMBERS]> = chains.collect();
         let mut units = worker.claims(product.units(), 1);
-        kernels::matmul(self.kernels, &product, &chains, &mut units, scratch);
+        let squares = kernels::matmul(self.kernels, &product, &chains, &mut units, scratch);
+        if let Some(gradient) = step.gradient {
+            let squares = squares.filter(|_| self.moment.is_last_visit());
+            self.squares.leave(gradient, worker.index, squares);
+        }
     }
 
     /// With the rows of all members, where a step sums those of each.

@@ -18,6 +18,7 @@ mod members;
 mod operand;
 mod persistent;
 mod reduce;
+mod squares;
 mod step;
 mod store;
 mod team;
@@ -44,6 +45,7 @@ use exec_update::Updating;
 use kernels::{Kernels, Scratch};
 use members::Members;
 use reduce::Sums;
+use squares::Squares;
 use step::CpuProgram;
 use store::{Form, Store};
 use team::Team;
@@ -72,6 +74,8 @@ pub struct Cpu {
     scratch: Vec<Mutex<Scratch>>,
     /// What workers leave for each other within a step of the update.
     sums: Sums,
+    /// What the products of a step leave for its update.
+    squares: Squares,
     /// By tile of all replicas.
     traces: Vec<Mutex<TileTrace>>,
     /// The schedules played so far, by whether they train and their number of visits.
@@ -176,6 +180,7 @@ impl Cpu {
             results: Vec::new(),
             joined: Vec::new(),
             sums: Sums::of(plan.update.as_ref()),
+            squares: Squares::link(&mut programs, plan.replicas, team.workers()),
             weight_bytes: store.bytes(),
             guard: options.guard,
             plan,

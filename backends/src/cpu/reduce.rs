@@ -125,7 +125,7 @@ impl Sums {
 }
 
 impl Machine<'_> {
-    /// Sums the blocks of this replica; the last of those that share the tensor out adds up.
+    /// Sums the blocks of this replica, unless a product has; the last of those that share the tensor out adds up.
     ///
     /// # Errors
     /// Another worker panicked.
@@ -136,6 +136,12 @@ impl Machine<'_> {
         worker: &Worker<'_>,
     ) -> Result<(), Poisoned> {
         let elements = reduction.elements();
+        if let Some(sum) = self.left(step, reduction) {
+            if worker.index == 0 {
+                self.publish(step, 0, &[sum.into()]);
+            }
+            return Ok(());
+        }
         let share = self.share(step, elements);
         let own = reduction.blocks(&share);
         let summing = self.summing(step, &reduction.kind, elements);
@@ -150,6 +156,14 @@ impl Machine<'_> {
             self.add_up(step, reduction);
         }
         Ok(())
+    }
+
+    /// The sum of squares that the product behind a gradient left, if it is that of the blocks.
+    fn left(&self, step: &CpuStep, reduction: &Reduction) -> Option<f32> {
+        let gradient = step
+            .gradient
+            .filter(|_| matches!(reduction.kind, Kind::Squares))?;
+        self.squares.of(gradient, reduction.elements())
     }
 
     /// What a block's sums are of.

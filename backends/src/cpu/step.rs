@@ -97,6 +97,8 @@ pub(super) struct CpuStep {
     pub packs: Option<Arc<Panels>>,
     /// Whether workers meet before the next step.
     pub meets: bool,
+    /// The number that [`Squares`](super::squares::Squares) has for the gradient that it finishes or reads, if any.
+    pub gradient: Option<usize>,
 }
 
 /// One program, ready to run.
@@ -229,6 +231,7 @@ impl Resolver<'_> {
             shards: sharding::operand_shards(self.graph(), node),
             packs: None,
             meets: true,
+            gradient: None,
         })
     }
 

@@ -367,6 +367,7 @@ impl Trainable for Cpu {
         shape_outputs(graph, &feed.extents, update);
         let results: Vec<Cell> = update.iter_mut().map(Cell::new).collect();
         self.prepare(self.plan.schedule.training, feeds, outputs)?;
+        self.squares.forget();
         let idle = |replica: &usize| self.own(*replica, feeds.len()) == 0;
         if (0..self.plan.replicas).any(|replica| idle(&replica)) {
             self.team.run(&|worker| {

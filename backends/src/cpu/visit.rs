@@ -70,6 +70,7 @@ impl Visit<'_> {
             arenas,
             moment: self.moment(),
             sums: &self.cpu.sums,
+            squares: &self.cpu.squares,
         };
         // Without steps there is no moment at which something is dead.
         let guard = (self.cpu.guard && !program.steps.is_empty()).then(|| Guard {

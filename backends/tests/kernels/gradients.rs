@@ -247,6 +247,7 @@ proptest! {
             let [whole, other] = [0, 1].map(|after| -> Result<Vec<f32>, TestCaseError> {
                 let mut memory = vec![-33.0_f32; m * n + 17];
                 let first = memory.as_ptr().align_offset(64) + after;
+                let mut squares = Some(0.0);
                 for range in units(product.units(), split) {
                     let mut results = memory[first..first + m * n].to_vec();
                     for (index, over) in ranges.iter().enumerate() {
@@ -254,9 +255,18 @@ proptest! {
                         let start = if index == 0 { Start::Reset } else { before };
                         let out = ViewMut::new(&mut memory[first..first + m * n], m, n);
                         let chain = Chain::new(from_ref(over), start, out);
-                        kernels::matmul(kernels, &product, &[chain], &mut range.iter().cloned(), &mut scratch);
+                        let sum = kernels::matmul(kernels, &product, &[chain], &mut range.iter().cloned(), &mut scratch);
+                        match index {
+                            0 => squares = squares.zip(sum).map(|(all, own)| all + own),
+                            _ => prop_assert_eq!(sum, None),
+                        }
                         results = memory[first..first + m * n].to_vec();
                     }
+                }
+                let want = (after == 0 && ranges.len() == 1).then(|| memory[first..first + m * n].iter().map(|&x| f64::from(x).powi(2)).sum::<f64>());
+                match (squares, want) {
+                    (Some(sum), Some(want)) => prop_assert!((sum - want).abs() <= 1e-12 * want, "{sum} and {want}"),
+                    (sum, _) => prop_assert_eq!(sum.is_some(), after == 0),
                 }
                 prop_assert!(memory[..first].iter().chain(&memory[first + m * n..]).all(|&x| x == -33.0));
                 Ok(memory[first..first + m * n].to_vec())

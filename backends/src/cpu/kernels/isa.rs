@@ -25,7 +25,7 @@ pub struct Kernels {
     /// See [`Tiled::panels`].
     pub(super) panels: fn(usize) -> usize,
     pub(super) linear: unsafe fn(linear::Args<'_>),
-    pub(super) matmul: unsafe fn(matmul::Args<'_>),
+    pub(super) matmul: unsafe fn(matmul::Args<'_>) -> Option<f64>,
     pub(super) attention: unsafe fn(attention::Args<'_>),
     pub(super) layer_norm: unsafe fn(norm::Args<'_>),
     pub(super) attention_grad: unsafe fn(attention_grad::Args<'_>),
@@ -135,7 +135,7 @@ macro_rules! table {
             /// # Safety
             /// The CPU has the features and the call was checked.
             $(#[target_feature(enable = $features)])?
-            unsafe fn matmul(args: matmul::Args<'_>) {
+            unsafe fn matmul(args: matmul::Args<'_>) -> Option<f64> {
                 // SAFETY: the caller's contract.
                 unsafe { matmul::run($token, args) }
             }

@@ -144,7 +144,8 @@ impl Cut {
 /// Writes the given units of A · B, one [`Chain`] after the other.
 ///
 /// Each element of a chain's result is one sum in the chain's order, in f32, whatever the units are, rounded once to the dtype of
-/// `out`. `scratch` must have [`MATMUL_SCRATCH`] values.
+/// `out`. `scratch` must have [`MATMUL_SCRATCH`] values. Where results go past the caches, it returns the sum of their squares, in
+/// f64 and in the order in which they were done, so that they need not be read again for it.
 ///
 /// # Panics
 /// If shapes disagree, or units or what chains are over are out of range.
@@ -154,7 +155,7 @@ pub fn matmul(
     chains: &[Chain<'_>],
     units: &mut dyn Iterator<Item = Range<usize>>,
     scratch: &mut Scratch,
-) {
+) -> Option<f64> {
     let Matmul {
         a, transposed, b, ..
     } = *product;
@@ -171,7 +172,7 @@ pub fn matmul(
             units,
             work,
         })
-    };
+    }
 }
 
 /// A checked call of [`matmul`].
@@ -187,7 +188,7 @@ pub(super) struct Args<'a> {
 /// # Safety
 /// The shapes were checked and `work` has [`MATMUL_SCRATCH`] values.
 #[inline(always)]
-pub(super) unsafe fn run<S: Tiled>(s: S, args: Args<'_>) {
+pub(super) unsafe fn run<S: Tiled>(s: S, args: Args<'_>) -> Option<f64> {
     // SAFETY: the caller's contract.
     unsafe {
         match args.product.b.dtype() {
@@ -202,14 +203,15 @@ pub(super) unsafe fn run<S: Tiled>(s: S, args: Args<'_>) {
 /// # Safety
 /// As [`run`].
 #[inline(always)]
-unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) {
+unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) -> Option<f64> {
     let (product, cut) = (args.product, Cut::of(args.product));
     // Results that another chain begins with are better in a cache.
     let streams = matches!(args.chains, [chain] if chain.streams());
+    let mut squares = [0.0; PANEL];
     let mut traffic = Traffic {
         packed: None,
         feed: Feed::none(),
-        drain: Drain::new(),
+        drain: Drain::new(&mut squares),
     };
     let mut units = args.units.flatten().peekable();
     while let Some(unit) = units.next() {
@@ -241,6 +243,7 @@ unsafe fn all_units<S: Tiled, W: Floats>(s: S, args: Args<'_>) {
     if streams {
         s.fence();
     }
+    streams.then(|| squares.iter().sum())
 }
 
 /// A block of results of one chain.

@@ -21,41 +21,46 @@ pub(super) struct Drain {
     panels: usize,
     /// Rows that are left.
     rows: usize,
+    /// What the squares of results are added to: a sum for each column of a panel.
+    squares: *mut [f64; PANEL],
 }
 
 impl Drain {
-    /// Nothing on its way.
-    pub(super) fn new() -> Self {
+    /// Nothing on its way; `squares` are sixteen sums.
+    pub(super) fn new(squares: &mut [f64; PANEL]) -> Self {
         Drain {
             from: std::ptr::null(),
             to: std::ptr::null_mut(),
             step: 0,
             panels: 0,
             rows: 0,
+            squares,
         }
     }
 
-    /// The results of a tile, row by row from `from` on, whose rows go to `to` and `step` bytes on. None may be on its way.
-    pub(super) fn of(
+    /// Takes the results of a tile, row by row from `from` on, whose rows go to `to` and `step` bytes on. None may be on its way.
+    pub(super) fn take(
+        &mut self,
         from: *const f32,
         (to, step): (*mut u8, usize),
         rows: usize,
         panels: usize,
-    ) -> Self {
-        Drain {
+    ) {
+        *self = Drain {
             from,
             to,
             step,
             panels,
             rows,
-        }
+            squares: self.squares,
+        };
     }
 
     /// Sends some rows on, before so many steps.
     ///
     /// # Safety
-    /// The results lie where [`Drain::of`] was told, and so many columns of so many rows are valid for writing, whole aligned
-    /// cache lines.
+    /// The results lie where [`Drain::take`] was told, so many columns of so many rows are valid for writing, whole aligned
+    /// cache lines, and the sums of squares live.
     #[inline(always)]
     pub(super) unsafe fn some<S: Tiled>(&mut self, s: S, steps: usize) {
         if self.rows > 0 {
@@ -78,6 +83,8 @@ impl Drain {
     /// As [`Drain::some`]; so many rows are left.
     #[inline(always)]
     unsafe fn send<S: Tiled>(&mut self, s: S, rows: usize) {
+        // SAFETY: the caller's contract; the results lie end to end.
+        unsafe { s.add_exact_squares(self.from, rows * self.panels, &mut *self.squares) };
         for _ in 0..rows {
             for p in 0..self.panels {
                 // SAFETY: the caller's contract.

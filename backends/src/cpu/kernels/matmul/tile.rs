@@ -262,7 +262,7 @@ impl Tile<'_> {
                 }
             }
             if streams {
-                *drain = Drain::of(self.result(0).cast(), self.place(0, 0), R, P);
+                drain.take(self.result(0).cast(), self.place(0, 0), R, P);
             }
         }
     }

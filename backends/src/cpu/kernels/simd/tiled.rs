@@ -113,6 +113,20 @@ pub(in super::super) trait Tiled: Simd {
         let (x, sums) = (self.halves(x), self.halves(sums));
         self.columns([self.fma(x[0], x[0], sums[0]), self.fma(x[1], x[1], sums[1])])
     }
+    /// Adds the squares of `count` times sixteen values to sixteen sums; an f64 holds the square of an f32 exactly.
+    ///
+    /// # Safety
+    /// `x` is valid for reading them.
+    #[inline(always)]
+    unsafe fn add_exact_squares(self, x: *const f32, count: usize, sums: &mut [f64; 2 * LANES]) {
+        for i in 0..count {
+            // SAFETY: the caller's contract.
+            let values = unsafe { x.cast::<[f32; 2 * LANES]>().add(i).read() };
+            for (sum, x) in sums.iter_mut().zip(values) {
+                *sum += f64::from(x) * f64::from(x);
+            }
+        }
+    }
     /// The larger of |x| and `most`, which is not negative; `most` where x is NaN.
     #[inline(always)]
     fn largest(self, x: Self::C, most: Self::C) -> Self::C {

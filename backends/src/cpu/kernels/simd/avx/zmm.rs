@@ -73,6 +73,23 @@ impl Tiled for Avx<Zmm> {
         vector!(_mm512_fmadd_ps(x, x, sums))
     }
     #[inline(always)]
+    unsafe fn add_exact_squares(self, x: *const f32, count: usize, sums: &mut [f64; 2 * LANES]) {
+        let [low, high] = [0, LANES].map(|half| sums[half..].as_mut_ptr());
+        // SAFETY: the caller's contract, and the token for the feature; there are sixteen sums.
+        unsafe {
+            let mut own = [_mm512_loadu_pd(low), _mm512_loadu_pd(high)];
+            for i in 0..count {
+                for (half, sum) in own.iter_mut().enumerate() {
+                    let values = _mm256_loadu_ps(x.add((2 * i + half) * LANES));
+                    let wide = _mm512_cvtps_pd(values);
+                    *sum = _mm512_fmadd_pd(wide, wide, *sum);
+                }
+            }
+            _mm512_storeu_pd(low, own[0]);
+            _mm512_storeu_pd(high, own[1]);
+        }
+    }
+    #[inline(always)]
     fn largest(self, x: __m512, most: __m512) -> __m512 {
         // The second operand where either is NaN.
         vector!(_mm512_max_ps(_mm512_abs_ps(x), most))
