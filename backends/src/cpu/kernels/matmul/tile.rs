@@ -9,7 +9,7 @@ use super::sides::load_up_to;
 use super::{Block, Drain, PANELS, RESULTS, SUMS, Share, Start, Traffic};
 
 /// The most steps between which nothing else is done.
-const STEPS: usize = 48;
+const STEPS: usize = 32;
 
 /// A few rows of some panels, whose values of B are packed.
 pub(super) struct Tile<'a> {
