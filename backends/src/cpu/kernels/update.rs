@@ -1,8 +1,8 @@
 //! Optimisers: `sgd`, `adam` and `lamb`.
 //!
 //! Every element is computed as the definition of its op computes it in f32, operation by operation, so that its bits
-//! are those of the definition, with every table. Multiply-adds would save nothing: memory is the bound, and before it
-//! the divider, so that what divides every element of a tensor is inverted once.
+//! are those of the definition, with every table. Multiply-adds would save nothing: memory is the bound, so that operands are asked for
+//! ahead, and before it the divider, so that what divides every element of a tensor is inverted once.
 
 use std::ops::Range;
 
@@ -264,6 +264,15 @@ impl<const N: usize> Operands<N> {
         }
     }
 
+    /// Asks for what is needed some elements after `c`.
+    #[inline(always)]
+    fn ask<S: Simd>(&self, s: S, c: usize) {
+        /// How many elements further: half a dozen cache lines of f32.
+        const AHEAD: usize = 96;
+        let rows = self.states.iter().chain([&self.p, &self.g]);
+        rows.for_each(|row| s.prefetch(row.at(c + AHEAD)));
+    }
+
     /// p and the gradient times the factor, and the states, of min(n, 8) elements from `c` on.
     ///
     /// # Safety
@@ -329,6 +338,9 @@ unsafe fn steps<S: Simd, R: Step<N>, const N: usize>(
     // One constant for the compiler, so that whole vectors are stored without a choice.
     let whole = range.start + range.len() / LANES * LANES;
     for c in (range.start..whole).step_by(LANES) {
+        if c % (2 * LANES) == 0 {
+            operands.ask(s, c);
+        }
         // SAFETY: the caller's contract.
         unsafe { step(s, rule, lr, operands, results, words, (c, LANES)) };
     }
