@@ -193,7 +193,7 @@ pub(in super::super) trait Tiled: Simd {
             unsafe { step::<Self, W, R, P>(self, acc, (a.add(i), row), (w, panel)) };
         }
     }
-    /// Some blocks of [`Tiled::WIDE_BLOCK`] steps, as [`wide_steps`].
+    /// Some blocks of [`Tiled::WIDE_BLOCK`] steps, as [`wide_steps`]. Only a left side given by rows has a right one that is.
     ///
     /// # Safety
     /// As there; P is that of [`Tiled::WIDE`], and there is a block.
@@ -321,7 +321,7 @@ impl Right {
 /// Columns of a panel.
 const PANEL: usize = 2 * LANES;
 
-/// Some steps of both sides.
+/// Some steps of both sides, of which the right one is packed if the left one is.
 ///
 /// # Safety
 /// R and P are those of [`Tiled::WIDE`] or fewer; the values may be read, and those of the right side packed.

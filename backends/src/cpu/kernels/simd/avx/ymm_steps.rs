@@ -311,9 +311,8 @@ mod wide {
         };
     }
     table!(packed, packed, packed);
-    table!(packing, packed, rows);
     table!(rows, rows, packed);
-    table!(rows_packing, rows, rows);
+    table!(packing, rows, rows);
 }
 
 /// See `Tiled::eight_steps`.
@@ -353,10 +352,10 @@ pub(super) unsafe fn wide<const R: usize>(
         let (left, right) = (a.step(), b.places());
         match (a, b) {
             (Left::Packed(_), Right::Packed(_)) => wide::packed::steps(acc, left, right, count),
-            (Left::Packed(_), Right::Rows(..)) => wide::packing::steps(acc, left, right, count),
             (Left::Rows(..), Right::Packed(_)) => wide::rows::steps(acc, left, right, count),
-            (Left::Rows(..), Right::Rows(..)) => {
-                wide::rows_packing::steps(acc, left, right, count);
+            (Left::Rows(..), Right::Rows(..)) => wide::packing::steps(acc, left, right, count),
+            (Left::Packed(_), Right::Rows(..)) => {
+                unreachable!("only rows of a left side pack the right one")
             }
         }
     }

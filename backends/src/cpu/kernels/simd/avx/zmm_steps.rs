@@ -375,9 +375,8 @@ mod wide {
         };
     }
     table!(packed, packed, packed);
-    table!(packing, packed, rows);
     table!(rows, rows, packed);
-    table!(rows_packing, rows, rows);
+    table!(packing, rows, rows);
 }
 
 /// Calls the function of R rows and one or two panels.
@@ -472,10 +471,10 @@ pub(super) unsafe fn wide<const R: usize, const P: usize>(
         let (left, right) = (a.step(), b.places());
         match (a, b) {
             (Left::Packed(_), Right::Packed(_)) => wide::packed::steps(acc, left, right, count),
-            (Left::Packed(_), Right::Rows(..)) => wide::packing::steps(acc, left, right, count),
             (Left::Rows(..), Right::Packed(_)) => wide::rows::steps(acc, left, right, count),
-            (Left::Rows(..), Right::Rows(..)) => {
-                wide::rows_packing::steps(acc, left, right, count);
+            (Left::Rows(..), Right::Rows(..)) => wide::packing::steps(acc, left, right, count),
+            (Left::Packed(_), Right::Rows(..)) => {
+                unreachable!("only rows of a left side pack the right one")
             }
         }
     }
