@@ -172,7 +172,7 @@ impl Machine<'_> {
         let mut units = worker.claims(product.units(), 1);
         let squares = kernels::matmul(self.kernels, &product, &chains, &mut units, scratch);
         if let Some(gradient) = step.gradient {
-            let squares = squares.filter(|_| self.moment.is_last_visit());
+            // A later visit goes on from an accumulator, and takes back what the first one left.
             self.squares.leave(gradient, worker.index, squares);
         }
     }

@@ -98,11 +98,6 @@ impl<'a> Moment<'a> {
         self.members.visit
     }
 
-    /// Whether no visit of the replica follows.
-    pub(super) fn is_last_visit(self) -> bool {
-        self.members.count * self.members.every >= self.members.feeds.len()
-    }
-
     /// The rows that each space has.
     pub(super) fn extents(self) -> &'a Extents {
         match self.member {
