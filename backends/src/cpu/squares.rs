@@ -108,9 +108,13 @@ fn place(operand: &Operand) -> (usize, u64) {
 
 #[cfg(test)]
 mod tests {
+    use lxpod_ir::ops::State;
+    use lxpod_ir::{DType, Graph, Spaces, TensorType};
     use proptest::prelude::*;
 
     use super::*;
+    use crate::cpu::exec_update::Updating;
+    use crate::cpu::members::Turns;
 
     proptest! {
         #[test]
@@ -135,6 +139,96 @@ mod tests {
             prop_assert_eq!(squares.of(1, values.len()), None);
             prop_assert_eq!(squares.of(0, values.len()), None);
         }
+    }
+
+    /// An accumulator at that address.
+    fn accumulator(offset: u64) -> Operand {
+        Operand {
+            tile: 0,
+            offset,
+            end: offset + 16,
+            slots: (1, 16),
+            buffer: 0,
+            role: Role::Accumulator,
+            dtype: DType::F32,
+            rows: None,
+            capacity: 4,
+            columns: 1,
+            column: 0,
+            stride: 1,
+            after: Vec::new(),
+            copy: 0,
+        }
+    }
+
+    #[test]
+    fn gradients_of_one_product_are_linked() {
+        let mut graph = Graph::new("", Spaces::default());
+        let state = State {
+            name: "x".to_owned(),
+            reset: false,
+            shards: 1,
+        };
+        let scope = "".into();
+        let ty = TensorType::fixed(DType::F32, [4]);
+        let x = graph.add(state.into(), &[], &[ty], &scope).expect("x");
+        let operands = [graph.value(x)];
+        let node = graph.add(SumSquares {}.into(), &operands, &[], &scope);
+        let node = node.expect("a sum");
+        let sum = Updating::of(&graph, node).expect("a step of the update");
+        let step = |kernel: Kernel, inputs: &[u64], outputs: &[u64]| CpuStep {
+            node,
+            kernel,
+            turns: Turns::Together,
+            inputs: inputs
+                .iter()
+                .map(|&at| Source::Arena(accumulator(at)))
+                .collect(),
+            parameters: Vec::new(),
+            outputs: outputs.iter().map(|&at| accumulator(at)).collect(),
+            reset: None,
+            shards: 1,
+            packs: None,
+            meets: true,
+            gradient: None,
+        };
+        let product = |to| step(Kernel::Gradient(Gradient::Weight), &[], &[to]);
+        let sum = |of| step(Kernel::Updating(sum.clone()), &[of], &[]);
+        let program = |steps| CpuProgram {
+            first: 0,
+            loads: Vec::new(),
+            steps,
+            stores: Vec::new(),
+        };
+        // The first has another product as well, the second nothing else, the third is no product's.
+        let micro = vec![
+            product(0),
+            product(64),
+            product(0),
+            step(Kernel::Add, &[], &[128]),
+        ];
+        let mut programs = vec![vec![
+            program(micro),
+            program(vec![sum(0), sum(64), sum(128)]),
+        ]];
+        for (replicas, linked) in [(1, Some(0)), (2, None)] {
+            Squares::link(&mut programs, replicas, 2);
+            let steps = programs[0].iter().flat_map(|program| &program.steps);
+            let numbers: Vec<Option<usize>> = steps.map(|step| step.gradient).collect();
+            assert_eq!(numbers, [None, linked, None, None, None, linked, None]);
+        }
+    }
+
+    #[test]
+    fn what_all_workers_left_is_known() {
+        let sums = (0..6).map(|_| AtomicU64::default()).collect();
+        let squares = Squares { workers: 3, sums };
+        for (worker, sum) in [1.0, 2.0, 4.5].into_iter().enumerate() {
+            squares.leave(1, worker, Some(sum));
+        }
+        assert_eq!(squares.of(1, 1_000_000), Some(7.5));
+        squares.forget();
+        assert_eq!(squares.of(1, 1_000_000), None);
     }
 
     #[test]

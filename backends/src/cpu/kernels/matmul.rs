@@ -33,9 +33,9 @@ use tile::Tile;
 /// The most products summed at a time: as many values of a tile's rows of A are half of the first-level cache.
 const DEPTH: usize = 512;
 
-/// The most panels of 16 columns of a block of results: their share of B is three quarters of the second-level cache; and where A is given
-/// by rows: of B, a weight then, that share and the next one have room in it.
+/// The most panels of 16 columns of a block of results: their share of B is three quarters of the second-level cache.
 const PANELS: usize = 24;
+/// The same where A is given by rows: B is a weight then, and its next share, on its way from the memory, needs room there too.
 const FEW_PANELS: usize = 12;
 
 /// The most rows of a block whose sums wait between shares, and of one whose sums do not: its columns of B are packed once for

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use lxpod_ir::DType;
 
+use super::super::View;
 use super::super::gemm::{Feed, Tiles, copy_columns, widen};
 use super::super::pack::PANEL;
 use super::super::simd::{Floats, LANES, Left, Simd, Tiled, WIDE_ROWS};
@@ -58,9 +59,8 @@ impl Block<'_> {
         (first, count): (usize, usize),
     ) -> Left {
         let (a, first) = (self.product.a, self.rows.start + first);
-        let mut pieces = self.chain.pieces(share);
-        if let (Some(piece), None, DType::F32) = (pieces.next(), pieces.next(), a.dtype()) {
-            return Left::Rows(a.row(first).at(piece.start).cast(), a.stride());
+        if let Some(start) = self.in_one_piece(a, share) {
+            return Left::Rows(a.row(first).at(start).cast(), a.stride());
         }
         for r in 0..count {
             let mut to = self.work.wrapping_add(r * ROW);
@@ -74,15 +74,22 @@ impl Block<'_> {
         Left::Rows(self.work, ROW)
     }
 
-    /// The first of the rows of B's share, and the values from one to the next, if they are f32 in one piece.
+    /// The first of the rows of B's share, and the values from one to the next, if the tiles pack them: those of rows of A, where they
+    /// are f32 in one piece.
     #[inline(always)]
     pub(super) fn rows_of_right(&self, share: Share) -> Option<(Row, usize)> {
         let b = self.product.b;
+        let start = self.in_one_piece(b, share);
+        let by_tiles = start.filter(|_| !self.product.transposed);
+        by_tiles.map(|start| (b.row(start), b.stride()))
+    }
+
+    /// Where a share of a side begins, if tiles can read it as it is: as f32, in one piece.
+    #[inline(always)]
+    fn in_one_piece(&self, side: View<'_>, share: Share) -> Option<usize> {
         let mut pieces = self.chain.pieces(share);
-        match (pieces.next(), pieces.next(), b.dtype()) {
-            (Some(piece), None, DType::F32) if !self.product.transposed => {
-                Some((b.row(piece.start), b.stride()))
-            }
+        match (pieces.next(), pieces.next(), side.dtype()) {
+            (Some(piece), None, DType::F32) => Some(piece.start),
             _ => None,
         }
     }

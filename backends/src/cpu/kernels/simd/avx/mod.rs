@@ -32,6 +32,21 @@ macro_rules! at {
     };
 }
 
+/// Calls the loop of f32 sides, a function of the module `wide`, for these sides.
+macro_rules! by_sides {
+    ($acc:ident, $a:ident, $b:ident, $count:ident) => {{
+        let (left, right) = ($a.step(), $b.places());
+        match ($a, $b) {
+            (Left::Packed(_), Right::Packed(_)) => wide::packed::steps($acc, left, right, $count),
+            (Left::Rows(..), Right::Packed(_)) => wide::rows::steps($acc, left, right, $count),
+            (Left::Rows(..), Right::Rows(..)) => wide::packing::steps($acc, left, right, $count),
+            (Left::Packed(_), Right::Rows(..)) => {
+                unreachable!("only rows of a left side pack the right one")
+            }
+        }
+    }};
+}
+
 mod ymm;
 mod ymm_steps;
 mod zmm;

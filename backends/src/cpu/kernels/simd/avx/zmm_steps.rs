@@ -467,17 +467,7 @@ pub(super) unsafe fn wide<const R: usize, const P: usize>(
     count: usize,
 ) {
     // SAFETY: the caller's contract.
-    unsafe {
-        let (left, right) = (a.step(), b.places());
-        match (a, b) {
-            (Left::Packed(_), Right::Packed(_)) => wide::packed::steps(acc, left, right, count),
-            (Left::Rows(..), Right::Packed(_)) => wide::rows::steps(acc, left, right, count),
-            (Left::Rows(..), Right::Rows(..)) => wide::packing::steps(acc, left, right, count),
-            (Left::Packed(_), Right::Rows(..)) => {
-                unreachable!("only rows of a left side pack the right one")
-            }
-        }
-    }
+    unsafe { by_sides!(acc, a, b, count) }
 }
 
 /// See `Tiled::eight_pairs`; P is 1 or 2. Lines are asked for where it is 2.
